@@ -1,0 +1,15 @@
+#pragma once
+// Every subcommand of `glint` registers itself on the CLI11 app in its own file and is listed once in main.cpp.
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace glint::apps {
+
+// A command adds a subcommand to `app`; its callback sets `run` to the work, which returns the exit code.
+using Run = std::function<int()>;
+using Register = void (*)(CLI::App& app, Run& run);
+
+void register_text_tools(CLI::App& app, Run& run);  // tokenize, detokenize, template, parse
+
+}  // namespace glint::apps

@@ -1,0 +1,37 @@
+#pragma once
+// Files: read whole, or mapped read-only.
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+namespace glint {
+
+// The whole file. Throws Error when it cannot be opened or read.
+std::string read_file(const std::string& path);
+
+// A read-only memory map of a whole file; unmapped by the destructor. An empty file maps to an empty span.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  // Throws Error when the file cannot be opened, is not a regular file, or cannot be mapped.
+  explicit MappedFile(const std::string& path);
+  MappedFile(MappedFile&& other) noexcept { swap(other); }
+  MappedFile& operator=(MappedFile&& other) noexcept { swap(other); return *this; }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  ~MappedFile();
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::string& path() const { return path_; }
+  // Asks the kernel to read [offset, offset+length) ahead; advice only.
+  void prefetch(std::size_t offset, std::size_t length) const;
+
+ private:
+  void swap(MappedFile& other) noexcept;
+  const std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+  std::string path_;
+};
+
+}  // namespace glint
