@@ -9,7 +9,8 @@ namespace glint {
 }  // namespace glint
 
 // CHECK(cond) or CHECK(cond, "text " + std::to_string(value)); the message is built only on failure.
-#define CHECK(cond, ...)                                                                           \
-  do {                                                                                             \
-    if (!(cond)) [[unlikely]] ::glint::check_failed(#cond, std::string{__VA_ARGS__}, __FILE__, __LINE__); \
+#define CHECK(cond, ...)                                                          \
+  do {                                                                            \
+    if (!(cond)) [[unlikely]]                                                     \
+      ::glint::check_failed(#cond, std::string{__VA_ARGS__}, __FILE__, __LINE__); \
   } while (false)

@@ -21,7 +21,9 @@ struct Fd {
   explicit Fd(const std::string& path) : fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
     if (fd < 0) throw Error({.what = path, .found = std::strerror(errno), .expected = "a readable file"});
   }
-  ~Fd() { if (fd >= 0) ::close(fd); }
+  ~Fd() {
+    if (fd >= 0) ::close(fd);
+  }
 };
 
 std::size_t regular_size(int fd, const std::string& path) {
@@ -53,7 +55,8 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   size_ = regular_size(file.fd, path);
   if (size_ == 0) return;
   void* p = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
-  if (p == MAP_FAILED) throw Error({.what = path, .found = std::strerror(errno), .expected = "a file that can be memory-mapped"});
+  if (p == MAP_FAILED)
+    throw Error({.what = path, .found = std::strerror(errno), .expected = "a file that can be memory-mapped"});
   data_ = static_cast<const std::byte*>(p);
 }
 

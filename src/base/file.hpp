@@ -17,7 +17,10 @@ class MappedFile {
   // Throws Error when the file cannot be opened, is not a regular file, or cannot be mapped.
   explicit MappedFile(const std::string& path);
   MappedFile(MappedFile&& other) noexcept { swap(other); }
-  MappedFile& operator=(MappedFile&& other) noexcept { swap(other); return *this; }
+  MappedFile& operator=(MappedFile&& other) noexcept {
+    swap(other);
+    return *this;
+  }
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
   ~MappedFile();

@@ -21,7 +21,12 @@ value parse_text(std::string_view text, std::string_view source) {
   if (ec) {
     std::size_t line = 1, column = 1;
     for (std::size_t i = 0; i < n && i < text.size(); ++i) {
-      if (text[i] == '\n') { ++line; column = 1; } else { ++column; }
+      if (text[i] == '\n') {
+        ++line;
+        column = 1;
+      } else {
+        ++column;
+      }
     }
     throw Error({.what = std::string(source),
                  .found = ec.message() + " at line " + std::to_string(line) + ", column " + std::to_string(column),
@@ -36,8 +41,14 @@ namespace {
 
 // Python's repr of a double: shortest round-trip digits; exponent form below 1e-4 and from 1e16 on.
 void dump_double(double d, std::string& out) {
-  if (std::isnan(d)) { out += "NaN"; return; }
-  if (std::isinf(d)) { out += d < 0 ? "-Infinity" : "Infinity"; return; }
+  if (std::isnan(d)) {
+    out += "NaN";
+    return;
+  }
+  if (std::isinf(d)) {
+    out += d < 0 ? "-Infinity" : "Infinity";
+    return;
+  }
   const double a = std::fabs(d);
   char buffer[64];
   if (a != 0 && (a < 1e-4 || a >= 1e16)) {
@@ -56,13 +67,27 @@ void dump_string(std::string_view s, std::string& out) {
   out += '"';
   for (const char c : s) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\b':
+        out += "\\b";
+        break;
+      case '\f':
+        out += "\\f";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20) {
           out += "\\u00";
@@ -78,12 +103,24 @@ void dump_string(std::string_view s, std::string& out) {
 
 void dump_value(const value& v, std::string& out) {
   switch (v.kind()) {
-    case kind::null: out += "null"; break;
-    case kind::bool_: out += v.get_bool() ? "true" : "false"; break;
-    case kind::int64: out += std::to_string(v.get_int64()); break;
-    case kind::uint64: out += std::to_string(v.get_uint64()); break;
-    case kind::double_: dump_double(v.get_double(), out); break;
-    case kind::string: dump_string(v.get_string(), out); break;
+    case kind::null:
+      out += "null";
+      break;
+    case kind::bool_:
+      out += v.get_bool() ? "true" : "false";
+      break;
+    case kind::int64:
+      out += std::to_string(v.get_int64());
+      break;
+    case kind::uint64:
+      out += std::to_string(v.get_uint64());
+      break;
+    case kind::double_:
+      dump_double(v.get_double(), out);
+      break;
+    case kind::string:
+      dump_string(v.get_string(), out);
+      break;
     case kind::array: {
       out += '[';
       bool first = true;

@@ -1,0 +1,60 @@
+#pragma once
+// The one list of operations. backends/reference gives each its meaning; the others must agree with it (ops/cases.hpp).
+
+#include <string>
+#include <string_view>
+
+#include "ops/params.hpp"
+
+namespace glint {
+
+// The largest sizes a step will use; a backend sizes its workspace by them once, so that no op allocates.
+struct OpLimits {
+  std::int64_t max_rows = 0;     // T
+  std::int64_t max_logits = 0;   // R
+  std::int64_t max_context = 0;  // cached tokens a sequence
+  std::int64_t hidden = 0;
+  std::int64_t n_heads = 0;
+  std::int64_t q_lora = 0;
+  std::int64_t dense_inner = 0;   // inner size of the dense MLP
+  std::int64_t expert_inner = 0;  // inner size of an expert
+  std::int64_t n_experts = 0;
+  std::int64_t top_k = 0;
+  std::int64_t vocab = 0;
+};
+
+// Ops run in call order. None allocates, blocks on the outside or reads the environment. The caller guarantees the
+// shapes that params.hpp states (the Checked decorator verifies them); dtypes and formats only within supports().
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // "reference", "cpu (avx2)", "cuda (sm_90)" …
+  virtual std::string name() const = 0;
+
+  // Memory. Host backends use host memory; upload/download are then copies. allocate() is zeroed; it throws Error when
+  // memory is short and is never called in a step.
+  virtual Buffer allocate(std::size_t bytes) = 0;
+  virtual void upload(void* dst, const void* host_src, std::size_t bytes) = 0;
+  virtual void download(void* host_dst, const void* src, std::size_t bytes) = 0;  // waits for the ops before it
+  virtual void synchronize() {}
+  virtual void reserve(const OpLimits& limits) = 0;
+
+  // True if this backend reads weights of that format / pages of that codec.
+  virtual bool supports(WeightFormat format) const = 0;
+  virtual bool supports(KvCodec codec) const = 0;
+
+  virtual void embed(const EmbedParams& p) = 0;
+  virtual void rms_norm(const RmsNormParams& p) = 0;
+  virtual void linear(const LinearParams& p) = 0;
+  virtual void mla_project(const MlaProjectParams& p) = 0;
+  virtual void mla_append(const MlaAppendParams& p) = 0;
+  virtual void mla_attend(const MlaAttendParams& p) = 0;
+  virtual void route(const RouteParams& p) = 0;
+  virtual void moe(const MoeParams& p) = 0;
+  virtual void mlp(const MlpParams& p) = 0;
+  virtual void lm_head(const LmHeadParams& p) = 0;
+  virtual void mtp_input(const MtpInputParams& p) = 0;
+};
+
+}  // namespace glint
