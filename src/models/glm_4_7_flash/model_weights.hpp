@@ -1,0 +1,79 @@
+#pragma once
+// The model's weights bound to fields: after loading, code says layer.q_a, never a string.
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/glm_4_7_flash/config.hpp"
+#include "ops/ops.hpp"
+
+namespace glint {
+
+struct LayerWeights {
+  ConstView input_norm;  // [H] F32
+  Weight q_a;            // [q_lora, H]
+  ConstView q_a_norm;    // [q_lora] F32
+  Weight q_b;            // [N·256, q_lora]
+  Weight kv_a;           // [576, H]
+  ConstView kv_a_norm;   // [512] F32
+  Weight kv_b;           // [N·448, 512]
+  Weight o;              // [H, N·256]
+  ConstView post_norm;   // [H] F32
+
+  ExpertWeights dense;    // dense layers only: [dense_inner, H] …
+  ConstView router;       // [E, H] F32; MoE layers only, as are the next three
+  ConstView router_bias;  // [E] F32
+  std::vector<ExpertWeights> experts;
+  ExpertWeights shared;  // [n_shared · expert_inner, H] …
+};
+
+// The multi-token-prediction layer, model.layers.<n_layers>. Model facts §3.
+struct MtpWeights {
+  ConstView e_norm;     // enorm [H] F32
+  ConstView h_norm;     // hnorm [H] F32
+  Weight eh_proj;       // [H, 2H]
+  LayerWeights block;   // a MoE layer
+  ConstView head_norm;  // shared_head.norm [H] F32
+  Weight embed;         // its own, or the main embedding
+  Weight head;          // its own, or the main lm_head
+};
+
+struct ModelWeights {
+  ModelConfig config;
+  Weight embed;  // [vocab, H]
+  std::vector<LayerWeights> layers;
+  ConstView final_norm;             // [H] F32
+  Weight lm_head;                   // [vocab, H]
+  std::unique_ptr<MtpWeights> mtp;  // null when the checkpoint has none
+
+  // Bytes of weights that one decoded token reads (top_k experts, one embedding row).
+  double active_bytes() const;
+  double total_bytes() const;
+
+  // Keeps the mapped files and buffers that the views point into alive.
+  std::shared_ptr<void> storage;
+};
+
+// Called while loading with bytes done and bytes in all. May be empty.
+using LoadProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
+
+// Loads MODEL_DIR: config.json and safetensors (one file or shards with an index; per-expert or fused experts).
+// BF16, F16 and F32 matrices stay memory-mapped in place on host backends; F8_E4M3 becomes BF16 (exact); norms, router
+// and bias become F32. Checks every tensor's name, dtype and shape. Throws Error with found / expected / file.
+ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress = {});
+
+struct SyntheticOptions {
+  ModelConfig config;  // real_config() with any number of layers
+  std::uint64_t seed = 1;
+  WeightFormat format = WeightFormat::kBF16;
+};
+
+// The official GLM-4.7-Flash numbers (model facts §1.1).
+ModelConfig real_config();
+
+// Seeded random weights with sane scales (activations stay of order one) and a realistic router skew.
+ModelWeights synthetic_weights(const SyntheticOptions& options, Ops& ops, const LoadProgress& progress = {});
+
+}  // namespace glint
