@@ -37,6 +37,7 @@ class Ops {
   virtual Buffer allocate(std::size_t bytes) = 0;
   virtual void upload(void* dst, const void* host_src, std::size_t bytes) = 0;
   virtual void download(void* host_dst, const void* src, std::size_t bytes) = 0;  // waits for the ops before it
+  virtual void copy(void* dst, const void* src, std::size_t bytes) = 0;           // within the backend's memory
   virtual void synchronize() {}
   virtual void reserve(const OpLimits& limits) = 0;
 
