@@ -1,0 +1,79 @@
+"""What check_headers.py and check_tidy.py share: the compile database, include scanning, parallel runs with a memory."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+
+
+def entries(build: pathlib.Path) -> dict[str, list[str]]:
+    """Path below ROOT → compiler arguments (without launcher, -c, -o and the source), from compile_commands.json."""
+    found = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        arguments = entry.get("arguments") or re.findall(r'(?:\\.|"(?:\\.|[^"])*"|[^\s"\\])+', entry["command"])
+        arguments = [a.replace('\\"', '"') for a in arguments]
+        path = pathlib.Path(entry["directory"], entry["file"])
+        if not path.is_relative_to(ROOT):
+            continue
+        kept, skip = [], False
+        for argument in arguments[1:]:
+            if skip:
+                skip = False
+            elif argument in ("-o", "-MF", "-MT", "-MQ"):
+                skip = True
+            elif argument.startswith("-") and argument not in ("-c", "-MD"):
+                kept.append(argument)
+            elif kept and kept[-1] in ("-isystem", "-I", "-include"):
+                kept.append(argument)
+        found.setdefault(path.relative_to(ROOT).as_posix(), kept)
+    return found
+
+
+def own_includes(path: str, seen: set[str] | None = None) -> set[str]:
+    """The project's files that a file reaches by its quoted includes, itself included."""
+    seen = set() if seen is None else seen
+    if path in seen:
+        return seen
+    seen.add(path)
+    for name in INCLUDE.findall((ROOT / path).read_text(encoding="utf-8")):
+        for candidate in (pathlib.Path("src") / name, pathlib.Path("include") / name, pathlib.Path(path).parent / name,
+                          pathlib.Path("tests") / name):
+            if (ROOT / candidate).is_file():
+                own_includes(os.path.normpath(candidate), seen)
+                break
+    return seen
+
+
+def fingerprint(path: str, command: list[str], *more: str) -> str:
+    """Names a check of a file: its text and its includes', the command, and whatever else decides the outcome."""
+    digest = hashlib.sha256(repr((command, more)).encode())
+    for name in sorted(own_includes(path)):
+        digest.update(name.encode() + (ROOT / name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def run_all(commands: dict[str, list[str]], memory: pathlib.Path, jobs: int, *more: str) -> tuple[dict[str, str], int]:
+    """Runs a command a file, skipping those that passed before with the same fingerprint (kept as files in `memory`).
+
+    Returns the output of each that failed, and how many were skipped.
+    """
+    memory.mkdir(parents=True, exist_ok=True)
+    stamps = {path: memory / fingerprint(path, command, *more) for path, command in commands.items()}
+    todo = [path for path in commands if not stamps[path].exists()]
+
+    def run(path: str) -> tuple[str, str | None]:
+        done = subprocess.run(commands[path], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            stamps[path].touch()
+            return path, None
+        return path, done.stdout + done.stderr
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        failed = {path: output for path, output in pool.map(run, todo) if output is not None}
+    return failed, len(commands) - len(todo)
