@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All checks of the tree that run no test. Usage: tools/check.sh BUILD (a configured build folder, for its flags)
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 build=$1
 jobs=${JOBS:-$(nproc)}
 failures=0

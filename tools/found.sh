@@ -2,7 +2,7 @@
 # One line of what the build has to work with: ✓ g++ 12.2 · ✓ Boost 1.81 · ✗ nvcc · ✗ MPI …
 # Usage: tools/found.sh. ✗ means only that the part which uses it is left out.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 parts=()
 found() {  # name, version or empty
   if [[ -n $2 ]]; then parts+=("✓ $1${2:+ $2}"); else parts+=("✗ $1"); fi
