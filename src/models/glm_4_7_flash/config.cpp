@@ -93,7 +93,7 @@ class Fields {
     if (!v->is_bool()) refuse_value(name, *v, "true or false");
     return v->get_bool();
   }
-  void must_be(std::string_view name, bool value, const std::string& reason) const {
+  void must_be_flag(std::string_view name, bool value, const std::string& reason) const {
     if (boolean(name, value) != value) refuse(name, value ? "false" : "true", value ? "true" : "false", reason);
   }
 
@@ -142,8 +142,8 @@ void check_architecture(const Fields& f) {
   f.must_be("topk_method", "noaux_tc", "the routing with a correction bias");
   f.must_be("scoring_func", "sigmoid", "the scoring that the model was trained with");
   f.must_be("hidden_act", "silu", "the activation of the model");
-  f.must_be("attention_bias", false, "projections with a bias are not implemented");
-  f.must_be("rope_interleave", true, "the model rotates interleaved pairs");
+  f.must_be_flag("attention_bias", false, "projections with a bias are not implemented");
+  f.must_be_flag("rope_interleave", true, "the model rotates interleaved pairs");
 }
 
 // Top-level rope_theta (official) or rope_parameters (transformers ≥ 5); both may be there if they agree.
