@@ -6,6 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
+MAKEFLAGS += --no-print-directory
 .PHONY: build configure bootstrap run test bench check clean distclean help
 
 BUILD ?= build/release
@@ -16,7 +17,7 @@ NICE ?= nice
 
 build: bootstrap  ## configure if needed, build, and link ./glint to the binary
 	@tools/found.sh
-	@$(MAKE) --no-print-directory configure
+	@$(MAKE) configure
 	@$(NICE) cmake --build $(BUILD) -j $(JOBS) --target glint
 	@ln -sf $(BUILD)/apps/glint glint
 	@echo "built ./glint (try: make run)"
@@ -40,7 +41,7 @@ run: build  ## answer PROMPT with the bundled model: make run PROMPT="…" ARGS=
 
 test: build  ## all tests, C++ and Python; the last line counts them
 	@tools/bootstrap.sh --python
-	@if [[ -f python/CMakeLists.txt ]]; then $(MAKE) --no-print-directory configure \
+	@if [[ -f python/CMakeLists.txt ]]; then $(MAKE) configure \
 	  CMAKE_ARGS="-DGLINT_PYTHON=ON -DPython_EXECUTABLE=$(abspath .venv/bin/python)"; fi
 	@$(NICE) cmake --build $(BUILD) -j $(JOBS)
 	@tools/run_tests.sh cpp $(BUILD) -j $(JOBS)
@@ -52,7 +53,7 @@ bench: build  ## measure this machine and the bundled model; add results to benc
 
 check:  ## format, layers, sizes, switches, headers that compile alone, clang-tidy
 	@tools/bootstrap.sh --dev
-	@$(MAKE) --no-print-directory configure
+	@$(MAKE) configure
 	@tools/check.sh $(BUILD)
 
 clean:  ## remove this build and ./glint

@@ -112,6 +112,8 @@ install_missing() {
   ((${#names[@]})) || return 0
   have apt-get || give_up "this machine has no apt-get, and something is missing" "${names[*]}"
   find_root || give_up "something is missing, and installing it takes root or sudo" "${names[*]}"
+  # Ninja is not needed where make is, but while apt is at it the build gets quicker and quieter.
+  if ! have ninja; then names+=(ninja-build); fi
   name_packages "${names[@]}"
   if ! known "${packages[@]}"; then
     say "updating apt's lists"
