@@ -108,7 +108,7 @@ give_up() {
 }
 
 install_missing() {
-  local names; mapfile -t names < <(missing | sort -u)
+  local names; read -ra names <<<"$(missing | sort -u | tr '\n' ' ')"
   ((${#names[@]})) || return 0
   have apt-get || give_up "this machine has no apt-get, and something is missing" "${names[*]}"
   find_root || give_up "something is missing, and installing it takes root or sudo" "${names[*]}"
@@ -131,7 +131,7 @@ install_missing() {
     }
   fi
   hash -r
-  mapfile -t names < <(missing | sort -u)
+  read -ra names <<<"$(missing | sort -u | tr '\n' ' ')"
   ((${#names[@]} == 0)) || give_up "still missing after the installation" "${names[*]}"
 }
 
