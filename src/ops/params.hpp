@@ -78,6 +78,7 @@ struct KvPages {
   void* base = nullptr;
   std::int64_t page_stride_bytes = 0;
   KvCodec codec = KvCodec::kBF16;
+  std::int32_t n_pages = 0;  // 0: not known. Only checks read it
 };
 
 // Encodes row t of kv into slot slots[t] = page · kPageTokens + row. A negative slot is a row that is not stored.
