@@ -31,9 +31,9 @@ class ProgressBar {
   Clock::time_point last_{};
 };
 
-// True when stderr / stdout is a terminal (and the user has not asked for plain output by NO_COLOR or TERM=dumb).
 bool stderr_is_terminal();
 bool stdout_is_terminal();
+bool stdin_is_terminal();
 
 // "1.2 GB", "512 B": powers of 1000.
 std::string human_bytes(double bytes);
