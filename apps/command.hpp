@@ -11,5 +11,6 @@ using Run = std::function<int()>;
 using Register = void (*)(CLI::App& app, Run& run);
 
 void register_text_tools(CLI::App& app, Run& run);  // tokenize, detokenize, template, parse
+void register_template(CLI::App& app, Run& run);    // template, parse
 
 }  // namespace glint::apps
