@@ -94,26 +94,40 @@ class Sampler {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
   }
 
+  // Steps 1-5.
   SampleStatus prepare(const SampleInput& input, Sample* sample);
+  SampleStatus look_at(std::span<const float> logits);
+  void score(const SamplerParams& params, Sample* sample);
   void edit(const SampleInput& input);
-  void score(const SampleInput& input, Sample* sample);
+  // Steps 6-9. Sets kept_all_ or kept_ and total_.
   void filter(const SamplerParams& params);
-  void top_k(std::size_t k);
-  void gather(float at_least);
-  void nucleus(float inv_temperature, double keep_mass);
-  double exp_all(float inv_temperature);
+  Ranked cut_top_k(std::size_t k);
+  Ranked cut_top_p(double top_p);
+  Ranked cut_mass(double need);
+  Ranked cut_histogram(double need);
+  void gather(Ranked cut, std::vector<Ranked>* out) const;
+  void keep(Ranked cut);
+  void weigh_all();
+  float weight(const Ranked& token) const;
+
+  std::span<const TokenProbability> target_distribution(const SampleInput& input, Sample* sample);
+
   std::int32_t argmax() const;
-  std::int32_t draw_kept(double u, float inv_temperature);
+  std::int32_t draw(double u) const;
+  void finish(const SampleInput& input, std::int32_t token, Sample* sample) const;
 
   std::int64_t vocab_;
-  std::span<const float> logits_;     // after steps 2-5: the input's own or edited_
-  float max_ = 0;                     // of logits_
-  bool kept_all_ = true;              // the filters are off: kept_ is not used
+  std::span<const float> logits_;  // of the step at hand: the input's own or edited_
+  float max_ = 0;                  // of logits_
+  float inv_temperature_ = 1;
+  double raw_log_norm_ = 0;           // log Σ exp of the input's logits
+  bool kept_all_ = true;              // nothing is cut: weights_ stand for every token, kept_ is not used
+  double total_ = 0;                  // weight of all that is kept
   std::vector<float> edited_;         // [vocab]
-  std::vector<float> block_max_;      // of logits_, a block of kBlock tokens each
-  std::vector<float> weights_;        // [vocab] exp((logit - max) / t)
-  std::vector<double> block_weight_;  // sums of weights_ a block
-  std::vector<Ranked> kept_;          // what the filters left
+  std::vector<float> block_max_;      // of logits_, a block of 64 tokens each
+  std::vector<float> weights_;        // [vocab] exp((logit - max) / t), when weigh_all() ran
+  std::vector<double> block_weight_;  // their sum a block
+  std::vector<Ranked> kept_;          // in order of id
   std::vector<Ranked> scratch_;
   std::vector<TokenProbability> distribution_;
 };

@@ -1,0 +1,201 @@
+#include "sampling/sampler.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "base/check.hpp"
+#include "sampling/kernels.hpp"
+
+namespace glint {
+namespace {
+
+using sampling::kBlock;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr std::int32_t kLastId = std::numeric_limits<std::int32_t>::max();
+
+bool edits(const SampleInput& input) {
+  return input.params->needs_counts() || !input.params->logit_bias.empty() || !input.allowed_tokens.empty();
+}
+
+}  // namespace
+
+const char* sample_status_text(SampleStatus status) {
+  switch (status) {
+    case SampleStatus::kOk:
+      return "ok";
+    case SampleStatus::kNotFinite:
+      return "the logits hold NaN or infinity";
+    case SampleStatus::kNoCandidate:
+      return "no token has a finite logit";
+  }
+  return "unknown";
+}
+
+Sampler::Sampler(std::int64_t vocab) : vocab_(vocab) {
+  CHECK(vocab > 0 && vocab < kLastId, std::to_string(vocab));
+  const auto n = static_cast<std::size_t>(vocab);
+  edited_.resize(n);
+  weights_.resize(n);
+  block_max_.resize(sampling::n_blocks(n));
+  block_weight_.resize(sampling::n_blocks(n));
+  kept_.reserve(n);
+  scratch_.reserve(n);
+  distribution_.reserve(n);
+}
+
+Sample Sampler::sample(const SampleInput& input) {
+  Sample result;
+  result.status = prepare(input, &result);
+  if (result.status != SampleStatus::kOk) return result;
+  if (input.params->greedy()) {
+    finish(input, argmax(), &result);
+    return result;
+  }
+  filter(*input.params);
+  finish(input, draw(uniform(input.params->seed, input.position, Draw::kToken)), &result);
+  return result;
+}
+
+std::span<const TokenProbability> Sampler::distribution(const SampleInput& input, SampleStatus* status) {
+  Sample sample;
+  target_distribution(input, &sample);
+  *status = sample.status;
+  return distribution_;
+}
+
+std::span<const TokenProbability> Sampler::target_distribution(const SampleInput& input, Sample* sample) {
+  distribution_.clear();
+  sample->status = prepare(input, sample);
+  if (sample->status != SampleStatus::kOk) return distribution_;
+  if (input.params->greedy()) {
+    distribution_.push_back({argmax(), 1.0F});
+    return distribution_;
+  }
+  filter(*input.params);
+  const auto add = [&](std::int32_t id, float w) {
+    const auto p = static_cast<float>(static_cast<double>(w) / total_);
+    if (p > 0) distribution_.push_back({id, p});
+  };
+  if (kept_all_) {
+    for (std::size_t i = 0; i < weights_.size(); ++i) add(static_cast<std::int32_t>(i), weights_[i]);
+  } else {
+    for (const Ranked& token : kept_) add(token.id, weight(token));
+  }
+  return distribution_;
+}
+
+SampleStatus Sampler::prepare(const SampleInput& input, Sample* sample) {
+  CHECK(input.params != nullptr);
+  CHECK(static_cast<std::int64_t>(input.logits.size()) == vocab_, std::to_string(input.logits.size()));
+  SampleStatus status = look_at(input.logits);
+  if (status != SampleStatus::kOk) return status;
+  if (input.params->logprobs >= 0) score(*input.params, sample);
+  if (edits(input)) {
+    edit(input);
+    status = look_at(edited_);
+  }
+  return status;
+}
+
+SampleStatus Sampler::look_at(std::span<const float> logits) {
+  logits_ = logits;
+  if (!sampling::scan(logits_, block_max_)) return SampleStatus::kNotFinite;
+  max_ = *std::max_element(block_max_.begin(), block_max_.end());
+  if (max_ == kInfinity) return SampleStatus::kNotFinite;
+  return max_ == -kInfinity ? SampleStatus::kNoCandidate : SampleStatus::kOk;
+}
+
+void Sampler::score(const SamplerParams& params, Sample* sample) {
+  inv_temperature_ = 1;
+  weigh_all();
+  raw_log_norm_ = static_cast<double>(max_) + std::log(total_);
+  if (params.logprobs == 0) return;
+  gather(cut_top_k(static_cast<std::size_t>(params.logprobs)), &scratch_);
+  std::sort(scratch_.begin(), scratch_.end(), before);
+  sample->n_top = static_cast<int>(scratch_.size());
+  for (std::size_t i = 0; i < scratch_.size(); ++i) {
+    sample->top[i] = {.id = scratch_[i].id,
+                      .logprob = static_cast<float>(static_cast<double>(scratch_[i].logit) - raw_log_norm_)};
+  }
+}
+
+void Sampler::edit(const SampleInput& input) {
+  const SamplerParams& params = *input.params;
+  std::copy(input.logits.begin(), input.logits.end(), edited_.begin());
+  if (!input.allowed_tokens.empty()) {
+    CHECK(input.allowed_tokens.size() == block_max_.size(), std::to_string(input.allowed_tokens.size()));
+    for (std::size_t i = 0; i < edited_.size(); ++i) {
+      const std::uint64_t word = input.allowed_tokens[i / kBlock];
+      if ((word >> (i % kBlock) & 1) == 0) edited_[i] = -kInfinity;
+    }
+  }
+  for (const auto& [id, bias] : params.logit_bias) {
+    CHECK(id >= 0 && id < vocab_, std::to_string(id));
+    edited_[static_cast<std::size_t>(id)] += bias;
+  }
+  if (!params.needs_counts()) return;
+  CHECK(input.counts != nullptr, "penalties need TokenCounts");
+  for (const TokenCounts::Entry& entry : input.counts->entries()) {
+    CHECK(entry.id < vocab_, std::to_string(entry.id));
+    float& logit = edited_[static_cast<std::size_t>(entry.id)];
+    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    if (entry.generated > 0) {
+      logit -= params.frequency_penalty * static_cast<float>(entry.generated) + params.presence_penalty;
+    }
+  }
+}
+
+void Sampler::finish(const SampleInput& input, std::int32_t token, Sample* sample) const {
+  sample->token = token;
+  if (input.params->logprobs < 0) return;
+  const float logit = input.logits[static_cast<std::size_t>(token)];
+  sample->logprob = static_cast<float>(static_cast<double>(logit) - raw_log_norm_);
+}
+
+std::int32_t Sampler::argmax() const {
+  const auto block =
+      static_cast<std::size_t>(std::find(block_max_.begin(), block_max_.end(), max_) - block_max_.begin());
+  const auto it = std::find(logits_.begin() + static_cast<std::ptrdiff_t>(block * kBlock), logits_.end(), max_);
+  CHECK(it != logits_.end());
+  return static_cast<std::int32_t>(it - logits_.begin());
+}
+
+std::int32_t Sampler::draw(double u) const {
+  // Rounding may leave u · total past the last partial sum: then the last token with a weight is taken.
+  double rest = u * total_;
+  std::int32_t last = -1;
+  if (!kept_all_) {
+    for (const Ranked& token : kept_) {
+      const auto w = static_cast<double>(weight(token));
+      if (w <= 0) continue;
+      last = token.id;
+      if (rest < w) break;
+      rest -= w;
+    }
+    CHECK(last >= 0);
+    return last;
+  }
+  std::size_t block = 0;
+  std::size_t last_block = 0;
+  for (; block < block_weight_.size(); ++block) {
+    if (block_weight_[block] <= 0) continue;
+    last_block = block;
+    if (rest < block_weight_[block]) break;
+    rest -= block_weight_[block];
+  }
+  const std::size_t end = std::min(weights_.size(), (last_block + 1) * kBlock);
+  for (std::size_t i = last_block * kBlock; i < end; ++i) {
+    const auto w = static_cast<double>(weights_[i]);
+    if (w <= 0) continue;
+    last = static_cast<std::int32_t>(i);
+    if (rest < w) break;
+    rest -= w;
+  }
+  CHECK(last >= 0);
+  return last;
+}
+
+}  // namespace glint

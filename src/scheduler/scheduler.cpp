@@ -1,0 +1,318 @@
+#include "scheduler/scheduler.hpp"
+
+#include <algorithm>
+#include <string>
+
+#include "base/check.hpp"
+
+namespace glint {
+
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options),
+      capacity_tokens_(std::int64_t{options.n_pages} * options.page_tokens),
+      kv_(options.n_pages, options.page_tokens) {
+  CHECK(options.chunk_tokens > 0 && options.max_running > 0 && options.max_context >= 0);
+  if (options.max_context > 0) capacity_tokens_ = std::min(capacity_tokens_, options.max_context);
+}
+
+Admission Scheduler::check(const RequestDescriptor& request) const {
+  const auto refuse = [](const char* what, std::int64_t found, const std::string& expected, const char* hint) {
+    return Admission{
+        .max_tokens = 0,
+        .refusal = ErrorParts{.what = what, .found = std::to_string(found), .expected = expected, .hint = hint}};
+  };
+  if (request.prompt_tokens < 1) return refuse("prompt tokens", request.prompt_tokens, "at least 1", "");
+  if (request.max_tokens < 0) return refuse("max_tokens", request.max_tokens, "0 or more", "");
+  if (request.prompt_tokens >= capacity_tokens_) {
+    return refuse("prompt tokens", request.prompt_tokens, "at most " + std::to_string(capacity_tokens_ - 1),
+                  "a longer context needs a larger cache and max_context");
+  }
+  const std::int64_t room = capacity_tokens_ - request.prompt_tokens;
+  return {.max_tokens = request.max_tokens == 0 ? room : std::min(room, request.max_tokens), .refusal = std::nullopt};
+}
+
+Admission Scheduler::admit(const RequestDescriptor& request) {
+  Admission admission = check(request);
+  if (admission.refusal) return admission;
+  Request r;
+  r.descriptor = request;
+  r.arrival = next_arrival_++;
+  r.n_tokens = request.prompt_tokens;
+  r.limit = request.prompt_tokens + admission.max_tokens;
+  const bool fresh = requests_.emplace(request.id, r).second;
+  CHECK(fresh, "request " + std::to_string(request.id) + " is already here");
+  waiting_.push_back(request.id);
+  return admission;
+}
+
+std::int32_t Scheduler::pages_for(std::int64_t n_tokens) const {
+  return static_cast<std::int32_t>((n_tokens + options_.page_tokens - 1) / options_.page_tokens);
+}
+
+const StepPlan& Scheduler::plan(std::int64_t now_us) {
+  CHECK(!planned_, "the last plan was not committed");
+  planned_ = true;
+  ++step_;
+  plan_.items.clear();
+  plan_.n_rows = 0;
+  plan_.n_logits = 0;
+  plan_.started.clear();
+  plan_.preempted.clear();
+  plan_.expired.clear();
+  expire(now_us);
+  start_waiting();
+
+  bool reads = false;
+  for (const RequestId id : running_) reads |= !requests_.at(id).decoding();
+  const std::int64_t budget = options_.chunk_tokens;
+  std::int64_t kept = 0;  // r of the header
+  if (reads) kept = budget > 1 ? std::max<std::int64_t>(1, budget / 8) : (last_prompt_step_ < step_ - 1 ? 1 : 0);
+  plan_decodes(budget - kept);
+  plan_prompts(budget - plan_.n_rows);
+  return plan_;
+}
+
+void Scheduler::expire(std::int64_t now_us) {
+  for (const auto& [id, r] : requests_) {
+    if (r.descriptor.deadline_us != 0 && now_us >= r.descriptor.deadline_us) plan_.expired.push_back(id);
+  }
+  for (const RequestId id : plan_.expired) forget(id);
+}
+
+// Beyond the pages that running requests hold or were promised (all their known tokens), one page for each of them must
+// stay free, so that a newcomer is not preempted at once by their next tokens.
+bool Scheduler::can_start(const Request& request) const {
+  std::int64_t promised = 0;
+  for (const RequestId id : running_) {
+    const Request& r = requests_.at(id);
+    promised += std::max(0, pages_for(r.n_tokens) - pages_for(r.computed)) + 1;
+  }
+  return pages_for(request.n_tokens) + promised <= kv_.free_pages();
+}
+
+void Scheduler::start_waiting() {
+  for (std::size_t i = 0; i < waiting_.size() && n_running() < options_.max_running;) {
+    const RequestId id = waiting_[i];
+    Request& r = requests_.at(id);
+    const Request& first = requests_.at(waiting_.front());
+    if (i > 0 && (first.preempted || first.overtaken >= kMaxOvertakes)) return;
+    if (!can_start(r)) {
+      ++i;
+      continue;
+    }
+    if (i > 0) ++requests_.at(waiting_.front()).overtaken;
+    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+    r.sequence = kv_.open();
+    r.preempted = false;
+    const auto older = [&](RequestId other, std::int64_t arrival) { return requests_.at(other).arrival < arrival; };
+    running_.insert(std::lower_bound(running_.begin(), running_.end(), r.arrival, older), id);
+    plan_.started.push_back(id);
+  }
+}
+
+// Those that waited longest come first, so that a budget below their number goes round.
+void Scheduler::plan_decodes(std::int64_t budget) {
+  std::vector<Request*> decodes;
+  for (const RequestId id : running_) {
+    Request& r = requests_.at(id);
+    if (r.decoding()) decodes.push_back(&r);
+  }
+  std::stable_sort(decodes.begin(), decodes.end(),
+                   [](const Request* a, const Request* b) { return a->last_step < b->last_step; });
+  auto left = static_cast<std::int64_t>(decodes.size());
+  for (Request* r : decodes) {
+    if (budget == 0) return;
+    --left;
+    if (!r->sequence) continue;  // preempted meanwhile
+    // Drafts take only rows that no other decode needs, and only tokens that may still be generated.
+    const std::int64_t spare = std::max<std::int64_t>(0, budget - 1 - left);
+    const std::int64_t useful = r->limit - r->n_tokens - 1;
+    budget -= add_rows(*r, 1, std::min({r->n_drafts, spare, useful}));
+  }
+}
+
+void Scheduler::plan_prompts(std::int64_t budget) {
+  std::vector<Request*> readers;
+  for (const RequestId id : running_) {
+    Request& r = requests_.at(id);
+    if (!r.decoding()) readers.push_back(&r);
+  }
+  if (readers.empty() || budget == 0) return;
+  const auto chunk = [](const Request& r, std::int64_t rows) {
+    const std::int64_t own = r.descriptor.max_chunk_tokens;
+    rows = std::min(rows, r.unread());
+    return own > 0 ? std::min(rows, own) : rows;
+  };
+  // The oldest: at least half, and all that the others leave.
+  const std::int64_t oldest_share = chunk(*readers.front(), (budget + 1) / 2);
+  std::int64_t rest = budget - oldest_share;
+  std::stable_sort(readers.begin() + 1, readers.end(),
+                   [](const Request* a, const Request* b) { return a->unread() < b->unread(); });
+  std::vector<std::int64_t> rows(readers.size());
+  for (std::size_t i = 1; i < readers.size(); ++i) {
+    rows[i] = chunk(*readers[i], rest);
+    rest -= rows[i];
+  }
+  rows[0] = chunk(*readers.front(), oldest_share + rest);
+  for (std::size_t i = 0; i < readers.size(); ++i) {
+    if (rows[i] > 0 && readers[i]->sequence) add_rows(*readers[i], rows[i], 0);
+  }
+}
+
+// Gives the request n_rows of its known tokens and up to n_drafts more; returns the rows that it got. Short of pages, a
+// decode loses first its drafts, then is preempted; a prompt gets as many rows as pages allow, maybe none.
+std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n_drafts) {
+  const bool prefill = !r.decoding();
+  if (n_drafts > 0 && kv_.pages_needed(*r.sequence, n_rows + n_drafts) > kv_.free_pages()) n_drafts = 0;
+  if (!make_room(r, n_rows + n_drafts)) {
+    if (!prefill) {
+      preempt(r);
+      return 0;
+    }
+    const std::int64_t fits =
+        (std::int64_t{pages_for(r.computed)} + kv_.free_pages()) * options_.page_tokens - r.computed;
+    n_rows = std::min(n_rows, fits);
+    if (n_rows <= 0) return 0;
+  }
+  StepItem item{.request = r.descriptor.id,
+                .sequence = *r.sequence,
+                .start = r.computed,
+                .n_tokens = n_rows + n_drafts,
+                .n_drafts = n_drafts,
+                .samples = r.computed + n_rows == r.n_tokens,
+                .prefill = prefill,
+                .copy = std::nullopt};
+  const bool extended = kv_.extend(*r.sequence, item.n_tokens, &item.copy);
+  CHECK(extended, "request " + std::to_string(item.request));
+  r.last_step = step_;
+  if (prefill) last_prompt_step_ = step_;
+  plan_.n_rows += item.n_tokens;
+  if (item.samples) plan_.n_logits += 1 + n_drafts;
+  plan_.items.push_back(item);
+  return item.n_tokens;
+}
+
+// Preempts requests younger than `request`, the youngest first, until n_tokens fit. False: still short, and none is
+// younger.
+bool Scheduler::make_room(const Request& request, std::int64_t n_tokens) {
+  while (kv_.pages_needed(*request.sequence, n_tokens) > kv_.free_pages()) {
+    Request& youngest = requests_.at(running_.back());
+    if (youngest.arrival == request.arrival) return false;
+    preempt(youngest);
+  }
+  return true;
+}
+
+void Scheduler::preempt(Request& r) {
+  CHECK(r.sequence.has_value());
+  const RequestId id = r.descriptor.id;
+  drop_item(id);
+  kv_.release(*r.sequence);
+  r.sequence.reset();
+  r.computed = 0;
+  r.n_drafts = 0;
+  r.preempted = true;
+  std::erase(running_, id);
+  waiting_.push_front(id);
+  plan_.preempted.push_back(id);
+  ++n_preemptions_;
+}
+
+void Scheduler::drop_item(RequestId id) {
+  const auto it =
+      std::find_if(plan_.items.begin(), plan_.items.end(), [&](const StepItem& item) { return item.request == id; });
+  if (it == plan_.items.end()) return;
+  plan_.n_rows -= it->n_tokens;
+  if (it->samples) plan_.n_logits -= 1 + it->n_drafts;
+  plan_.items.erase(it);
+}
+
+void Scheduler::commit(std::span<const StepOutcome> outcomes) {
+  CHECK(planned_, "commit without a plan");
+  planned_ = false;
+  std::map<RequestId, const StepOutcome*> by_id;
+  for (const StepOutcome& outcome : outcomes) {
+    const bool once = by_id.emplace(outcome.request, &outcome).second;
+    CHECK(once, "two outcomes of request " + std::to_string(outcome.request));
+  }
+  for (const StepItem& item : plan_.items) {
+    const auto it = requests_.find(item.request);
+    if (it == requests_.end()) continue;  // cancelled
+    Request& r = it->second;
+    const auto found = by_id.find(item.request);
+    const StepOutcome* outcome = found == by_id.end() ? nullptr : found->second;
+    if (outcome != nullptr && outcome->finished) {
+      forget(item.request);
+      continue;
+    }
+    if (!item.samples) {
+      r.computed += item.n_tokens;
+      continue;
+    }
+    const std::string name = "request " + std::to_string(item.request);
+    CHECK(outcome != nullptr, name + " sampled but has no outcome");
+    CHECK(outcome->n_sampled >= 1 && outcome->n_sampled <= 1 + item.n_drafts, name);
+    // The cache now holds the known tokens and the drafts; of these the accepted ones stay. The last new token is in no
+    // cache yet.
+    r.computed = r.n_tokens + outcome->n_sampled - 1;
+    r.n_tokens += outcome->n_sampled;
+    CHECK(r.n_tokens < r.limit, name + " reached its limit but was not finished");
+    kv_.truncate(item.sequence, r.computed);
+    r.n_drafts = std::max<std::int64_t>(0, outcome->n_next_drafts);
+  }
+}
+
+void Scheduler::cancel(RequestId id) {
+  if (requests_.contains(id)) forget(id);
+}
+
+void Scheduler::forget(RequestId id) {
+  const auto it = requests_.find(id);
+  CHECK(it != requests_.end(), "request " + std::to_string(id));
+  if (it->second.sequence) {
+    kv_.release(*it->second.sequence);
+    std::erase(running_, id);
+  } else {
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
+  }
+  requests_.erase(it);
+}
+
+std::string Scheduler::check_integrity() const {
+  if (std::string wrong = kv_.check_integrity(); !wrong.empty()) return "cache: " + wrong;
+  if (requests_.size() != running_.size() + waiting_.size()) return "a request is neither running nor waiting";
+  if (kv_.n_sequences() != n_running()) return "the cache holds a sequence that nobody runs";
+  if (n_running() > options_.max_running) return std::to_string(n_running()) + " requests run";
+  if (plan_.n_rows > options_.chunk_tokens) return std::to_string(plan_.n_rows) + " rows in a step";
+  std::map<RequestId, std::int64_t> planned;
+  if (planned_) {
+    for (const StepItem& item : plan_.items) planned[item.request] += item.n_tokens;
+  }
+  std::int64_t last_arrival = 0;
+  for (const RequestId id : running_) {
+    const auto it = requests_.find(id);
+    const std::string name = "running request " + std::to_string(id);
+    if (it == requests_.end()) return name + " is unknown";
+    const Request& r = it->second;
+    if (!r.sequence) return name + " has no sequence";
+    if (r.arrival <= last_arrival) return name + " is out of order";
+    last_arrival = r.arrival;
+    if (r.computed < 0 || r.computed >= r.n_tokens || r.n_tokens >= r.limit) {
+      return name + ": " + std::to_string(r.computed) + " of " + std::to_string(r.n_tokens) +
+             " tokens computed, limit " + std::to_string(r.limit);
+    }
+    if (kv_.tokens(*r.sequence) != r.computed + planned[id]) {
+      return name + ": the cache holds " + std::to_string(kv_.tokens(*r.sequence)) + " tokens, " +
+             std::to_string(r.computed) + " are computed and " + std::to_string(planned[id]) + " planned";
+    }
+  }
+  for (const RequestId id : waiting_) {
+    const auto it = requests_.find(id);
+    if (it == requests_.end()) return "waiting request " + std::to_string(id) + " is unknown";
+    if (it->second.sequence || it->second.computed != 0)
+      return "waiting request " + std::to_string(id) + " holds pages";
+  }
+  return {};
+}
+
+}  // namespace glint
