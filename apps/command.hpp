@@ -10,7 +10,7 @@ namespace glint::apps {
 using Run = std::function<int()>;
 using Register = void (*)(CLI::App& app, Run& run);
 
-void register_text_tools(CLI::App& app, Run& run);  // tokenize, detokenize, template, parse
+void register_tokenize(CLI::App& app, Run& run);    // tokenize, detokenize
 void register_template(CLI::App& app, Run& run);    // template, parse
 
 }  // namespace glint::apps
