@@ -12,5 +12,6 @@ using Register = void (*)(CLI::App& app, Run& run);
 
 void register_tokenize(CLI::App& app, Run& run);    // tokenize, detokenize
 void register_template(CLI::App& app, Run& run);    // template, parse
+void register_inspect(CLI::App& app, Run& run);     // inspect
 
 }  // namespace glint::apps
