@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <optional>
+#include <utility>
 
 #include "base/check.hpp"
 #include "text/python_text.hpp"
@@ -30,6 +32,38 @@ constexpr std::array<std::string_view, 3> kEndMarkers = {"<|user|>", "<|observat
 
 // OpenAI allows 64 characters; tools reached through MCP use longer ones. Beyond this it is no name.
 constexpr std::size_t kMaxNameBytes = 256;
+// … unless it has a brace: then it may be a call written as JSON, which is held until it ends.
+constexpr std::size_t kMaxJsonCallBytes = 64 << 10;
+
+std::size_t name_limit(std::string_view captured, std::string_view more) {
+  const std::size_t seen = std::min(captured.size(), kMaxNameBytes);
+  const bool brace = captured.substr(0, seen).find('{') != std::string_view::npos ||
+                     more.substr(0, kMaxNameBytes - seen).find('{') != std::string_view::npos;
+  return brace ? kMaxJsonCallBytes : kMaxNameBytes;
+}
+
+struct JsonCall {
+  std::string name;
+  JsonValue arguments;
+};
+
+// {"name": NAME, "arguments": {…} or its JSON text} or NAME {…}.
+std::optional<JsonCall> json_call(std::string_view text) {
+  const std::size_t brace = text.find('{');
+  if (brace == std::string_view::npos) return std::nullopt;
+  std::optional<JsonValue> json = try_parse_json_value(text.substr(brace));
+  if (!json) return std::nullopt;
+  const std::string_view before = python_strip(text.substr(0, brace));
+  if (!before.empty()) return JsonCall{std::string(before), std::move(*json)};
+  const JsonValue* name = json->find("name");
+  const JsonValue* arguments = json->find("arguments");
+  if (!name || !name->is(JsonValue::Kind::kString) || name->text.empty()) return std::nullopt;
+  if (!arguments) return JsonCall{name->text, JsonValue::make_object()};
+  std::optional<JsonValue> parsed = *arguments;
+  if (arguments->is(JsonValue::Kind::kString)) parsed = try_parse_json_value(arguments->text);
+  if (!parsed || !parsed->is(JsonValue::Kind::kObject)) return std::nullopt;
+  return JsonCall{name->text, std::move(*parsed)};
+}
 
 std::string_view tag_text(unsigned tag) { return kTagText[static_cast<std::size_t>(std::countr_zero(tag))]; }
 
@@ -71,7 +105,7 @@ std::vector<OutputEvent> OutputParser::finish(OutputEnd end) {
   CHECK(!final_, "finish twice");
   final_ = true;
   run();
-  if (state_ == State::kName && !known(python_strip(captured_))) reject_call();
+  if (state_ == State::kName && !known(python_strip(captured_)) && !take_json_call()) reject_call();
   if (state_ == State::kReasoning) {
     const bool blank = python_strip(first_reasoning_).empty();
     if (end == OutputEnd::kStop && !thinking_proven_ && !blank) emit(Kind::kSkippedThinking, first_reasoning_);
@@ -193,8 +227,9 @@ bool OutputParser::step_content() {
 bool OutputParser::step_name() {
   const unsigned stray = kKeyClose | kValueClose | (thinking_ ? kThinkClose : 0u);
   const Scan found = scan(kKeyOpen | kCallClose | kCallOpen | stray);
-  if (captured_.size() + found.text_bytes > kMaxNameBytes) return reject_call(), true;
-  captured_.append(pending().substr(0, found.text_bytes));
+  const std::string_view text = pending().substr(0, found.text_bytes);
+  if (captured_.size() + text.size() > name_limit(captured_, text)) return reject_call(), true;
+  captured_.append(text);
   head_ += found.text_bytes;
   if (found.tag == 0) return false;
 
@@ -214,6 +249,7 @@ bool OutputParser::step_name() {
     head_ += tag_text(kKeyClose).size();
     return true;
   }
+  if (found.tag == kCallClose && take_json_call()) return head_ += tag_text(kCallClose).size(), true;
   if (found.tag == kThinkClose || found.tag == kKeyClose || !known(name)) return reject_call(), true;
   start_call(std::string(name));
   state_ = State::kBetween;
@@ -338,7 +374,24 @@ void OutputParser::reject_call() {
   state_ == State::kReasoning ? emit_reasoning(text) : emit_content(text);
 }
 
-bool OutputParser::known(std::string_view name) const { return tools_.empty() ? !name.empty() : tools_.has(name); }
+bool OutputParser::known(std::string_view name) const {
+  return tools_.empty() ? !name.empty() && name.find('{') == std::string_view::npos : tools_.has(name);
+}
+
+// If the text after <tool_call> is a whole call in JSON, reports it.
+bool OutputParser::take_json_call() {
+  const std::optional<JsonCall> call = json_call(python_strip(captured_));
+  if (!call || !known(call->name)) return false;
+  start_call(call->name);
+  has_arguments_ = !call->arguments.items.empty();
+  if (has_arguments_) {
+    std::string text = dump_json(call->arguments, NumberStyle::kVerbatim);
+    text.pop_back();  // end_call writes the brace
+    emit(Kind::kToolCallArguments, text);
+  }
+  end_call(true);
+  return true;
+}
 
 void OutputParser::start_call(std::string_view name) {
   thinking_proven_ = true;

@@ -5,7 +5,7 @@
 //
 // The opening <think> is in the prompt (text/chat.hpp), so output starts inside the reasoning when thinking is on. How
 // the text is cut into pieces never changes the result: only the start of a possible tag is held back, and what is held
-// back is at most one tag long, except a function name and an argument that is not a plain string.
+// back is at most one tag long, except a function name, a call in JSON and an argument that is not a plain string.
 //
 // What the model gets wrong, and what happens:
 //   <tool_call> while thinking           ends the reasoning
@@ -17,6 +17,8 @@
 //                                        sees what the model tried (without tools any name is good)
 //   no <arg_value>, no </arg_key>        the value starts without it
 //   no <arg_key> before the first key    the longest tool name that fits is the name, the rest the key
+//   {"name": …, "arguments": {…}} or     a call: the habit of other models
+//     NAME {…} inside <tool_call>
 //   a key without a value                left out
 //   </arg_value> or </tool_call> in a    part of the value, unless what follows can only follow the end of the value:
 //   an
@@ -98,6 +100,7 @@ class OutputParser {
   void open_call();
   void reject_call();
   bool known(std::string_view name) const;
+  bool take_json_call();
   void start_call(std::string_view name);
   void end_call(bool complete);
   void begin_value();

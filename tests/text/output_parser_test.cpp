@@ -185,6 +185,28 @@ TEST(OutputParser, KeyWithoutValueIsLeftOut) {
       "now", R"({"b": 1})");
 }
 
+TEST(OutputParser, CallsWrittenAsJson) {
+  expect_call(parse(R"(</think><tool_call>{"name": "get_weather", "arguments": {"days": 1.50}}</tool_call>)"),
+              "get_weather", R"({"days": 1.50})");
+  expect_call(parse(R"(</think><tool_call>
+{"name": "now", "arguments": "{}"}</tool_call>)"),
+              "now", "{}");
+  expect_call(parse(R"(</think><tool_call>now {"a": [1]}</tool_call>)"), "now", R"({"a": [1]})");
+  expect_call(parse(R"(</think><tool_call>{"name": "now"})"), "now", "{}");
+  expect_call(parse(R"(</think><tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>)", {}), "f", R"({"a": 1})");
+  const std::string long_text(5000, 'x');
+  expect_call(
+      parse("</think><tool_call>{\"name\": \"now\", \"arguments\": {\"a\": \"" + long_text + "\"}}</tool_call>"), "now",
+      "{\"a\": \"" + long_text + "\"}");
+  for (const char* bad : {R"(<tool_call>{"name": "nope", "arguments": {}}</tool_call>)",
+                          R"(<tool_call>{"name": "now", "arguments": [1]}</tool_call>)",
+                          R"(<tool_call>{"arguments": {}}</tool_call>)", R"(<tool_call>{"name": "now"</tool_call>)"}) {
+    expect_output(parse(std::string("</think>") + bad), "", bad);
+  }
+  const std::string endless = "<tool_call>{" + std::string(70000, 'x');
+  expect_output(parse("</think>" + endless + "<b>"), "", endless + "<b>");
+}
+
 TEST(OutputParser, StrayValueCloserAfterTheName) {
   expect_call(parse("</think><tool_call>now</arg_value></tool_call>"), "now", "{}");
   expect_call(parse("</think><tool_call>now</arg_value>"), "now", "{}");
