@@ -100,7 +100,7 @@ Sampler::Ranked Sampler::cut_top_k(std::size_t k) {
       more_than = best[k - 1].logit;
     }
   }
-  if (best.size() <= k) return {kLowest, kLastId};
+  if (best.size() < k) return {kLowest, kLastId};
   select();
   return best[k - 1];
 }

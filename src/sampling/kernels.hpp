@@ -2,9 +2,9 @@
 // The two passes over a whole row of logits. AVX2 where the machine has it, else the compiler's baseline; both do the
 // same operations in the same order without fused multiply-add, so the results are the same bits.
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
 namespace glint::sampling {
@@ -36,8 +36,13 @@ template <class Float, class Int>
   p = p * f + 0.5F;
   p = p * f + 1.0F;
   p = p * f + 1.0F;
-  const Int bits = std::bit_cast<Int>(p) + (std::bit_cast<Int>(shifted) << 23);
-  y = y < -87.0F ? zero : std::bit_cast<Float>(bits);
+  Int bits;
+  Int exponent;
+  std::memcpy(&bits, &p, sizeof p);
+  std::memcpy(&exponent, &shifted, sizeof shifted);
+  bits += exponent << 23;
+  std::memcpy(&p, &bits, sizeof p);
+  y = y < -87.0F ? zero : p;
 }
 
 inline float exp_weight(float x, float shift, float scale) {

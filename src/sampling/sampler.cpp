@@ -111,14 +111,14 @@ SampleStatus Sampler::look_at(std::span<const float> logits) {
 void Sampler::score(const SamplerParams& params, Sample* sample) {
   inv_temperature_ = 1;
   weigh_all();
-  raw_log_norm_ = static_cast<double>(max_) + std::log(total_);
+  raw_max_ = max_;
+  raw_log_total_ = std::log(total_);
   if (params.logprobs == 0) return;
   gather(cut_top_k(static_cast<std::size_t>(params.logprobs)), &scratch_);
   std::sort(scratch_.begin(), scratch_.end(), before);
   sample->n_top = static_cast<int>(scratch_.size());
   for (std::size_t i = 0; i < scratch_.size(); ++i) {
-    sample->top[i] = {.id = scratch_[i].id,
-                      .logprob = static_cast<float>(static_cast<double>(scratch_[i].logit) - raw_log_norm_)};
+    sample->top[i] = {.id = scratch_[i].id, .logprob = raw_logprob(scratch_[i].logit)};
   }
 }
 
@@ -148,11 +148,15 @@ void Sampler::edit(const SampleInput& input) {
   }
 }
 
+// The maximum is taken off first: added to the logarithm, a huge one would swallow it.
+float Sampler::raw_logprob(float logit) const {
+  return static_cast<float>((static_cast<double>(logit) - static_cast<double>(raw_max_)) - raw_log_total_);
+}
+
 void Sampler::finish(const SampleInput& input, std::int32_t token, Sample* sample) const {
   sample->token = token;
   if (input.params->logprobs < 0) return;
-  const float logit = input.logits[static_cast<std::size_t>(token)];
-  sample->logprob = static_cast<float>(static_cast<double>(logit) - raw_log_norm_);
+  sample->logprob = raw_logprob(input.logits[static_cast<std::size_t>(token)]);
 }
 
 std::int32_t Sampler::argmax() const {

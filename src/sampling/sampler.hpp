@@ -114,13 +114,15 @@ class Sampler {
 
   std::int32_t argmax() const;
   std::int32_t draw(double u) const;
+  float raw_logprob(float logit) const;
   void finish(const SampleInput& input, std::int32_t token, Sample* sample) const;
 
   std::int64_t vocab_;
   std::span<const float> logits_;  // of the step at hand: the input's own or edited_
   float max_ = 0;                  // of logits_
   float inv_temperature_ = 1;
-  double raw_log_norm_ = 0;           // log Σ exp of the input's logits
+  float raw_max_ = 0;                 // of the input's logits
+  double raw_log_total_ = 0;          // log Σ exp(logit - raw_max_) over them
   bool kept_all_ = true;              // nothing is cut: weights_ stand for every token, kept_ is not used
   double total_ = 0;                  // weight of all that is kept
   std::vector<float> edited_;         // [vocab]

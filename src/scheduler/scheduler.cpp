@@ -67,6 +67,7 @@ const StepPlan& Scheduler::plan(std::int64_t now_us) {
   const std::int64_t budget = options_.chunk_tokens;
   std::int64_t kept = 0;  // r of the header
   if (reads) kept = budget > 1 ? std::max<std::int64_t>(1, budget / 8) : (last_prompt_step_ < step_ - 1 ? 1 : 0);
+  if (kept > 0) last_prompt_step_ = step_;  // even if pages are short for it: the turn is over
   plan_decodes(budget - kept);
   plan_prompts(budget - plan_.n_rows);
   return plan_;
@@ -81,33 +82,36 @@ void Scheduler::expire(std::int64_t now_us) {
 
 // Beyond the pages that running requests hold or were promised (all their known tokens), one page for each of them must
 // stay free, so that a newcomer is not preempted at once by their next tokens.
-bool Scheduler::can_start(const Request& request) const {
-  std::int64_t promised = 0;
+void Scheduler::start_waiting() {
+  std::int64_t available = kv_.free_pages();
   for (const RequestId id : running_) {
     const Request& r = requests_.at(id);
-    promised += std::max(0, pages_for(r.n_tokens) - pages_for(r.computed)) + 1;
+    available -= std::max(0, pages_for(r.n_tokens) - pages_for(r.computed)) + 1;
   }
-  return pages_for(request.n_tokens) + promised <= kv_.free_pages();
-}
-
-void Scheduler::start_waiting() {
-  for (std::size_t i = 0; i < waiting_.size() && n_running() < options_.max_running;) {
+  std::size_t i = 0;
+  while (i < waiting_.size() && i < kMaxOvertakes && available > 0 && n_running() < options_.max_running) {
     const RequestId id = waiting_[i];
     Request& r = requests_.at(id);
-    const Request& first = requests_.at(waiting_.front());
+    Request& first = requests_.at(waiting_.front());
     if (i > 0 && (first.preempted || first.overtaken >= kMaxOvertakes)) return;
-    if (!can_start(r)) {
+    const std::int64_t need = pages_for(r.n_tokens);
+    if (need > available) {
       ++i;
       continue;
     }
-    if (i > 0) ++requests_.at(waiting_.front()).overtaken;
+    available -= need + 1;
+    if (i > 0) ++first.overtaken;
     waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
-    r.sequence = kv_.open();
-    r.preempted = false;
-    const auto older = [&](RequestId other, std::int64_t arrival) { return requests_.at(other).arrival < arrival; };
-    running_.insert(std::lower_bound(running_.begin(), running_.end(), r.arrival, older), id);
-    plan_.started.push_back(id);
+    start(r);
   }
+}
+
+void Scheduler::start(Request& r) {
+  r.sequence = kv_.open();
+  r.preempted = false;
+  const auto older = [&](RequestId other, std::int64_t arrival) { return requests_.at(other).arrival < arrival; };
+  running_.insert(std::lower_bound(running_.begin(), running_.end(), r.arrival, older), r.descriptor.id);
+  plan_.started.push_back(r.descriptor.id);
 }
 
 // Those that waited longest come first, so that a budget below their number goes round.
@@ -160,20 +164,21 @@ void Scheduler::plan_prompts(std::int64_t budget) {
 }
 
 // Gives the request n_rows of its known tokens and up to n_drafts more; returns the rows that it got. Short of pages, a
-// decode loses first its drafts, then is preempted; a prompt gets as many rows as pages allow, maybe none.
+// decode loses its drafts and a prompt a part of its rows; when not even one row fits, younger requests are preempted
+// for it. If there is none, a decode is preempted itself and a prompt waits with what it has read.
 std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n_drafts) {
   const bool prefill = !r.decoding();
-  if (n_drafts > 0 && kv_.pages_needed(*r.sequence, n_rows + n_drafts) > kv_.free_pages()) n_drafts = 0;
-  if (!make_room(r, n_rows + n_drafts)) {
-    if (!prefill) {
-      preempt(r);
-      return 0;
-    }
-    const std::int64_t fits =
-        (std::int64_t{pages_for(r.computed)} + kv_.free_pages()) * options_.page_tokens - r.computed;
-    n_rows = std::min(n_rows, fits);
-    if (n_rows <= 0) return 0;
+  // Rows that free pages allow. A partly filled last page that is shared takes one page for its copy.
+  const auto fits = [&] {
+    const std::int64_t copies = r.computed % options_.page_tokens != 0 ? kv_.pages_needed(*r.sequence, 1) : 0;
+    return (pages_for(r.computed) + kv_.free_pages() - copies) * options_.page_tokens - r.computed;
+  };
+  if (fits() <= 0 && !make_room(r)) {
+    if (!prefill) preempt(r);
+    return 0;
   }
+  n_rows = std::min(n_rows, fits());
+  if (n_rows + n_drafts > fits()) n_drafts = 0;
   StepItem item{.request = r.descriptor.id,
                 .sequence = *r.sequence,
                 .start = r.computed,
@@ -192,10 +197,10 @@ std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n
   return item.n_tokens;
 }
 
-// Preempts requests younger than `request`, the youngest first, until n_tokens fit. False: still short, and none is
+// Preempts requests younger than `request`, the youngest first, until a page is free. False: none is, and none is
 // younger.
-bool Scheduler::make_room(const Request& request, std::int64_t n_tokens) {
-  while (kv_.pages_needed(*request.sequence, n_tokens) > kv_.free_pages()) {
+bool Scheduler::make_room(const Request& request) {
+  while (kv_.free_pages() == 0) {
     Request& youngest = requests_.at(running_.back());
     if (youngest.arrival == request.arrival) return false;
     preempt(youngest);

@@ -28,7 +28,7 @@ namespace glint {
 
 using RequestId = std::int64_t;
 
-inline constexpr int kMaxOvertakes = 32;
+inline constexpr int kMaxOvertakes = 32;  // also how far into the queue a step looks
 
 struct SchedulerOptions {
   std::int32_t n_pages = 0;
@@ -133,11 +133,11 @@ class Scheduler {
 
   void expire(std::int64_t now_us);
   void start_waiting();
-  bool can_start(const Request& request) const;
+  void start(Request& request);
   void plan_decodes(std::int64_t budget);
   void plan_prompts(std::int64_t budget);
   std::int64_t add_rows(Request& request, std::int64_t n_rows, std::int64_t n_drafts);
-  bool make_room(const Request& request, std::int64_t n_tokens);
+  bool make_room(const Request& request);
   void preempt(Request& request);
   void drop_item(RequestId id);
   void forget(RequestId id);
