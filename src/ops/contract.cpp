@@ -1,6 +1,7 @@
 #include "ops/contract.hpp"
 
 #include <functional>
+#include <limits>
 
 #include "base/error.hpp"
 
@@ -15,6 +16,14 @@ std::string_view format_name(WeightFormat f) {
       return "F16";
     case WeightFormat::kBF16:
       return "BF16";
+    case WeightFormat::kF8E4M3:
+      return "F8_E4M3";
+    case WeightFormat::kI8:
+      return "I8";
+    case WeightFormat::kI4:
+      return "I4";
+    case WeightFormat::kNF4:
+      return "NF4";
   }
   return "?";
 }
@@ -77,6 +86,14 @@ void Contract::weight(std::string_view name, const Weight& w, Dim rows, Dim cols
   const std::string subject(name);
   require(w.data != nullptr, subject, "no data (null pointer)",
           "a matrix of " + std::to_string(w.rows) + " by " + std::to_string(w.cols));
+  if (weight_code_bits(w.format) == 4) require(w.cols % 2 == 0, subject + " cols", std::to_string(w.cols), "even");
+  if (has_scales(w.format)) {
+    require(w.scales != nullptr, subject + " scales", "null pointer", "a scale a group");
+    range(subject + " group", w.group, 1, w.cols);
+    range(subject + " group_rows", w.group_rows, 1, std::numeric_limits<std::int32_t>::max());
+    const bool known = w.scale_dtype == DType::kF32 || w.scale_dtype == DType::kF16 || w.scale_dtype == DType::kBF16;
+    require(known, subject + " scale_dtype", std::string(dtype_name(w.scale_dtype)), "F32, F16 or BF16");
+  }
   if (policy_.backend == nullptr) return;
   require(policy_.backend->supports(w.format), subject, std::string(format_name(w.format)),
           "a weight format that " + policy_.backend->name() + " reads");

@@ -130,8 +130,9 @@ void decode(const Weight& w, std::int64_t begin, std::int64_t n, float* out) {
       for (std::int64_t i = 0; i < n; ++i) out[i] = to_float(v[i]);
       return;
     }
+    default:
+      CHECK(false, "the reference does not read weight format " + std::to_string(static_cast<int>(w.format)));
   }
-  CHECK(false, "weight format " + std::to_string(static_cast<int>(w.format)));
 }
 
 }  // namespace

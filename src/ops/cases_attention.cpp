@@ -1,0 +1,173 @@
+// Cases of mla_project, mla_append and mla_attend.
+
+#include <algorithm>
+
+#include "ops/case_list.hpp"
+
+namespace glint {
+namespace {
+
+struct ProjectShape {
+  std::int64_t T, hidden, q_lora, heads;
+};
+
+void add_project(std::vector<Case>& list, WeightFormat format, ProjectShape d) {
+  const auto run = [=](Stage& s) {
+    // Positions of two sequences, one of them far out: an angle in fp32 would be visibly wrong there.
+    std::vector<std::int32_t> positions;
+    for (std::int64_t t = 0; t < d.T; ++t)
+      positions.push_back(static_cast<std::int32_t>(t % 2 == 0 ? t / 2 : 202000 + t));
+    MlaProjectParams p{.tag = kCaseTag};
+    p.x = s.input({d.T, d.hidden});
+    p.positions = s.array(positions);
+    p.q_a = s.weight(d.q_lora, d.hidden, format);
+    p.q_a_norm = s.input({d.q_lora});
+    p.q_b = s.weight(d.heads * kQk, d.q_lora, format);
+    p.kv_a = s.weight(kKvRow, d.hidden, format);
+    p.kv_a_norm = s.input({kLatent});
+    p.q = s.output("q", {d.T, d.heads, kQk}, OutputKind::kProduct);
+    p.kv = s.output("kv", {d.T, kKvRow}, OutputKind::kProduct);
+    s.ops().mla_project(p);
+  };
+  list.push_back({.name = case_name("mla_project", {text(format), text("T", d.T), text("H", d.hidden),
+                                                    text("q_lora", d.q_lora), text("N", d.heads)}),
+                  .op = "mla_project",
+                  .run = run,
+                  .format = format});
+}
+
+void add_append(std::vector<Case>& list, KvCodec codec, std::int64_t T) {
+  const auto run = [=](Stage& s) {
+    constexpr std::int64_t kPages = 4;
+    std::vector<float> values = s.random.normals(T * kKvRow, 3.0F);
+    // Ties of the rounding to bf16, both ways, and values that overflow or vanish in it.
+    constexpr float kHard[] = {1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F, 1e-40F, -0.0F};
+    std::copy(std::begin(kHard), std::end(kHard), values.begin());
+    const PagePool pool = s.pool(codec, kPages, {});
+    MlaAppendParams p{.tag = kCaseTag};
+    p.pages = pool.pages;
+    s.output_pool("pages", pool);
+    std::vector<std::int32_t> slots = s.random.permutation(kPages * kPageTokens);
+    slots.resize(static_cast<std::size_t>(T));
+    for (std::size_t t = 0; t < slots.size(); ++t) slots[t] = t % 5 == 3 ? -1 : pool.slot(slots[t]);
+    p.slots = s.array(slots);
+    p.kv = s.input({T, kKvRow}, values);
+    s.ops().mla_append(p);
+  };
+  list.push_back(
+      {.name = case_name("mla_append", {text(codec), text("T", T)}), .op = "mla_append", .run = run, .codec = codec});
+}
+
+struct Sequence {
+  std::int32_t rows;     // of this step
+  std::int32_t context;  // cached tokens, these rows included
+};
+
+struct AttendShape {
+  std::int64_t heads;
+  KvCodec codec = KvCodec::kBF16;
+  WeightFormat format = WeightFormat::kBF16;
+  int window = 0;
+  float q_scale = 1.0F;
+};
+
+constexpr std::int32_t kAbsurdPage = 2147480000;  // in dead entries of the page table
+
+void run_attend(Stage& s, const AttendShape& a, const std::vector<Sequence>& sequences) {
+  AttendBatch batch;
+  batch.n_seqs = static_cast<int>(sequences.size());
+  std::vector<std::int32_t> offsets{0};
+  std::vector<std::int32_t> contexts;
+  std::vector<CachedRow> cached;
+  std::int64_t n_pages = 0;
+  for (const Sequence& q : sequences) {
+    offsets.push_back(offsets.back() + q.rows);
+    contexts.push_back(q.context);
+    for (std::int64_t i = 0; i < q.context; ++i)
+      cached.push_back({n_pages * kPageTokens + i, s.random.normals(kKvRow, 1.0F)});
+    const std::int64_t used = (q.context + kPageTokens - 1) / kPageTokens;
+    batch.max_pages = std::max(batch.max_pages, static_cast<int>(used) + 1);
+    n_pages += used;
+  }
+  const PagePool pool = s.pool(a.codec, n_pages, cached);
+  std::vector<std::int32_t> table;
+  std::int64_t next = 0;
+  for (const Sequence& q : sequences) {
+    for (int i = 0; i < batch.max_pages; ++i)
+      table.push_back(i < (q.context + kPageTokens - 1) / kPageTokens ? pool.page(next++) : kAbsurdPage);
+  }
+  const std::int64_t T = offsets.back();
+  batch.row_offsets = s.array(offsets);
+  batch.context_tokens = s.array(contexts);
+  batch.page_table = s.array(table);
+
+  MlaAttendParams p{.tag = kCaseTag};
+  p.q = s.input({T, a.heads, kQk}, a.q_scale);
+  p.kv_b = s.weight(a.heads * (kNope + kValue), kLatent, a.format);
+  p.pages = pool.pages;
+  p.batch = batch;
+  p.window_tokens = a.window;
+  p.out = s.output("out", {T, a.heads * kValue}, OutputKind::kProduct);
+  s.ops().mla_attend(p);
+}
+
+void add_attend(std::vector<Case>& list, const AttendShape& a, const std::vector<Sequence>& sequences) {
+  std::string rows;
+  for (const Sequence& q : sequences)
+    rows += (rows.empty() ? "" : "+") + std::to_string(q.rows) + "of" + std::to_string(q.context);
+  Case c{.name = case_name("mla_attend",
+                           {text(a.codec), text(a.format), text("N", a.heads), text("window", a.window), rows}),
+         .op = "mla_attend",
+         .run = [=](Stage& s) { run_attend(s, a, sequences); },
+         .format = a.format,
+         .codec = a.codec};
+  if (a.q_scale > 1) {
+    c.name += "/sharp";
+    c.slack = 4 * a.q_scale * a.q_scale;
+    c.slack_reason = "scores of this size turn their own rounding into that of a softmax weight";
+  }
+  list.push_back(c);
+}
+
+}  // namespace
+
+void add_attention_cases(std::vector<Case>& list) {
+  constexpr auto kBF16 = WeightFormat::kBF16;
+  for (const WeightFormat f : kAllFormats) {
+    for (const std::int64_t T : {1, 3, 7}) add_project(list, f, {T, 256, 128, 4});
+  }
+  for (const std::int64_t T : {17, 64, 65}) add_project(list, kBF16, {T, 256, 128, 4});
+  for (const std::int64_t heads : {20, 10, 5, 4}) add_project(list, kBF16, {3, 2048, 768, heads});
+  for (const std::int64_t T : {1, 17, 64}) add_project(list, kBF16, {T, 2048, 768, 20});
+  for (const WeightFormat f : kAllFormats) add_project(list, f, {5, 100, 40, 3});
+
+  for (const KvCodec codec : kAllCodecs) {
+    for (const std::int64_t T : {1, 3, 7, 17, 64, 65}) add_append(list, codec, T);
+  }
+
+  for (const KvCodec codec : kAllCodecs) {
+    for (const std::int64_t heads : {20, 4}) {  // decode
+      for (const std::int32_t context : {1, 63, 64, 65, 257, 1000}) add_attend(list, {heads, codec}, {{1, context}});
+    }
+    for (const int window : {0, 100}) {
+      for (const std::int32_t T : {3, 7, 17, 64, 65}) {  // prefill: whole, then onto 200 cached tokens
+        add_attend(list, {.heads = 4, .codec = codec, .window = window}, {{T, T}});
+        add_attend(list, {.heads = 4, .codec = codec, .window = window}, {{T, T + 200}});
+      }
+      const std::vector<Sequence> ragged{{1, 65}, {7, 7}, {1, 1}, {17, 257}, {0, 70}, {64, 64}, {1, 1000}};
+      add_attend(list, {.heads = 4, .codec = codec, .window = window}, ragged);
+      add_attend(list, {.heads = 5, .codec = codec, .window = window}, ragged);
+    }
+  }
+  for (const std::int64_t heads : {20, 10, 5}) {
+    add_attend(list, {.heads = heads}, {{1, 65}, {1, 257}, {3, 64}, {1, 1}});
+    add_attend(list, {.heads = heads, .window = 100}, {{17, 257}});
+  }
+  add_attend(list, {.heads = 4, .window = 1}, {{5, 70}});
+  add_attend(list, {.heads = 4}, {{300, 300}});
+  for (const WeightFormat f : kAllFormats) add_attend(list, {.heads = 3, .format = f}, {{2, 66}, {1, 3}});
+  for (const int window : {0, 100})
+    add_attend(list, {.heads = 4, .window = window, .q_scale = 30.0F}, {{1, 257}, {17, 130}});
+}
+
+}  // namespace glint

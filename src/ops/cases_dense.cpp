@@ -1,0 +1,160 @@
+// Cases of embed, rms_norm, linear, lm_head and mtp_input.
+
+#include "ops/case_list.hpp"
+
+namespace glint {
+namespace {
+
+void add_embed(std::vector<Case>& list, WeightFormat format, std::int64_t vocab, std::int64_t hidden, std::int64_t T) {
+  const auto run = [=](Stage& s) {
+    std::vector<std::int32_t> ids{static_cast<std::int32_t>(vocab - 1)};
+    while (static_cast<std::int64_t>(ids.size()) < T) ids.push_back(static_cast<std::int32_t>(s.random.below(vocab)));
+    if (T > 2) ids[2] = 0;
+    EmbedParams p{.tag = kCaseTag};
+    p.ids = s.array(ids);
+    p.table = s.weight(vocab, hidden, format);
+    p.out = s.output("out", {T, hidden}, OutputKind::kExact);
+    s.ops().embed(p);
+  };
+  list.push_back({.name = case_name("embed", {text(format), text("T", T), text("H", hidden)}),
+                  .op = "embed",
+                  .run = run,
+                  .format = format});
+}
+
+enum class Norm { kPlain, kDelta, kAddOnly, kInPlace };
+
+void add_rms_norm(std::vector<Case>& list, Norm kind, std::int64_t T, std::int64_t hidden) {
+  static constexpr const char* kNames[] = {"plain", "delta", "add_only", "in_place"};
+  const auto run = [=](Stage& s) {
+    // Rows of very different size, one of them zero: there only eps keeps the norm finite.
+    std::vector<float> values = s.random.normals(T * hidden, 1.0F);
+    constexpr float kScales[] = {1.0F, 1e-4F, 300.0F, 0.0F};
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] *= kScales[i / static_cast<std::size_t>(hidden) % 4];
+    RmsNormParams p{.tag = kCaseTag};
+    p.weight = s.input({hidden});
+    if (kind == Norm::kInPlace) {
+      p.hidden = s.in_out("hidden", {T, hidden}, OutputKind::kFloat, values);
+      p.out = p.hidden;
+    } else {
+      // Without a delta the stream is only read: it must come out as it went in.
+      const auto stream = kind == Norm::kPlain ? OutputKind::kExact : OutputKind::kFloat;
+      p.hidden = s.in_out("hidden", {T, hidden}, stream, values);
+      if (kind != Norm::kPlain) p.delta = s.input({T, hidden}, 0.5F);
+      if (kind != Norm::kAddOnly) p.out = s.output("out", {T, hidden}, OutputKind::kFloat);
+    }
+    s.ops().rms_norm(p);
+  };
+  list.push_back({.name = case_name("rms_norm", {kNames[static_cast<int>(kind)], text("T", T), text("H", hidden)}),
+                  .op = "rms_norm",
+                  .run = run});
+}
+
+void add_linear(std::vector<Case>& list, WeightFormat format, std::int64_t T, std::int64_t in, std::int64_t out) {
+  const auto run = [=](Stage& s) {
+    LinearParams p{.tag = kCaseTag};
+    p.x = s.input({T, in});
+    p.w = s.weight(out, in, format);
+    p.out = s.output("out", {T, out}, OutputKind::kProduct);
+    s.ops().linear(p);
+  };
+  list.push_back({.name = case_name("linear", {text(format), text("T", T), text("in", in), text("out", out)}),
+                  .op = "linear",
+                  .run = run,
+                  .format = format});
+}
+
+struct HeadShape {
+  std::int64_t T, R, hidden, vocab, valid;
+  bool picked;  // rows given
+};
+
+void add_lm_head(std::vector<Case>& list, WeightFormat format, HeadShape h) {
+  const auto run = [=](Stage& s) {
+    LmHeadParams p{.tag = kCaseTag};
+    p.x = s.input({h.T, h.hidden});
+    if (h.picked) {
+      std::vector<std::int32_t> rows;
+      for (std::int64_t r = 0; r < h.R; ++r) rows.push_back(static_cast<std::int32_t>(h.T - 1 - r * 2 % h.T));
+      p.rows = s.array(rows);
+    }
+    p.w = s.weight(h.vocab, h.hidden, format);
+    p.valid_vocab = h.valid;
+    p.logits = s.output("logits", {h.R, h.vocab}, OutputKind::kProduct);
+    s.ops().lm_head(p);
+  };
+  list.push_back(
+      {.name = case_name("lm_head", {text(format), text("T", h.T), text("R", h.R), text("H", h.hidden),
+                                     text("vocab", h.vocab), text("valid", h.valid), h.picked ? "picked" : "first"}),
+       .op = "lm_head",
+       .run = run,
+       .format = format});
+}
+
+void add_mtp_input(std::vector<Case>& list, WeightFormat format, std::int64_t T, std::int64_t hidden) {
+  const auto run = [=](Stage& s) {
+    MtpInputParams p{.tag = kCaseTag};
+    p.embed = s.input({T, hidden}, 0.1F);
+    p.hidden = s.input({T, hidden}, 5.0F);
+    p.e_norm = s.input({hidden});
+    p.h_norm = s.input({hidden});
+    p.eh_proj = s.weight(hidden, 2 * hidden, format);
+    p.out = s.output("out", {T, hidden}, OutputKind::kProduct);
+    s.ops().mtp_input(p);
+  };
+  list.push_back({.name = case_name("mtp_input", {text(format), text("T", T), text("H", hidden)}),
+                  .op = "mtp_input",
+                  .run = run,
+                  .format = format});
+}
+
+}  // namespace
+
+void add_dense_cases(std::vector<Case>& list) {
+  constexpr auto kBF16 = WeightFormat::kBF16;
+  for (const WeightFormat f : kAllFormats) {
+    for (const std::int64_t T : {1, 7, 65}) add_embed(list, f, 8192, 256, T);
+    add_embed(list, f, 50, 37, 3);
+  }
+  add_embed(list, kBF16, 1000, 2048, 17);
+
+  for (const Norm kind : {Norm::kPlain, Norm::kDelta, Norm::kAddOnly, Norm::kInPlace}) {
+    for (const std::int64_t T : {1, 3, 17, 65}) add_rms_norm(list, kind, T, 256);
+    for (const std::int64_t hidden : {1, 7, 37, 520, 2048}) add_rms_norm(list, kind, 5, hidden);
+  }
+
+  for (const WeightFormat f : kAllFormats) {
+    for (const std::int64_t T : {1, 3, 7, 17, 64, 65}) {
+      add_linear(list, f, T, 256, 128);   // tiny q_a
+      add_linear(list, f, T, 1024, 256);  // tiny o
+    }
+    // Contractions and outputs that are no multiple of any vector or tile.
+    for (const std::int64_t in : {1, 5, 17, 24, 40, 100, 520, 1000}) {
+      for (const std::int64_t T : {1, 5}) add_linear(list, f, T, in, 33);
+    }
+    for (const std::int64_t out : {1, 3, 7, 31, 65}) add_linear(list, f, 6, 264, out);
+  }
+  for (const std::int64_t T : {1, 17}) {  // the real model: q_a, q_b, o of 20 heads, o of 10, 5 and 4
+    add_linear(list, kBF16, T, 2048, 768);
+    add_linear(list, kBF16, T, 768, 5120);
+    for (const std::int64_t heads : {20, 10, 5, 4}) add_linear(list, kBF16, T, heads * kValue, 2048);
+  }
+  for (const std::int64_t T : {64, 65, 200}) add_linear(list, kBF16, T, 2048, 576);
+
+  for (const WeightFormat f : kAllFormats) {
+    add_lm_head(list, f, {.T = 1, .R = 1, .hidden = 256, .vocab = 8192, .valid = 0, .picked = false});
+    add_lm_head(list, f, {.T = 7, .R = 3, .hidden = 256, .vocab = 8192, .valid = 8140, .picked = true});
+    add_lm_head(list, f, {.T = 7, .R = 7, .hidden = 100, .vocab = 77, .valid = 77, .picked = true});
+  }
+  add_lm_head(list, kBF16, {.T = 3, .R = 0, .hidden = 256, .vocab = 100, .valid = 0, .picked = false});
+  add_lm_head(list, kBF16, {.T = 5, .R = 2, .hidden = 256, .vocab = 100, .valid = 99, .picked = false});
+  add_lm_head(list, kBF16, {.T = 17, .R = 17, .hidden = 256, .vocab = 1000, .valid = 0, .picked = false});
+  add_lm_head(list, kBF16, {.T = 3, .R = 2, .hidden = 2048, .vocab = 4001, .valid = 3990, .picked = true});
+
+  for (const WeightFormat f : kAllFormats) add_mtp_input(list, f, 3, 256);
+  for (const std::int64_t T : {1, 17, 65}) add_mtp_input(list, kBF16, T, 256);
+  add_mtp_input(list, kBF16, 5, 100);
+  add_mtp_input(list, kBF16, 1, 2048);
+}
+
+}  // namespace glint
