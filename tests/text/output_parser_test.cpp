@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.hpp"
+#include "text/chat.hpp"
 
 namespace glint {
 namespace {
@@ -395,6 +396,47 @@ TEST(OutputParser, SplittingNeverMatters) {
     ASSERT_EQ(whole, fed_in_pieces(text, options, end, [&] { return 1 + below(9); })) << text;
     for (const ParsedToolCall& call : whole.tool_calls) {
       ASSERT_TRUE(try_parse_json_value(call.arguments)) << text << "\n" << call.arguments;
+    }
+  }
+}
+
+// What the template prints for an assistant's turn is what the model is trained to write, so it must read back.
+TEST(OutputParser, ReadsBackWhatTheTemplatePrints) {
+  using Parameter = std::pair<const char*, std::vector<const char*>>;  // name, values as JSON
+  const std::vector<Parameter> parameters = {
+      {"city",
+       {R"("")", R"("  Köln\n")", R"("5")", R"("[1, \"a\"]")", R"("null")", R"("<b>x</b> < y </arg_value> z")"}},
+      {"days", {"0", "-7", "12345678901234567890123"}},
+      {"metric", {"true", "false", "null"}},
+      {"tags", {"[]", R"(["a", "it's"])"}},
+      {"opts", {"{}", R"({"b": 1.5, "a": [null, {"ü": true}]})"}},
+      {"note", {"null", R"("12")", R"("text")"}},
+      {"list_or_text", {R"(["a"])", R"("a")"}}};
+  std::mt19937 rng(3);
+  const auto below = [&](std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(rng); };
+  const std::vector<std::string> words = {"so ", "a < b", "<tool", "</thin", "\n\n", "ü", "ok"};
+  for (int round = 0; round < 2000; ++round) {
+    ChatMessage turn{.role = "assistant", .content = "say", .reasoning_content = "think"};
+    for (std::size_t i = below(5); i > 0; --i) *turn.reasoning_content += words[below(words.size())];
+    for (std::size_t i = below(5); i > 0; --i) turn.content->text += words[below(words.size())];
+    *turn.reasoning_content += '.';  // the template strips the ends
+    turn.content->text += '.';
+    for (std::size_t calls = below(4); calls > 0; --calls) {
+      ChatToolCall call{.name = below(3) ? "get_weather" : "now"};
+      for (const auto& [name, values] : parameters) {
+        if (call.name == "now" || below(2)) continue;
+        call.arguments.set(name, parse_json_value(values[below(values.size())], "value"));
+      }
+      turn.tool_calls.push_back(call);
+    }
+    const std::string prompt = "[gMASK]<sop><|assistant|><think>";
+    const ParsedOutput out = parse(render_chat({.messages = {turn}}).substr(prompt.size()));
+    ASSERT_EQ(out.reasoning, *turn.reasoning_content);
+    ASSERT_EQ(out.content, turn.content->text);
+    ASSERT_EQ(out.tool_calls.size(), turn.tool_calls.size());
+    for (std::size_t i = 0; i < turn.tool_calls.size(); ++i) {
+      EXPECT_EQ(out.tool_calls[i].name, turn.tool_calls[i].name);
+      EXPECT_EQ(out.tool_calls[i].arguments, dump_json(turn.tool_calls[i].arguments, NumberStyle::kVerbatim));
     }
   }
 }
