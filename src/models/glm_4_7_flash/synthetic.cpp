@@ -220,7 +220,7 @@ class Generator {
   }
 
   // Norms near one; router logits of order one; a correction bias that makes some experts several times as busy as
-  // others, as in trained models (the distribution is measured in load_weights_test).
+  // others, as in trained models (the distribution is measured in synthetic_test).
   void fill_f32(const TensorSpec& spec, float* out, std::int64_t n, std::uint64_t stream) const {
     Random random(options_.seed, stream);
     float mean = 1.0F, scale = 0.1F;
@@ -251,7 +251,7 @@ class Generator {
   }
 
   static constexpr std::size_t kAlign = 256;
-  static constexpr float kBiasSpread = 0.08F;
+  static constexpr float kBiasSpread = 0.04F;
 
   const SyntheticOptions& options_;
   DType dtype_;
