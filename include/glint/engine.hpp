@@ -144,7 +144,12 @@ class Engine {
   virtual bool step() = 0;
 
   // log p(ids[i+1] | ids[0..i]) for i in [0, n-1): teacher forcing, for perplexity and for ranking answers.
-  virtual std::vector<float> score(std::span<const std::int32_t> ids) = 0;
+  // window > 0 scores windows of that many predictions, several at a time, each without what stands before it: window w
+  // reads ids[w · window …] and predicts the `window` tokens after its first. 0: all as one. Blocks; on_progress gets
+  // predictions done and in all, on the caller's thread. Throws Error when a window does not fit the context.
+  virtual std::vector<float> score(std::span<const std::int32_t> ids, std::int64_t window,
+                                   const std::function<void(std::int64_t, std::int64_t)>& on_progress) = 0;
+  std::vector<float> score(std::span<const std::int32_t> ids) { return score(ids, 0, {}); }
 
   virtual EngineStats stats() const = 0;
   virtual const ModelInfo& info() const = 0;
@@ -153,7 +158,8 @@ class Engine {
   // Error.
   virtual std::vector<std::int32_t> encode(std::string_view text, bool literal = false) const = 0;
   virtual std::string decode(std::span<const std::int32_t> ids, bool skip_special = false) const = 0;
-  // {"messages", "tools", "enable_thinking", …} (JSON) → the prompt's text in the model's chat format.
+  // {"messages", "tools", "enable_thinking", …} (JSON) → the prompt's text in the model's chat format, up to where the
+  // answer begins unless "add_generation_prompt" is false.
   virtual std::string render_chat(std::string_view request_json) const = 0;
   // The model's answer → {"reasoning_content","content","tool_calls"} (JSON); options: {"tools", "enable_thinking"}
   // (JSON).

@@ -74,6 +74,16 @@ void Model::forward(const Batch& batch, const KvStore& cache, View logits) {
   }
 }
 
+void Model::logits_of_rows(std::int64_t first_row, std::int64_t n_rows, View logits) {
+  CHECK(first_row >= 0 && n_rows > 0 && first_row + n_rows <= options_.max_rows && n_rows <= options_.max_logits);
+  const std::int64_t h = weights_.config.hidden;
+  ops_.lm_head({.tag = {"lm_head"},
+                .x = {x_.as<float>() + first_row * h, DType::kF32, {n_rows, h}},
+                .w = weights_.lm_head,
+                .valid_vocab = options_.valid_vocab,
+                .logits = logits.first(n_rows)});
+}
+
 // hidden += Attn(RMS(hidden)); hidden += MLP(RMS(hidden)). Each addition happens in the next norm (delta_), so after
 // the last layer one is still to be made.
 void Model::layer(const LayerWeights& w, std::int64_t index, const Batch& batch, const KvStore& cache, View hidden,

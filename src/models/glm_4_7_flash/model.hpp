@@ -37,6 +37,10 @@ class Model {
   // Rows [0, T) of the last forward() after the final norm, [max_rows, H]; valid until the next call.
   ConstView final_hidden() const { return x_; }
 
+  // Logits of rows [first_row, first_row + n_rows) of the last forward(), n_rows ≤ max_logits: for callers that want
+  // more rows of a batch than that (scoring), part by part.
+  void logits_of_rows(std::int64_t first_row, std::int64_t n_rows, View logits);
+
   // One MTP step: row t holds the token after position p (batch.ids = t_{p+1}, batch.positions = p) and hidden[t] the
   // target's final hidden state at p, or a previous draft's output. Logits predict t_{p+2}. Appends to the MTP layer's
   // cache. Model facts §3.2. Needs has_mtp(). Does not disturb final_hidden().

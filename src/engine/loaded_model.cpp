@@ -1,0 +1,91 @@
+#include "engine/loaded_model.hpp"
+
+#include <algorithm>
+
+#include "backends/cpu/cpu.hpp"
+#include "backends/reference/reference.hpp"
+#include "base/error.hpp"
+#include "models/glm_4_7_flash/memory_plan.hpp"
+
+namespace glint {
+namespace {
+
+// The official checkpoint's padding rows (model facts §0); random weights of that shape have no tokenizer to ask.
+constexpr std::int64_t kOfficialVocab = 154880;
+constexpr std::int64_t kOfficialTokens = 154856;
+
+std::unique_ptr<Ops> make_ops(const EngineOptions& options) {
+  if (options.device == "cpu") return make_cpu_ops({.isa = options.isa, .threads = options.threads});
+  if (options.device == "reference") return make_reference_ops();
+  throw Error({.what = "device", .found = '"' + options.device + '"', .expected = "cpu or reference"});
+}
+
+std::int64_t count_parameters(const LoadedModel& model) {
+  const ModelSize size = model_size(model.weights.config);
+  // The size is that of an official checkpoint, whose MTP layer has an embedding and a head of its own.
+  std::int64_t n = size.total.params;
+  const ModelWeights& w = model.weights;
+  if (w.config.n_mtp_layers > 0 && w.mtp == nullptr) n -= size.mtp.params;
+  if (w.mtp != nullptr && w.mtp->embed.data == w.embed.data) n -= w.embed.rows * w.embed.cols;
+  if (w.mtp != nullptr && w.mtp->head.data == w.lm_head.data) n -= w.lm_head.rows * w.lm_head.cols;
+  if (w.lm_head.data == w.embed.data) n -= w.lm_head.rows * w.lm_head.cols;
+  return n;
+}
+
+}  // namespace
+
+KvCodec kv_codec(const EngineOptions& options) {
+  if (options.kv == "bf16") return KvCodec::kBF16;
+  if (options.kv == "f32") return KvCodec::kF32;
+  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "bf16 or f32"});
+}
+
+LoadedModel load_model(const EngineOptions& options) {
+  LoadedModel model;
+  model.ops = make_ops(options);
+  if (!model.ops->supports(kv_codec(options))) {
+    throw Error({.what = "kv", .found = options.kv, .expected = "a cache format of " + model.ops->name()});
+  }
+  if (options.synthetic_layers > 0) {
+    if (!options.model_dir.empty()) {
+      throw Error({.what = "options", .found = "both model_dir and synthetic_layers", .expected = "one of them"});
+    }
+    SyntheticOptions synthetic;
+    synthetic.config = real_config();
+    synthetic.config.n_layers = options.synthetic_layers;
+    model.weights = synthetic_weights(synthetic, *model.ops, options.on_load);
+  } else {
+    if (options.model_dir.empty()) throw Error({.what = "model_dir", .found = "nothing", .expected = "a directory"});
+    model.weights = load_weights(options.model_dir, *model.ops, options.on_load);
+    const std::string path = options.model_dir + "/tokenizer.json";
+    model.tokenizer = Tokenizer::from_file(path);
+    if (model.tokenizer->vocab_size() > model.weights.config.vocab) {
+      throw Error({.what = path,
+                   .found = std::to_string(model.tokenizer->vocab_size()) + " tokens",
+                   .expected = "at most the model's vocabulary of " + std::to_string(model.weights.config.vocab)});
+    }
+  }
+  const std::int64_t vocab = model.weights.config.vocab;
+  model.valid_vocab = model.tokenizer           ? model.tokenizer->vocab_size()
+                      : vocab == kOfficialVocab ? kOfficialTokens
+                                                : vocab;
+  return model;
+}
+
+ModelInfo describe(const EngineOptions& options, const LoadedModel& model) {
+  const ModelConfig& c = model.weights.config;
+  ModelInfo info;
+  info.model_dir = options.model_dir;
+  info.backend = model.ops->name();
+  info.n_layers = c.n_layers;
+  info.vocab = c.vocab;
+  info.n_parameters = count_parameters(model);
+  info.weight_bytes = static_cast<std::int64_t>(model.weights.total_bytes());
+  info.active_bytes = static_cast<std::int64_t>(model.weights.active_bytes());
+  info.cache_bytes_a_token = c.n_cache_layers() * kv_row_bytes(kv_codec(options));
+  info.has_mtp = model.weights.mtp != nullptr;
+  info.eos_ids = c.eos_ids;
+  return info;
+}
+
+}  // namespace glint

@@ -1,0 +1,32 @@
+#pragma once
+// How many tokens the cache holds, from what memory is free.
+
+#include <cstdint>
+
+#include "glint/engine.hpp"
+#include "models/glm_4_7_flash/config.hpp"
+#include "ops/params.hpp"
+
+namespace glint {
+
+// Bytes that this process may still take: the smaller of /proc/meminfo's MemAvailable and what the control group's
+// limit leaves. 0: unknown.
+std::int64_t available_memory();
+
+struct CachePlan {
+  std::int64_t max_context = 0;   // tokens a request may hold
+  std::int64_t cache_tokens = 0;  // tokens of all pages
+};
+
+struct MemoryState {
+  std::int64_t available_bytes = 0;  // 0: unknown
+  std::int64_t mapped_bytes = 0;     // weights in mapped files: counted as available, but wanted in memory
+};
+
+// The share of the free memory that the cache may take when nobody says how large it is to be.
+inline constexpr double kCacheShare = 0.6;
+
+// Fills in what the options leave open. Throws Error when what they ask for does not fit the model or the memory.
+CachePlan plan_cache(const EngineOptions& options, const ModelConfig& config, KvCodec codec, const MemoryState& memory);
+
+}  // namespace glint

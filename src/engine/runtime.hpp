@@ -1,0 +1,70 @@
+#pragma once
+// What a forward pass needs beside requests and the cache's books: the model, the cache's pages, the batch under
+// construction and the logits. Owned and used by one thread at a time.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/store.hpp"
+#include "engine/batch_builder.hpp"
+#include "models/glm_4_7_flash/model.hpp"
+
+namespace glint {
+
+enum class Placement : std::uint8_t {
+  kHost,   // the backend's memory is the host's: logits are read in place
+  kDevice  // logits are downloaded
+};
+
+struct RuntimeOptions {
+  ModelOptions model;
+  KvCodec codec = KvCodec::kBF16;
+  std::int64_t cache_tokens = 0;  // rounded up to whole pages
+  std::int64_t max_seqs = 64;     // sequences in one batch
+  Placement placement = Placement::kHost;
+};
+
+// [max_logits, vocab] F32 in the backend's memory, and the way to read rows of it on the host.
+class LogitsBuffer {
+ public:
+  LogitsBuffer(Ops& ops, std::int64_t max_rows, std::int64_t vocab, Placement placement);
+  View view() const { return view_; }
+  // Makes rows [0, n) readable.
+  void fetch(std::int64_t n_rows);
+  // Row r of the last fetch; the sampler may write to it.
+  std::span<float> row(std::int64_t r);
+
+ private:
+  Ops& ops_;
+  Buffer buffer_;
+  View view_;
+  std::vector<float> staging_;  // only on a device
+};
+
+class Runtime {
+ public:
+  // `weights` and `ops` must outlive it. Throws Error when memory is short.
+  Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& options);
+
+  Ops& ops() { return ops_; }
+  Model& model() { return model_; }
+  KvStore& store() { return store_; }
+  BatchBuilder& batch() { return batch_; }
+  LogitsBuffer& logits() { return logits_; }
+
+  // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass, logits
+  // fetched.
+  void forward(const KvPlan& plan);
+  // Logits of those rows of the last forward pass, fetched as rows [0, n_rows).
+  void logits_of_rows(std::int64_t first_row, std::int64_t n_rows);
+
+ private:
+  Ops& ops_;
+  Model model_;
+  KvStore store_;
+  BatchBuilder batch_;
+  LogitsBuffer logits_;
+};
+
+}  // namespace glint

@@ -1,0 +1,197 @@
+#include "engine/step.hpp"
+
+#include <algorithm>
+#include <exception>
+
+#include "base/check.hpp"
+#include "base/clock.hpp"
+#include "base/hash.hpp"
+#include "engine/probe.hpp"
+
+namespace glint {
+
+StepLoop::StepLoop(Runtime& runtime, const SchedulerOptions& options, std::vector<std::int32_t> eos_ids)
+    : runtime_(runtime), scheduler_(options), sampler_(runtime.model().config().vocab), eos_ids_(std::move(eos_ids)) {
+  const auto n = static_cast<std::size_t>(options.max_running);
+  outcomes_.reserve(n);
+  logits_rows_.reserve(n);
+  outgoing_.reserve(2 * n);
+}
+
+RequestState& StepLoop::at(RequestId id) {
+  const auto it = requests_.find(id);
+  CHECK(it != requests_.end(), "request " + std::to_string(id));
+  return *it->second;
+}
+
+void StepLoop::admit(std::unique_ptr<RequestState> request) {
+  const RequestId id = request->id;
+  const Admission admission =
+      scheduler_.admit({.id = id, .prompt_tokens = request->prompt_tokens, .max_tokens = request->max_tokens});
+  CHECK(!admission.refusal.has_value(), "submit() checked it");
+  requests_.emplace(id, std::move(request));
+}
+
+void StepLoop::finish(RequestId id, Event event) {
+  const auto it = requests_.find(id);
+  outgoing_.push_back(
+      {.request = id, .scored = it->second->scores != nullptr, .scored_rows = 0, .event = std::move(event)});
+  requests_.erase(it);
+}
+
+void StepLoop::cancel(RequestId id) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  scheduler_.cancel(id);
+  finish(id, it->second->end(Finish::kCancelled, it->second->scores != nullptr ? "cancelled" : ""));
+}
+
+void StepLoop::cancel_all() {
+  while (!requests_.empty()) cancel(requests_.begin()->first);
+}
+
+bool StepLoop::step() noexcept {
+  if (scheduler_.idle()) return false;
+  const double begin = now_s();
+  const StepPlan& plan = scheduler_.plan(static_cast<std::int64_t>(begin * 1e6));
+  outcomes_.clear();
+  const bool worked = !plan.empty() || !plan.expired.empty();
+  expire(plan);
+  if (!plan.empty()) {
+    for (const RequestId id : plan.started) {
+      RequestState& request = at(id);
+      if (request.started_s == 0) request.started_s = begin;
+    }
+    try {
+      run(plan);
+    } catch (const std::exception& e) { fail_step(plan, e.what()); }
+  }
+  scheduler_.commit(outcomes_);
+  if (!plan.empty()) {
+    ++stats_.steps;
+    stats_.step_s += now_s() - begin;
+  }
+  return worked;
+}
+
+void StepLoop::expire(const StepPlan& plan) {
+  for (const RequestId id : plan.expired) finish(id, at(id).end(Finish::kCancelled, "the deadline passed"));
+}
+
+void StepLoop::build(const StepPlan& plan) {
+  BatchBuilder& batch = runtime_.batch();
+  batch.begin();
+  logits_rows_.clear();
+  for (const StepItem& item : plan.items) {
+    if (item.copy) runtime_.store().copy_page(*item.copy);
+    const RequestState& request = at(item.request);
+    const std::span<const std::int32_t> tokens = request.tokens;
+    const bool wants_logits = item.samples && request.scores == nullptr;
+    logits_rows_.push_back(batch.add(scheduler_.kv(), {.sequence = item.sequence,
+                                                       .ids = tokens.subspan(static_cast<std::size_t>(item.start),
+                                                                             static_cast<std::size_t>(item.n_tokens)),
+                                                       .first_position = item.start,
+                                                       .n_logits = wants_logits ? 1 : 0}));
+    (item.prefill ? stats_.prefill_tokens : stats_.decode_tokens) += item.n_tokens;
+  }
+}
+
+void StepLoop::run(const StepPlan& plan) {
+  build(plan);
+  runtime_.forward(scheduler_.kv());
+  const double now = now_s();
+  for (std::size_t i = 0; i < plan.items.size(); ++i) {
+    const StepItem& item = plan.items[i];
+    if (at(item.request).scores != nullptr) continue;
+    if (item.samples) {
+      sample_item(item, logits_rows_[i], now);
+    } else {
+      report_progress(item);
+    }
+  }
+  // Scored windows last: the logits of their rows take the place of those that were sampled from.
+  std::int64_t first_row = 0;
+  for (const StepItem& item : plan.items) {
+    const auto it = requests_.find(item.request);  // ended requests are gone
+    if (it != requests_.end() && it->second->scores != nullptr) score_item(item, first_row);
+    first_row += item.n_tokens;
+  }
+}
+
+void StepLoop::sample_item(const StepItem& item, std::int64_t logits_row, double now) {
+  RequestState& request = at(item.request);
+  const std::span<const float> logits = runtime_.logits().row(logits_row);
+  Event event;
+  bool failed = true;
+  try {
+    const Sample sample = sampler_.sample({.logits = logits,
+                                           .params = &request.sampling,
+                                           .counts = &request.counts,
+                                           .position = static_cast<std::int64_t>(request.tokens.size())});
+    failed = sample.status != SampleStatus::kOk;
+    event =
+        failed ? request.end(Finish::kError, sample_status_text(sample.status)) : request.take(sample, eos_ids_, now);
+  } catch (const std::exception& e) {
+    failed = true;
+    event = request.end(Finish::kError, e.what());
+  }
+  const bool finished = event.finish != Finish::kNone;
+  outcomes_.push_back({.request = item.request, .n_sampled = failed ? 0 : 1, .finished = finished});
+  if (!finished) {
+    outgoing_.push_back({.request = item.request, .event = std::move(event)});
+    return;
+  }
+  event.usage.logits_hash = hash64(logits.data(), logits.size_bytes());
+  finish(item.request, std::move(event));
+}
+
+void StepLoop::report_progress(const StepItem& item) {
+  const RequestState& request = at(item.request);
+  if (!item.prefill || request.generated() > 0) return;  // reading again after preemption is nobody's news
+  Event event;
+  event.prefill_done = item.start + item.n_tokens;
+  event.usage = request.usage();
+  outgoing_.push_back({.request = item.request, .event = std::move(event)});
+}
+
+// Log-probs of the tokens that follow the item's rows. Logits come in parts, so that a long prompt needs no more of
+// them than max_logits rows.
+void StepLoop::score_item(const StepItem& item, std::int64_t first_row) {
+  RequestState& request = at(item.request);
+  const std::int64_t part = runtime_.model().options().max_logits;
+  for (std::int64_t done = 0; done < item.n_tokens; done += part) {
+    const std::int64_t n = std::min(part, item.n_tokens - done);
+    runtime_.logits_of_rows(first_row + done, n);
+    for (std::int64_t r = 0; r < n; ++r) {
+      const auto position = static_cast<std::size_t>(item.start + done + r);
+      request.scores[position] = static_cast<float>(log_prob(runtime_.logits().row(r), request.tokens[position + 1]));
+    }
+  }
+  outgoing_.push_back({.request = item.request, .scored = true, .scored_rows = item.n_tokens});
+  if (item.samples) {
+    outcomes_.push_back({.request = item.request, .n_sampled = 0, .finished = true});
+    finish(item.request, request.end(Finish::kLength, ""));
+  }
+}
+
+// The forward pass or the memory around it failed: nothing of this step's requests can be trusted.
+void StepLoop::fail_step(const StepPlan& plan, const std::string& error) {
+  outcomes_.clear();
+  for (const StepItem& item : plan.items) {
+    outcomes_.push_back({.request = item.request, .n_sampled = 0, .finished = true});
+    const auto it = requests_.find(item.request);
+    if (it != requests_.end()) finish(item.request, it->second->end(Finish::kError, error));
+  }
+}
+
+EngineStats StepLoop::stats() const {
+  EngineStats s = stats_;
+  s.running_requests = scheduler_.n_running();
+  s.waiting_requests = scheduler_.n_waiting();
+  const KvPlan& kv = scheduler_.kv();
+  s.cache_tokens = static_cast<std::int64_t>(kv.n_pages()) * kv.page_tokens();
+  s.cache_tokens_used = static_cast<std::int64_t>(kv.n_pages() - kv.free_pages()) * kv.page_tokens();
+  return s;
+}
+
+}  // namespace glint

@@ -1,0 +1,69 @@
+#pragma once
+// The step loop's body: plan → batch → forward → sample → commit. Owned by one thread, the engine's.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/request_state.hpp"
+#include "engine/runtime.hpp"
+#include "sampling/sampler.hpp"
+#include "scheduler/scheduler.hpp"
+
+namespace glint {
+
+class StepLoop {
+ public:
+  StepLoop(Runtime& runtime, const SchedulerOptions& options, std::vector<std::int32_t> eos_ids);
+
+  // Whether a request could ever run. Thread-safe.
+  Admission check(const RequestDescriptor& request) const { return scheduler_.check(request); }
+
+  void admit(std::unique_ptr<RequestState> request);
+  // Ends the request with kCancelled; unknown ids are ignored.
+  void cancel(RequestId id);
+  void cancel_all();
+
+  // One step; false when there was nothing to do. Never throws: what goes wrong ends the requests concerned.
+  bool step() noexcept;
+  bool idle() const { return scheduler_.idle(); }
+
+  // What happened since the last call: an event a token, prefill progress, ends. The caller takes and clears them.
+  struct Outgoing {
+    RequestId request = 0;
+    bool scored = false;  // a scored window has ended; event.error says how
+    std::int64_t scored_rows = 0;
+    Event event;
+  };
+  std::vector<Outgoing>& outgoing() { return outgoing_; }
+
+  // running, waiting, steps, tokens, time, cache use. Engine thread only.
+  EngineStats stats() const;
+  const Scheduler& scheduler() const { return scheduler_; }
+
+ private:
+  RequestState& at(RequestId id);
+  void run(const StepPlan& plan);
+  void build(const StepPlan& plan);
+  void sample_item(const StepItem& item, std::int64_t logits_row, double now);
+  void score_item(const StepItem& item, std::int64_t first_row);
+  void report_progress(const StepItem& item);
+  void fail_step(const StepPlan& plan, const std::string& error);
+  void finish(RequestId id, Event event);
+  void expire(const StepPlan& plan);
+
+  Runtime& runtime_;
+  Scheduler scheduler_;
+  Sampler sampler_;
+  std::vector<std::int32_t> eos_ids_;
+  std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
+  std::vector<StepOutcome> outcomes_;
+  std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
+  std::vector<Outgoing> outgoing_;
+  EngineStats stats_;
+};
+
+}  // namespace glint
