@@ -4,31 +4,26 @@
 //   reasoning</think>content<tool_call>NAME<arg_key>K</arg_key><arg_value>V</arg_value>…</tool_call>…
 //
 // The opening <think> is in the prompt (text/chat.hpp), so output starts inside the reasoning when thinking is on. How
-// the text is cut into pieces never changes the result: only the start of a possible tag is held back, and what is held
-// back is at most one tag long, except a function name, a call in JSON and an argument that is not a plain string.
+// the text is cut into pieces never changes the result. Held back are only what may become a tag, white space that a
+// call may make vanish, a function name, a call in JSON, and an argument that is not a plain string.
 //
 // What the model gets wrong, and what happens:
-//   <tool_call> while thinking           ends the reasoning
-//   <think> before any reasoning         dropped; before any content it opens reasoning again; elsewhere it is text
-//   </think> in content                  dropped (with thinking off every think tag is plain content)
-//   no </think> at all, and EOS          thinking was skipped: see kSkippedThinking
-//   a name that is not in the tools      no call: the block stays, verbatim, in the text it stood in, so that the
-//   reader
-//                                        sees what the model tried (without tools any name is good)
-//   no <arg_value>, no </arg_key>        the value starts without it
-//   no <arg_key> before the first key    the longest tool name that fits is the name, the rest the key
-//   {"name": …, "arguments": {…}} or     a call: the habit of other models
-//     NAME {…} inside <tool_call>
-//   a key without a value                left out
-//   </arg_value> or </tool_call> in a    part of the value, unless what follows can only follow the end of the value:
-//   an
-//     value                              <arg_key>, a </tool_call>, the next <tool_call> or the end of the output
-//   </arg_value> after the name, text    dropped
-//     between arguments
-//   output ends inside a call            the call is closed; complete says whether its arguments are whole
-//   white space before a call            dropped if there is no other content since the last tag
-//   <|user|>, <|observation|> or         dropped
-//     <|endoftext|> as the very end
+// - <tool_call> while thinking: ends the reasoning.
+// - <think> before any reasoning: dropped. Before any content: opens reasoning again. Elsewhere: text.
+// - </think> in content: dropped. (With thinking off every think tag is plain content.)
+// - No </think> at all, then EOS: thinking was skipped; see kSkippedThinking.
+// - A name that is not in the tools: no call. The block stays, verbatim, in the text it stood in, so that the reader
+//   sees what the model tried. Without tools any name is good.
+// - No <arg_value> or no </arg_key>: the value starts without it.
+// - No <arg_key> before the first key: the longest tool name that fits is the name, the rest is the key.
+// - {"name": …, "arguments": {…}} or NAME {…} inside <tool_call>, the habit of other models: a call.
+// - A key without a value: left out. A key given twice: written twice; JSON readers keep the last.
+// - </arg_value> or </tool_call> in a value: part of it, unless what follows can only follow a value's end: <arg_key>,
+//   </tool_call>, the next <tool_call>, the end of the output.
+// - </arg_value> after the name, text between arguments: dropped.
+// - Output ends inside a call: the call is closed; `complete` says whether its arguments are whole.
+// - White space before a call: dropped if there is no other content since the last tag.
+// - <|user|>, <|observation|> or <|endoftext|> as the very end: dropped.
 
 #include <cstdint>
 #include <string>

@@ -43,9 +43,9 @@ bool is_utf8(std::string_view text) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static const std::vector<glint::JsonValue> tools = glint::parse_json_value(kTools, "tools").items;
   if (size < 2) return 0;
   const std::string_view text(reinterpret_cast<const char*>(data) + 2, size - 2);
+  static const std::vector<glint::JsonValue> tools = glint::parse_json_value(kTools, "tools").items;
   glint::OutputParserOptions options{.thinking_enabled = (data[0] & 1) == 0, .parse_tool_calls = (data[0] & 8) == 0};
   if ((data[0] & 2) == 0) options.tools = tools;
   const auto end = (data[0] & 4) == 0 ? glint::OutputEnd::kStop : glint::OutputEnd::kLength;
