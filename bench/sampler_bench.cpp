@@ -29,7 +29,7 @@ std::vector<float> logits(bool flat) {
   std::vector<float> x(kVocab);
   for (float& v : x) v = normal(rng);
   if (!flat) {
-    for (int i = 0; i < 40; ++i) x[rng() % kVocab] = 14.0F - 0.25F * static_cast<float>(i);
+    for (int i = 0; i < 40; ++i) x[rng() % kVocab] = 22.0F - 0.25F * static_cast<float>(i);
   }
   return x;
 }
@@ -58,6 +58,7 @@ int main() {
       {"greedy", {.temperature = 0}},
       {"greedy, 20 log-probs", {.temperature = 0, .logprobs = 20}},
       {"temperature 1", {}},
+      {"temperature 1, 20 log-probs", {.logprobs = 20}},
       {"top-p 0.95", {.top_p = 0.95F}},
       {"top-k 20, top-p 0.8, t 0.7", {.temperature = 0.7F, .top_p = 0.8F, .top_k = 20}},
       {"top-k 5000", {.top_k = 5000}},

@@ -82,7 +82,7 @@ std::span<const TokenProbability> Sampler::target_distribution(const SampleInput
   if (kept_all_) {
     for (std::size_t i = 0; i < weights_.size(); ++i) add(static_cast<std::int32_t>(i), weights_[i]);
   } else {
-    for (const Ranked& token : kept_) add(token.id, weight(token));
+    for (const Ranked& token : kept_) add(token.id, token.weight);
   }
   return distribution_;
 }
@@ -102,6 +102,7 @@ SampleStatus Sampler::prepare(const SampleInput& input, Sample* sample) {
 
 SampleStatus Sampler::look_at(std::span<const float> logits) {
   logits_ = logits;
+  weighed_ = false;
   if (!sampling::scan(logits_, block_max_)) return SampleStatus::kNotFinite;
   max_ = *std::max_element(block_max_.begin(), block_max_.end());
   if (max_ == kInfinity) return SampleStatus::kNotFinite;
@@ -173,7 +174,7 @@ std::int32_t Sampler::draw(double u) const {
   std::int32_t last = -1;
   if (!kept_all_) {
     for (const Ranked& token : kept_) {
-      const auto w = static_cast<double>(weight(token));
+      const auto w = static_cast<double>(token.weight);
       if (w <= 0) continue;
       last = token.id;
       if (rest < w) break;

@@ -89,6 +89,7 @@ class Sampler {
   struct Ranked {
     float logit = 0;
     std::int32_t id = -1;
+    float weight = 0;  // exp((logit - max) / t), where it is needed
   };
   static bool before(const Ranked& a, const Ranked& b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
@@ -105,10 +106,10 @@ class Sampler {
   Ranked cut_top_p(double top_p);
   Ranked cut_mass(double need);
   Ranked cut_histogram(double need);
+  bool is_near(float at_least) const;
   void gather(Ranked cut, std::vector<Ranked>* out) const;
   void keep(Ranked cut);
   void weigh_all();
-  float weight(const Ranked& token) const;
 
   std::span<const TokenProbability> target_distribution(const SampleInput& input, Sample* sample);
 
@@ -124,6 +125,7 @@ class Sampler {
   float raw_max_ = 0;                 // of the input's logits
   double raw_log_total_ = 0;          // log Σ exp(logit - raw_max_) over them
   bool kept_all_ = true;              // nothing is cut: weights_ stand for every token, kept_ is not used
+  bool weighed_ = false;              // weights_ are of logits_ and inv_temperature_
   double total_ = 0;                  // weight of all that is kept
   std::vector<float> edited_;         // [vocab]
   std::vector<float> block_max_;      // of logits_, a block of 64 tokens each

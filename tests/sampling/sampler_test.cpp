@@ -200,6 +200,25 @@ TEST(Sampler, LogprobsAreOfTheRawDistribution) {
   }
 }
 
+TEST(Sampler, AskingForLogprobsChangesNoDraw) {
+  const std::vector<float> x = random_logits(9000, 2, 31);
+  Sampler sampler(9000);
+  for (const float t : {1.0F, 0.6F}) {
+    for (const SamplerParams& base :
+         {SamplerParams{}, SamplerParams{.top_p = 0.9F}, SamplerParams{.top_k = 50, .top_p = 0.9F},
+          SamplerParams{.min_p = 0.02F}, SamplerParams{.logit_bias = {{4, 3.0F}}}}) {
+      SamplerParams p = base;
+      p.temperature = t;
+      for (int i = 0; i < 40; ++i) {
+        p.logprobs = -1;
+        const std::int32_t token = sampler.sample({.logits = x, .params = &p, .position = i}).token;
+        p.logprobs = 5;
+        ASSERT_EQ(sampler.sample({.logits = x, .params = &p, .position = i}).token, token);
+      }
+    }
+  }
+}
+
 TEST(Sampler, DrawsFollowTheDistribution) {
   const std::vector<float> x = random_logits(150, 1.5F, 4);
   Sampler sampler(150);
