@@ -18,7 +18,7 @@ namespace {
 
 // Bounds against nonsense and overflow, far above any plausible derivative.
 constexpr std::int64_t kMaxLayers = 1024;
-constexpr std::int64_t kMaxWidth = 1 << 20;
+constexpr std::int64_t kMaxWidth = 1 << 17;
 constexpr std::int64_t kMaxHeads = 1024;
 constexpr std::int64_t kMaxExperts = 4096;
 constexpr std::int64_t kMaxVocab = 1 << 24;
