@@ -4,13 +4,15 @@
 Usage: check_headers.py BUILD [JOBS]
 
 The flags are those of a source of the same folder, from BUILD/compile_commands.json. A header that passed is not
-compiled again until it, or a header it includes, changes. CUDA headers (.cuh) are left to nvcc's build.
+compiled again until it, or a header it includes, changes. Fragments (check_tree.is_fragment) are
+no headers; CUDA headers (.cuh) are left to nvcc's build.
 """
 
 import pathlib
 import shutil
 import sys
 
+import check_tree
 import compile_db
 
 
@@ -19,7 +21,7 @@ def main() -> int:
     jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     database = compile_db.entries(build)
     headers = sorted(p.relative_to(compile_db.ROOT).as_posix() for folder in ("src", "include", "apps")
-                     for p in (compile_db.ROOT / folder).rglob("*") if p.suffix in (".hpp", ".h"))
+                     for p in (compile_db.ROOT / folder).rglob("*") if p.suffix in (".hpp", ".h") and not check_tree.is_fragment(p.name, p.read_text(encoding="utf-8")))
     compiler = shutil.which("g++") or shutil.which("c++")
     commands = {}
     for header in headers:

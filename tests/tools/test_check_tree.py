@@ -50,3 +50,8 @@ def test_breach_is_found(tmp_path, name, text, says):
 def test_allowed_passes(tmp_path, name, text):
     code, out = check(tmp_path, name, text)
     assert code == 0, out
+
+
+def test_fragment_needs_no_pragma(tmp_path):
+    assert check(tmp_path, "src/cpu/simd.hpp", "// Vectors. Included inside the kernel namespace.\nint x;\n")[0] == 0
+    assert check(tmp_path, "src/cpu/attend.inl.hpp", "int x;\n")[0] == 0
