@@ -47,14 +47,18 @@ struct CaseResult {
 // Every case, in the order of params.hpp.
 const std::vector<Case>& all_cases();
 
+// What a backend must reserve() to run all of them.
+OpLimits case_limits();
+
 bool supported(const Case& c, const Ops& ops);
 
+// The caller has reserved case_limits().
 std::vector<Output> run_outputs(const Case& c, Ops& ops, Layout layout);
 
 CaseResult compare(const Case& c, const std::vector<Output>& tested, const std::vector<Output>& expected,
                    Precision precision);
 
-// The reference runs in the plain layout, the tested backend in the scattered one.
+// Reserves, runs and compares. The reference runs in the plain layout, the tested backend in the scattered one.
 CaseResult run_case(const Case& c, Ops& tested, Ops& reference, Precision precision = Precision::kF32);
 
 }  // namespace glint

@@ -123,7 +123,7 @@ void add_attend(std::vector<Case>& list, const AttendShape& a, const std::vector
          .codec = a.codec};
   if (a.q_scale > 1) {
     c.name += "/sharp";
-    c.slack = 4 * a.q_scale * a.q_scale;
+    c.slack = 100;
     c.slack_reason = "scores of this size turn their own rounding into that of a softmax weight";
   }
   list.push_back(c);

@@ -18,6 +18,7 @@ inline const std::vector<Output>& reference_outputs(const Case& c) {
   const auto it = cache.find(c.name);
   if (it != cache.end()) return it->second;
   const auto reference = make_reference_ops();
+  reference->reserve(case_limits());
   return cache[c.name] = run_outputs(c, *reference, Layout::kPlain);
 }
 
@@ -28,6 +29,7 @@ inline void expect_all_cases(Ops& tested, Precision precision) {
     CaseResult result;
     std::string name;
   };
+  tested.reserve(case_limits());
   std::map<std::string, Worst> worst;
   for (const Case& c : all_cases()) {
     if (!supported(c, tested)) continue;

@@ -1,0 +1,32 @@
+// Every case on every table of the CPU backend that this machine can run.
+
+#include <gtest/gtest.h>
+
+#include <cctype>
+#include <string>
+
+#include "backends/cpu/cpu.hpp"
+#include "case_runner.hpp"
+
+namespace glint {
+namespace {
+
+class CpuCases : public testing::TestWithParam<std::string> {};
+
+TEST_P(CpuCases, AgreeWithTheReference) {
+  // Only the bf16 dot product of AVX-512-BF16 rounds activations.
+  const Precision precision = GetParam().starts_with("avx512bf16") ? Precision::kBF16 : Precision::kF32;
+  for (const int threads : {1, 3}) {
+    const auto ops = make_cpu_ops({.isa = GetParam(), .threads = threads});
+    expect_all_cases(*ops, precision);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuCases, testing::ValuesIn(cpu_isas()), [](const auto& info) {
+  std::string name = info.param;  // "avx512(emulated)": letters and digits only
+  std::erase_if(name, [](unsigned char c) { return std::isalnum(c) == 0; });
+  return name;
+});
+
+}  // namespace
+}  // namespace glint
