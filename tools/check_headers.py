@@ -33,7 +33,7 @@ def main() -> int:
             flags = []
         # As an include and not as the main file, so that #pragma once is in its place.
         commands[header] = [compiler, "-fsyntax-only", *flags, *language, "-I", "src", "-include", header, "/dev/null"]
-    failed, skipped = compile_db.run_all(commands, build / "checked" / "headers", jobs)
+    failed, skipped = compile_db.run_all(commands, jobs, compile_db.version(compiler))
     for header, output in failed.items():
         print(f"{header} does not compile alone:\n{output}")
     print(f"headers: {len(headers) - len(failed)} of {len(headers)} compile alone ({skipped} unchanged since they last did)")

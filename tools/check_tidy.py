@@ -29,7 +29,7 @@ def main() -> int:
         # GCC's own flags are unknown to clang; warnings are the compiler's business.
         flags = [f for f in flags if not f.startswith(("-W", "-fdiagnostics", "-fno-sanitize", "-fsanitize"))]
         commands[path] = [tidy, "--quiet", "--warnings-as-errors=*", path, "--", "-Wno-everything", *flags]
-    failed, skipped = compile_db.run_all(commands, build / "checked" / "tidy", jobs,
+    failed, skipped = compile_db.run_all(commands, jobs, compile_db.version(tidy),
                                          (compile_db.ROOT / ".clang-tidy").read_text())
     for path, output in failed.items():
         print(output.strip() or f"{path}: clang-tidy failed")

@@ -7,9 +7,15 @@ import os
 import pathlib
 import re
 import subprocess
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+
+
+def version(tool: str) -> str:
+    """What the tool says of itself."""
+    return subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def entries(build: pathlib.Path) -> dict[str, list[str]]:
@@ -52,17 +58,32 @@ def own_includes(path: str, seen: set[str] | None = None) -> set[str]:
 
 def fingerprint(path: str, command: list[str], *more: str) -> str:
     """Names a check of a file: its text and its includes', the command, and whatever else decides the outcome."""
-    digest = hashlib.sha256(repr((command, more)).encode())
+    digest = hashlib.sha256(repr((command, more)).replace(str(ROOT), ".").encode())
     for name in sorted(own_includes(path)):
         digest.update(name.encode() + (ROOT / name).read_bytes())
     return digest.hexdigest()[:32]
 
 
-def run_all(commands: dict[str, list[str]], memory: pathlib.Path, jobs: int, *more: str) -> tuple[dict[str, str], int]:
-    """Runs a command a file, skipping those that passed before with the same fingerprint (kept as files in `memory`).
+def memory_folder() -> pathlib.Path:
+    """Where passed checks are remembered, by content: outside the tree, so that a fresh clone profits as well."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "glint" / "checked"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        for stamp in cache.iterdir():
+            if time.time() - stamp.stat().st_mtime > 30 * 86400:
+                stamp.unlink(missing_ok=True)
+        return cache
+    except OSError:
+        return ROOT / "build" / "checked"
 
-    Returns the output of each that failed, and how many were skipped.
+
+def run_all(commands: dict[str, list[str]], jobs: int, *more: str) -> tuple[dict[str, str], int]:
+    """Runs a command a file, except where the same command passed before on the same text (see memory_folder).
+
+    `more` is what else decides the outcome, such as the tool's version. Returns the output of each that failed, and how
+    many were skipped.
     """
+    memory = memory_folder()
     memory.mkdir(parents=True, exist_ok=True)
     stamps = {path: memory / fingerprint(path, command, *more) for path, command in commands.items()}
     todo = [path for path in commands if not stamps[path].exists()]
