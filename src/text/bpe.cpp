@@ -4,6 +4,9 @@
 #include <bit>
 #include <cstddef>
 #include <string>
+#include <unordered_map>
+
+#include "base/check.hpp"
 
 #ifdef __SSE2__
 #include <emmintrin.h>
@@ -14,9 +17,9 @@ namespace {
 
 constexpr std::size_t kFan = 16;
 
-// Pre-tokens above kLongBytes are merged in chunks, whose last tokens, within kCutMargin bytes of the end, are left to
-// the next chunk because they have not seen what follows.
-constexpr std::size_t kChunkBytes = 1024, kLongBytes = 2 * kChunkBytes, kCutMargin = 64;
+// Pre-tokens above kLongBytes are merged in chunks, at first of kChunkBytes. Tokens within kCutMargin bytes of the end
+// of a chunk are left to the next one, because they have not seen what follows.
+constexpr std::size_t kChunkBytes = 256, kLongBytes = 2 * kChunkBytes, kCutMargin = 32;
 
 // The least of 16 aligned ranks.
 inline std::int32_t min_rank(const std::int32_t* ranks) {
@@ -87,6 +90,7 @@ class BpeRun {
     return cut;
   }
 
+  std::int32_t first_id() const { return symbol(0).id; }
   std::size_t first_length() const { return static_cast<std::size_t>(symbol(0).next); }
 
  private:
@@ -96,7 +100,7 @@ class BpeRun {
     bool in_leaf = false;  // whether `leaf` holds the leftmost pair of this rank
     while (rank != Bpe::kNoMerge) {
       if (!in_leaf) leaf = find_leaf(rank);
-      merge(leaf * kFan + index_of(node(0, leaf), rank));
+      merge(leaf * kFan + index_of(node(0, leaf), rank), rank);
       // A merge makes no pair of its own rank, and no pair of this rank is left of it. So if nothing lower appeared
       // and this leaf has more of them, they come next: a long run of one pair never walks the tree.
       const std::int32_t least = min_rank(node(top_, 0));
@@ -124,13 +128,11 @@ class BpeRun {
     if (scratch_.nodes_.size() < total) scratch_.nodes_.resize(total);
     for (std::size_t i = 0; i < n; ++i) {
       const auto byte = static_cast<std::uint8_t>(bytes[i]);
-      Bpe::Found found;
-      if (i + 1 < n) found = bpe_.byte_pairs_[byte * 256u + static_cast<std::uint8_t>(bytes[i + 1])];
       const auto at = static_cast<std::int32_t>(i);
-      scratch_.symbols_[i] = {bpe_.byte_ids_[byte], found.result, at - 1, at + 1};
-      node(0, 0)[i] = found.rank;
+      scratch_.symbols_[i] = {bpe_.byte_ids_[byte], at - 1, at + 1};
+      if (i + 1 < n) node(0, 0)[i] = bpe_.byte_pairs_[byte * 256u + static_cast<std::uint8_t>(bytes[i + 1])];
     }
-    fill_tail(0, n);
+    fill_tail(0, n - 1);  // the last symbol has no pair
     for (int level = 1; level <= top_; ++level) {
       for (std::size_t i = 0; i < level_nodes_[level - 1]; ++i) node(level, 0)[i] = min_rank(node(level - 1, i));
       fill_tail(level, level_nodes_[level - 1]);
@@ -148,11 +150,11 @@ class BpeRun {
     return i;
   }
 
-  void merge(std::size_t position) {
+  void merge(std::size_t position, std::int32_t rank) {
     const auto at = static_cast<std::int32_t>(position);
     Symbol& left = symbol(at);
     const std::int32_t right = left.next;
-    left.id = left.result;
+    left.id = bpe_.results_[static_cast<std::size_t>(rank)];
     left.next = symbol(right).next;
     if (left.next < end_) symbol(left.next).previous = at;
     node(0, 0)[right] = Bpe::kNoMerge;
@@ -166,13 +168,10 @@ class BpeRun {
     if (previous_leaf != position / kFan) refresh(previous_leaf);
   }
 
-  // Sets the rank and result of the pair that starts at `at`; the tree above is refreshed by the caller.
+  // Sets the rank of the pair that starts at `at`; the tree above is refreshed by the caller.
   void look_up(std::int32_t at) {
-    Symbol& s = symbol(at);
-    Bpe::Found found;
-    if (s.next < end_) found = bpe_.find(s.id, symbol(s.next).id);
-    s.result = found.result;
-    node(0, 0)[at] = found.rank;
+    const Symbol& s = symbol(at);
+    node(0, 0)[at] = s.next < end_ ? bpe_.find(s.id, symbol(s.next).id) : Bpe::kNoMerge;
   }
 
   // Carries a leaf's minimum upwards, as far as it changes anything.
@@ -194,31 +193,49 @@ class BpeRun {
   std::array<std::size_t, kMaxLevels> level_begin_{}, level_nodes_{};
 };
 
-Bpe::Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>& merges) : byte_ids_(byte_ids) {
-  slots_.assign(std::bit_ceil(2 * merges.size() + 2), Slot{});
-  shift_ = 64 - std::countr_zero(slots_.size());
-  for (std::size_t rank = 0; rank < merges.size(); ++rank) {
-    const std::uint64_t key = key_of(merges[rank].left, merges[rank].right);
-    slot_for(key) = {key, {static_cast<std::int32_t>(rank), merges[rank].result}};
-  }
-  byte_pairs_.resize(65536);
-  for (std::size_t a = 0; a < 256; ++a) {
-    for (std::size_t b = 0; b < 256; ++b) byte_pairs_[a * 256 + b] = find(byte_ids_[a], byte_ids_[b]);
-  }
+namespace {
+
+std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
+  return static_cast<std::uint64_t>(left) << Bpe::kIdBits | static_cast<std::uint64_t>(right);
 }
 
 // Fibonacci hashing: the upper bits of a product with 2^64 / golden ratio spread consecutive ids.
-Bpe::Slot& Bpe::slot_for(std::uint64_t key) {
-  std::size_t i = (key ^ key >> 29) * 0x9E3779B97F4A7C15u >> shift_;
-  while (slots_[i].key != key && slots_[i].key != kEmptyKey) i = (i + 1) & (slots_.size() - 1);
-  return slots_[i];
+std::uint64_t mix(std::uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
+
+}  // namespace
+
+Bpe::Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>& merges) : byte_ids_(byte_ids) {
+  CHECK(merges.size() < std::size_t{1} << kRankBits);
+  filter_.assign(std::bit_ceil(merges.size() * 8 + 64) / 64, 0);
+  filter_shift_ = 64 - std::countr_zero(filter_.size() * 64);
+  slots_.assign(std::bit_ceil(merges.size() * 3 / 2 + 2), kEmptySlot);
+  slot_shift_ = 64 - std::countr_zero(slots_.size());
+  byte_pairs_.assign(65536, kNoMerge);
+  std::unordered_map<std::int32_t, std::size_t> byte_of;
+  for (std::size_t b = 0; b < 256; ++b) byte_of.emplace(byte_ids_[b], b);
+  results_.reserve(merges.size());
+  for (const Merge& merge : merges) {
+    CHECK((merge.left | merge.right) >> kIdBits == 0);
+    const std::uint64_t key = pair_key(merge.left, merge.right), bit = mix(key) >> filter_shift_;
+    const std::size_t rank = results_.size();
+    filter_[bit / 64] |= std::uint64_t{1} << bit % 64;
+    std::size_t i = mix(key) >> slot_shift_;
+    while (slots_[i] != kEmptySlot && slots_[i] >> kRankBits != key) i = (i + 1) & (slots_.size() - 1);
+    slots_[i] = key << kRankBits | rank;
+    results_.push_back(merge.result);
+    const auto left = byte_of.find(merge.left), right = byte_of.find(merge.right);
+    if (left == byte_of.end() || right == byte_of.end()) continue;
+    byte_pairs_[left->second * 256 + right->second] = static_cast<std::int32_t>(rank);
+  }
 }
 
-Bpe::Found Bpe::find(std::int32_t left, std::int32_t right) const {
-  const std::uint64_t key = key_of(left, right);
-  for (std::size_t i = (key ^ key >> 29) * 0x9E3779B97F4A7C15u >> shift_;; i = (i + 1) & (slots_.size() - 1)) {
-    if (slots_[i].key == key) return slots_[i].found;
-    if (slots_[i].key == kEmptyKey) return {};
+std::int32_t Bpe::find(std::int32_t left, std::int32_t right) const {
+  const std::uint64_t key = pair_key(left, right), mixed = mix(key), bit = mixed >> filter_shift_;
+  if ((filter_[bit / 64] >> bit % 64 & 1) == 0) return kNoMerge;
+  for (std::size_t i = mixed >> slot_shift_;; i = (i + 1) & (slots_.size() - 1)) {
+    const std::uint64_t slot = slots_[i];
+    if (slot >> kRankBits == key) return static_cast<std::int32_t>(slot & ((1u << kRankBits) - 1));
+    if (slot == kEmptySlot) return kNoMerge;
   }
 }
 
@@ -237,28 +254,41 @@ void Bpe::encode(std::string_view bytes, BpeScratch& scratch, std::vector<std::i
 // (What stands around two neighbours does not change the order of the merges within them, so the first merge across a
 // boundary of the whole would also happen between these two alone; and the other way round.) So a chunk may be cut
 // at any of its tokens' boundaries and the next one start there, if the two tokens that meet keep apart. They do when
-// the next chunk begins with the token that the chunk had there. Should they not, all is merged again as one.
+// the next chunk begins with the token that the chunk had there.
 void Bpe::encode_long(std::string_view bytes, BpeScratch& scratch, std::vector<std::int32_t>& out) const {
-  const std::size_t out_begin = out.size();
-  std::size_t begin = 0;
-  BpeRun::Cut before;
-  for (;;) {
-    const std::string_view chunk = bytes.substr(begin, kChunkBytes);
-    const bool is_last = begin + chunk.size() == bytes.size();
-    const std::size_t chunk_out = out.size();
+  struct Start {
+    std::size_t begin = 0;
+    std::size_t out_size = 0;
+    BpeRun::Cut before;  // where the chunk before was cut, as offsets into bytes
+  };
+  const Start whole{.out_size = out.size()};
+  Start now = whole, previous = whole;
+  for (std::size_t chunk_bytes = kChunkBytes;;) {
+    const std::string_view chunk = bytes.substr(now.begin, chunk_bytes);
+    const bool is_last = now.begin + chunk.size() == bytes.size();
     const BpeRun run(*this, chunk, scratch);
+    const std::string_view last = bytes.substr(now.before.last_begin, now.begin - now.before.last_begin);
+    const std::string_view first = chunk.substr(0, run.first_length());
+    const bool same = now.begin == 0 || run.first_id() == now.before.next_id;
     const BpeRun::Cut cut = run.append_until(is_last ? chunk.size() : chunk.size() - kCutMargin, out);
-    const std::int32_t first = out.size() > chunk_out ? out[chunk_out] : -1;
-    if (first < 0 || (begin > 0 && first != before.next_id &&
-                      !keep_apart(bytes.substr(before.last_begin, begin - before.last_begin),
-                                  chunk.substr(0, run.first_length()), scratch))) {
-      out.resize(out_begin);
-      BpeRun(*this, bytes, scratch).append_all(out);
-      return;
+    const bool joins = same || keep_apart(last, first, scratch);
+    if (joins && is_last) return;
+    if (joins && cut.end > 0) {
+      if (cut.end < chunk.size() / 4 * 3) chunk_bytes *= 2;  // tokens are long: too much would be done twice
+      previous = now;
+      now = {now.begin + cut.end, out.size(), {now.begin + cut.end, now.begin + cut.last_begin, cut.next_id}};
+      continue;
     }
-    if (is_last) return;
-    before = {begin + cut.end, begin + cut.last_begin, cut.next_id};
-    begin = before.end;
+    // The chunk was too short for its first token, or the one before was cut where it should not have been: with twice
+    // the bytes, that one again; and if it still does not join, all as one.
+    chunk_bytes *= 2;
+    if (!joins && now.begin == previous.begin) {
+      now = previous = whole;
+      chunk_bytes = bytes.size();
+    } else if (!joins) {
+      now = previous;
+    }
+    out.resize(now.out_size);
   }
 }
 

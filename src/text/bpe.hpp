@@ -27,8 +27,7 @@ class BpeScratch {
     std::array<std::int32_t, kFan> rank;
   };
   struct Symbol {
-    std::int32_t id;      // the token that starts here
-    std::int32_t result;  // what merging it with the next one gives, if it merges
+    std::int32_t id;  // the token that starts here
     std::int32_t previous;
     std::int32_t next;
   };
@@ -40,6 +39,7 @@ class BpeScratch {
 class Bpe {
  public:
   Bpe() = default;
+  static constexpr int kIdBits = 20, kRankBits = 23;  // ids and ranks must fit: a pair and its rank share a word
   // byte_ids[b] is the token of the single byte b. merges are in order of rank; of a repeated pair the last counts
   // (as in Hugging Face tokenizers, which fills a map in this order).
   Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>& merges);
@@ -50,27 +50,22 @@ class Bpe {
  private:
   friend class BpeRun;
   static constexpr std::int32_t kNoMerge = INT32_MAX;
-  struct Found {
-    std::int32_t rank = kNoMerge;
-    std::int32_t result = -1;
-  };
-  struct Slot {
-    std::uint64_t key = kEmptyKey;
-    Found found;
-  };
-  static constexpr std::uint64_t kEmptyKey = UINT64_MAX;
-  static std::uint64_t key_of(std::int32_t left, std::int32_t right) {
-    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 | static_cast<std::uint32_t>(right);
-  }
+  static constexpr std::uint64_t kEmptySlot = UINT64_MAX;
   void encode_long(std::string_view bytes, BpeScratch& scratch, std::vector<std::int32_t>& out) const;
   bool keep_apart(std::string_view left, std::string_view right, BpeScratch& scratch) const;
-  Slot& slot_for(std::uint64_t key);
-  Found find(std::int32_t left, std::int32_t right) const;
+  // The rank of a pair, kNoMerge if it has none.
+  std::int32_t find(std::int32_t left, std::int32_t right) const;
 
   std::array<std::int32_t, 256> byte_ids_{};
-  std::vector<Slot> slots_{1};     // open addressing, a power of two, at most half full
-  int shift_ = 63;                 // 64 - log2(slots_.size())
-  std::vector<Found> byte_pairs_;  // [65536] find() of every pair of single bytes: the first look at any text
+  std::vector<std::int32_t> results_;     // by rank
+  std::vector<std::int32_t> byte_pairs_;  // [65536] find() of every pair of single bytes: the first look at any text
+  // Most pairs that are looked up have no merge. One bit a hash value, small enough for the second-level cache, says so
+  // for nine in ten of them; the rest need the table of merges, which is too large for it.
+  std::vector<std::uint64_t> filter_{0};
+  int filter_shift_ = 58;  // 64 - log2(bits of filter_)
+  // Open addressing, a power of two, at most two thirds full; a merge is one word: its pair, then its rank.
+  std::vector<std::uint64_t> slots_{kEmptySlot};
+  int slot_shift_ = 63;  // 64 - log2(slots_.size())
 };
 
 }  // namespace glint

@@ -13,8 +13,8 @@
 namespace glint {
 namespace {
 
-constexpr std::int64_t kMaxId = (1 << 20) - 1;            // GLM-4.7-Flash has 154,856 tokens
-constexpr std::size_t kMaxMerges = std::size_t{1} << 22;  // and 321,649 merges
+constexpr std::int64_t kMaxId = (std::int64_t{1} << Bpe::kIdBits) - 1;      // GLM-4.7-Flash has 154,856 tokens
+constexpr std::size_t kMaxMerges = std::size_t{1} << (Bpe::kRankBits - 1);  // and 321,649 merges
 
 // A value for a message, cut to a readable length.
 std::string shown(const json::value& v) {

@@ -6,9 +6,11 @@
 #include <array>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -158,16 +160,17 @@ TEST(Tokenizer, MergesByRankLeftmostFirst) {
   EXPECT_EQ(t.encode("baaa"), (Ids{'b', 257}));
 }
 
-// The definition, without any data structure: what the tree of minima must equal.
+// The definition, without a clever data structure: what Bpe must equal.
 Ids merge_plainly(const std::vector<Merge>& merges, std::string_view bytes) {
+  std::map<std::pair<std::int32_t, std::int32_t>, std::size_t> ranks;
+  for (std::size_t r = 0; r < merges.size(); ++r) ranks[{merges[r].left, merges[r].right}] = r;
   Ids ids;
   for (const char c : bytes) ids.push_back(static_cast<std::uint8_t>(c));
   for (;;) {
     std::size_t best = merges.size(), at = 0;
     for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
-      for (std::size_t r = 0; r < best; ++r) {
-        if (merges[r].left == ids[i] && merges[r].right == ids[i + 1]) best = r, at = i;
-      }
+      const auto found = ranks.find({ids[i], ids[i + 1]});
+      if (found != ranks.end() && found->second < best) best = found->second, at = i;
     }
     if (best == merges.size()) return ids;
     ids[at] = merges[best].result;
@@ -175,12 +178,18 @@ Ids merge_plainly(const std::vector<Merge>& merges, std::string_view bytes) {
   }
 }
 
-TEST(Bpe, EqualsTheDefinitionOnRandomMerges) {
-  std::mt19937 random(7);
+void expect_the_definition(const std::vector<Merge>& merges, std::string_view text) {
   std::array<std::int32_t, 256> byte_ids{};
   for (int b = 0; b < 256; ++b) byte_ids[static_cast<std::size_t>(b)] = b;
   BpeScratch scratch;
-  for (int round = 0; round < 60; ++round) {
+  Ids ids;
+  Bpe(byte_ids, merges).encode(text, scratch, ids);
+  ASSERT_EQ(ids, merge_plainly(merges, text)) << text;
+}
+
+TEST(Bpe, EqualsTheDefinitionOnRandomMerges) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 40; ++round) {
     std::vector<Merge> merges;
     std::vector<std::int32_t> symbols{'a', 'b', 'c'};
     for (int m = 0; m < 24; ++m) {
@@ -192,16 +201,30 @@ TEST(Bpe, EqualsTheDefinitionOnRandomMerges) {
       symbols.push_back(256 + m);
     }
     std::shuffle(merges.begin(), merges.end(), random);  // a merge may come before those that make its sides
-    const Bpe bpe(byte_ids, merges);
-    for (const std::size_t n : {1, 2, 15, 16, 17, 31, 33, 255, 257, 700}) {
+    for (const std::size_t n : {1, 2, 15, 16, 17, 31, 33, 255, 257, 511, 513, 1500}) {
       std::string text;
       while (text.size() < n) text.append(1 + random() % 4, static_cast<char>('a' + random() % 3));
       text.resize(n);
-      Ids ids;
-      bpe.encode(text, scratch, ids);
-      ASSERT_EQ(ids, merge_plainly(merges, text)) << round << ' ' << text;
+      expect_the_definition(merges, text);
     }
   }
+}
+
+TEST(Bpe, ChunksOfALongPretokenJoinWhateverTheMerges) {
+  // x^k y is one token up to k = 150 and takes its x from the left before (x, x) merges: a chunk that ends before the y
+  // is cut at a boundary that is none. Where it ends depends on the length, so lengths go through a chunk's size.
+  std::vector<Merge> merges;
+  for (std::int32_t k = 0; k < 150; ++k) merges.push_back({'x', k == 0 ? 'y' : 299 + k, 300 + k});
+  merges.push_back({'x', 'x', 600});
+  merges.push_back({600, 600, 601});
+  for (std::size_t n = 480; n < 1100; n += 13) {
+    expect_the_definition(merges, std::string(n, 'x') + 'y');
+    expect_the_definition(merges, std::string(n, 'x') + "yxy" + std::string(n / 3, 'x') + "yy" + std::string(90, 'x'));
+  }
+  // Tokens longer than a chunk: 2^k times x.
+  merges.clear();
+  for (std::int32_t k = 0; k < 10; ++k) merges.push_back({k == 0 ? 'x' : 299 + k, k == 0 ? 'x' : 299 + k, 300 + k});
+  for (const std::size_t n : {600, 1023, 1024, 3000}) expect_the_definition(merges, std::string(n, 'x') + 'y');
 }
 
 TEST(Tokenizer, AddedTokensLeftmostLongestAndLiteral) {
