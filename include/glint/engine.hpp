@@ -144,9 +144,10 @@ class Engine {
   virtual bool step() = 0;
 
   // log p(ids[i+1] | ids[0..i]) for i in [0, n-1): teacher forcing, for perplexity and for ranking answers.
-  // window > 0 scores windows of that many predictions, several at a time, each without what stands before it: window w
-  // reads ids[w · window …] and predicts the `window` tokens after its first. 0: all as one. Blocks; on_progress gets
-  // predictions done and in all, on the caller's thread. Throws Error when a window does not fit the context.
+  // window > 0 cuts ids into windows of window + 1 tokens that do not overlap (the last may be shorter) and predicts
+  // each one's tokens after its first from that window alone; the results stand one after another. 0: all as one.
+  // Windows run several at a time. Blocks; on_progress gets predictions done and in all, on the caller's thread.
+  // Throws Error when a window does not fit the context.
   virtual std::vector<float> score(std::span<const std::int32_t> ids, std::int64_t window,
                                    const std::function<void(std::int64_t, std::int64_t)>& on_progress) = 0;
   std::vector<float> score(std::span<const std::int32_t> ids) { return score(ids, 0, {}); }

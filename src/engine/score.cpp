@@ -14,10 +14,12 @@ std::vector<float> EngineImpl::score(std::span<const std::int32_t> ids, std::int
   check_ids(ids, "ids");
   if (window < 0) throw Error({.what = "window", .found = std::to_string(window), .expected = "0 or more"});
   if (ids.size() < 2) return {};
-  const auto n = static_cast<std::int64_t>(ids.size()) - 1;
-  if (window == 0 || window > n) window = n;
+  const auto n_ids = static_cast<std::int64_t>(ids.size());
+  if (window == 0 || window >= n_ids) window = n_ids - 1;
   admissible_tokens(window, 1);
 
+  // Every window has one token, its first, that is not predicted.
+  const std::int64_t n = n_ids - (n_ids + window) / (window + 1);
   std::vector<float> scores(static_cast<std::size_t>(n));
   ScoreJob job;
   enqueue_windows(ids, window, scores, job);
@@ -36,16 +38,18 @@ std::vector<float> EngineImpl::score(std::span<const std::int32_t> ids, std::int
 void EngineImpl::enqueue_windows(std::span<const std::int32_t> ids, std::int64_t window, std::span<float> out,
                                  ScoreJob& job) {
   std::vector<std::unique_ptr<RequestState>> requests;
-  const auto n = static_cast<std::int64_t>(out.size());
-  for (std::int64_t begin = 0; begin < n; begin += window) {
-    const std::int64_t rows = std::min(window, n - begin);
+  const auto n_ids = static_cast<std::int64_t>(ids.size());
+  float* scores = out.data();
+  for (std::int64_t begin = 0; begin < n_ids - 1; begin += window + 1) {
+    const std::int64_t rows = std::min(window, n_ids - 1 - begin);
     auto request = std::make_unique<RequestState>();
     request->id = next_id_.fetch_add(1);
     const auto first = ids.begin() + begin;
     request->tokens.assign(first, first + rows + 1);
     request->prompt_tokens = rows;
     request->max_tokens = 1;  // the last target: never in the cache, but it ends the request
-    request->scores = out.data() + begin;
+    request->scores = scores;
+    scores += rows;
     request->submitted_s = now_s();
     requests.push_back(std::move(request));
   }
