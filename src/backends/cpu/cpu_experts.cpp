@@ -1,0 +1,174 @@
+// Feed-forward: router, routed and shared experts, dense MLP. Model facts §2.4.
+
+#include <algorithm>
+#include <cmath>
+
+#include "backends/cpu/cpu_ops.hpp"
+
+namespace glint::cpu {
+
+void CpuOps::route(const RouteParams& p) {
+  const std::int64_t rows = p.x.shape[0];
+  const std::int64_t n_experts = p.w.shape[0];
+  fit({.max_rows = rows, .hidden = p.x.shape[1], .n_experts = n_experts});
+  Arena arena(workspace_);
+  const Packed x = packed(arena, p.x.as<float>(), rows, p.x.shape[1], WeightFormat::kF32);
+  auto* scores = arena.take<float>(rows * n_experts);
+  const DotJob job{x, {WeightFormat::kF32, n_experts, p.x.shape[1], p.w.data}, scores, n_experts};
+  dot({&job, 1});
+
+  const float* bias = p.bias.as<float>();
+  for (std::int64_t t = 0; t < rows; ++t) {
+    float* s = scores + t * n_experts;
+    std::int32_t* ids = p.ids + t * p.top_k;
+    float* weights = p.weights + t * p.top_k;
+    for (std::int64_t e = 0; e < n_experts; ++e) s[e] = 1.0F / (1.0F + std::exp(-s[e]));
+    float total = 0;
+    for (int k = 0; k < p.top_k; ++k) {
+      std::int64_t best = -1;
+      for (std::int64_t e = 0; e < n_experts; ++e) {
+        if (std::find(ids, ids + k, static_cast<std::int32_t>(e)) != ids + k) continue;
+        if (best < 0 || s[e] + bias[e] > s[best] + bias[best]) best = e;  // ties: the lower id stays
+      }
+      ids[k] = static_cast<std::int32_t>(best);
+      weights[k] = s[best];
+      total += s[best];
+    }
+    for (int k = 0; k < p.top_k; ++k) weights[k] = (p.normalize ? weights[k] / (total + 1e-20F) : weights[k]) * p.scale;
+  }
+}
+
+// One gated MLP and the rows that run it.
+struct CpuOps::ExpertGroup {
+  const ExpertWeights* w = nullptr;
+  std::int64_t count = 0;
+  const std::int32_t* index = nullptr;  // [count] rows of x; null: all rows
+  const float* weights = nullptr;       // [count]; null: 1
+};
+
+// out = Σ over the groups, in their order, of weight · down(silu(gate x) ⊙ up x). Two loops: the inner activations of
+// all groups, then the outputs, where an item owns some columns of `out` and runs through all groups, so that the order
+// of the sum is that of the groups and nothing is added across threads.
+void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out) {
+  const std::int64_t rows = x.shape[0];
+  const std::int64_t hidden = x.shape[1];
+  const auto n_groups = static_cast<std::int64_t>(groups.size());
+  Packed x_by_format[2];  // [0] floats, [1] bf16, as the groups' weights want them
+  auto* inner = arena.take<Packed>(n_groups);
+  auto* first_item = arena.take<std::int64_t>(n_groups + 1);
+  std::int64_t w_rows = 0;
+  double work = 0;
+  for (std::int64_t g = 0; g < n_groups; ++g) {
+    const ExpertWeights& w = *groups[g].w;
+    Packed& xs = x_by_format[wants_bf16(w.gate.format) ? 1 : 0];
+    if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, w.gate.format);
+    CHECK(w.gate.format == w.up.format, "gate and up of an expert must share a format");
+    inner[g] = make_packed(arena, groups[g].count, w.gate.rows, w.down.format);
+    w_rows += w.gate.rows * row_chunks(groups[g].count);
+    work += static_cast<double>(w.gate.bytes()) * std::max(1.0, static_cast<double>(groups[g].count) / 8);
+  }
+
+  const std::int64_t strip = strip_rows(w_rows, 1);
+  first_item[0] = 0;
+  for (std::int64_t g = 0; g < n_groups; ++g)
+    first_item[g + 1] = first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count);
+  const std::int64_t items = first_item[n_groups];
+  for_items(items, 2 * work, [&](std::int64_t item, int) {
+    item = items - 1 - item;  // the shared expert, which has most rows, first: no long item at the end
+    const std::int64_t g = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
+    const ExpertGroup& group = groups[g];
+    const ExpertWeights& w = *group.w;
+    const std::int64_t chunks = row_chunks(group.count);
+    const std::int64_t chunk = (item - first_item[g]) % chunks;
+    const std::int64_t n0 = (item - first_item[g]) / chunks * strip;
+    const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
+    alignas(64) float gate[kRowChunk * kStrip];
+    alignas(64) float up[kRowChunk * kStrip];
+    DotArgs a{.x = &x_by_format[wants_bf16(w.gate.format) ? 1 : 0],
+              .index = group.index,
+              .m0 = chunk_begin(group.count, chunk),
+              .m1 = chunk_begin(group.count, chunk + 1),
+              .w = w.gate,
+              .n0 = n0,
+              .n1 = n1,
+              .out = gate,
+              .out_stride = kStrip};
+    table_.dot(a);
+    a.w = w.up;
+    a.out = up;
+    table_.dot(a);
+    for (std::int64_t m = a.m0; m < a.m1; ++m)
+      table_.silu_mul(gate + (m - a.m0) * kStrip, up + (m - a.m0) * kStrip, n1 - n0, inner[g], m, n0);
+  });
+
+  const std::int64_t out_strip = strip_rows(hidden, 1);
+  for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {
+    const std::int64_t n0 = item * out_strip;
+    const std::int64_t n = std::min(hidden, n0 + out_strip) - n0;
+    alignas(64) float y[kRowChunk * kStrip];
+    float* columns = out.as<float>() + n0;
+    for (std::int64_t t = 0; t < rows; ++t) std::fill(columns + t * hidden, columns + t * hidden + n, 0.0F);
+    for (std::int64_t g = 0; g < n_groups; ++g) {
+      const ExpertGroup& group = groups[g];
+      for (std::int64_t chunk = 0; chunk < row_chunks(group.count); ++chunk) {
+        const std::int64_t m0 = chunk_begin(group.count, chunk);
+        const std::int64_t m1 = chunk_begin(group.count, chunk + 1);
+        table_.dot({.x = &inner[g],
+                    .m0 = m0,
+                    .m1 = m1,
+                    .w = group.w->down,
+                    .n0 = n0,
+                    .n1 = n0 + n,
+                    .out = y,
+                    .out_stride = kStrip});
+        for (std::int64_t m = m0; m < m1; ++m)
+          table_.add_scaled(columns + (group.index != nullptr ? group.index[m] : m) * hidden, y + (m - m0) * kStrip,
+                            group.weights != nullptr ? group.weights[m] : 1.0F, n);
+      }
+    }
+  });
+}
+
+void CpuOps::moe(const MoeParams& p) {
+  const std::int64_t rows = p.x.shape[0];
+  const auto n_experts = static_cast<std::int64_t>(p.experts.size());
+  const std::int64_t choices = rows * p.top_k;
+  const ExpertWeights& any = n_experts > 0 ? p.experts[0] : p.shared;
+  fit({.max_rows = rows,
+       .hidden = p.x.shape[1],
+       .expert_inner = std::max(any.gate.rows, p.shared.gate.rows),
+       .n_experts = n_experts,
+       .top_k = p.top_k});
+  Arena arena(workspace_);
+  auto* begin = arena.take<std::int32_t>(n_experts + 1);  // counting sort of the choices by expert
+  auto* index = arena.take<std::int32_t>(choices);
+  auto* weights = arena.take<float>(choices);
+  auto* groups = arena.take<ExpertGroup>(n_experts + 1);
+  std::fill(begin, begin + n_experts + 1, 0);
+  for (std::int64_t i = 0; i < choices; ++i) {
+    if (p.ids[i] >= 0) ++begin[p.ids[i] + 1];
+  }
+  for (std::int64_t e = 0; e < n_experts; ++e) begin[e + 1] += begin[e];
+  for (std::int64_t i = 0; i < choices; ++i) {  // leaves begin[e] at the end of e's entries
+    if (p.ids[i] < 0) continue;
+    const std::int32_t at = begin[p.ids[i]]++;
+    index[at] = static_cast<std::int32_t>(i / p.top_k);
+    weights[at] = p.weights[i];
+  }
+  std::int64_t n_groups = 0;
+  for (std::int64_t e = 0, at = 0; e < n_experts; at = begin[e++]) {
+    if (begin[e] > at)
+      groups[n_groups++] = {&p.experts[static_cast<std::size_t>(e)], begin[e] - at, index + at, weights + at};
+  }
+  if (p.shared.gate) groups[n_groups++] = {&p.shared, rows, nullptr, nullptr};
+  run_experts(arena, {groups, static_cast<std::size_t>(n_groups)}, p.x, p.out);
+}
+
+void CpuOps::mlp(const MlpParams& p) {
+  fit({.max_rows = p.x.shape[0], .hidden = p.x.shape[1], .dense_inner = p.mlp.gate.rows});
+  Arena arena(workspace_);
+  const ExpertGroup all{&p.mlp, p.x.shape[0], nullptr, nullptr};
+  run_experts(arena, {&all, 1}, p.x, p.out);
+}
+
+}  // namespace glint::cpu

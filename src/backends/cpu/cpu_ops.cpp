@@ -1,0 +1,245 @@
+// Construction, memory, and the dense ops: embedding, norm, linear, language-model head, MTP input.
+
+#include "backends/cpu/cpu_ops.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/error.hpp"
+
+namespace glint {
+
+std::unique_ptr<Ops> make_cpu_ops(const CpuOptions& options) {
+  constexpr int kMaxThreads = 1024;
+  if (options.threads < 0 || options.threads > kMaxThreads)
+    throw Error({.what = "CPU threads",
+                 .found = std::to_string(options.threads),
+                 .expected = "0 (one a core) to " + std::to_string(kMaxThreads)});
+  return std::make_unique<cpu::CpuOps>(cpu::find_table(options.isa), options.threads);
+}
+
+namespace cpu {
+namespace {
+
+// How a packed row is cut: equal blocks of at most kBlock, for few rows one block.
+std::int64_t block_of(std::int64_t rows, std::int64_t cols) {
+  const std::int64_t padded = std::max((cols + kPad - 1) / kPad, std::int64_t{1}) * kPad;
+  if (rows < kGemmRows) return padded;
+  const std::int64_t blocks = (padded + kBlock - 1) / kBlock;
+  return ((padded + blocks - 1) / blocks + kPad - 1) / kPad * kPad;
+}
+
+double work_of(const Weight& w, std::int64_t rows) {
+  const auto elements = static_cast<double>(w.rows) * static_cast<double>(w.cols);
+  return std::max(static_cast<double>(w.bytes()), elements * static_cast<double>(rows) / 4);
+}
+
+}  // namespace
+
+std::int64_t packed_floats(std::int64_t rows, std::int64_t cols) {
+  const std::int64_t block = block_of(rows, cols);
+  return rows * ((cols + block - 1) / block) * block + kPad;
+}
+
+CpuOps::CpuOps(const Table& table, int threads) : table_(table), pool_(threads) {}
+
+void CpuOps::upload(void* dst, const void* host_src, std::size_t bytes) { std::memcpy(dst, host_src, bytes); }
+void CpuOps::download(void* host_dst, const void* src, std::size_t bytes) { std::memcpy(host_dst, src, bytes); }
+void CpuOps::copy(void* dst, const void* src, std::size_t bytes) { std::memmove(dst, src, bytes); }
+
+bool CpuOps::supports(WeightFormat format) const {
+  return format == WeightFormat::kF32 || format == WeightFormat::kF16 || format == WeightFormat::kBF16;
+}
+bool CpuOps::supports(KvCodec codec) const { return codec == KvCodec::kF32 || codec == KvCodec::kBF16; }
+
+void CpuOps::reserve(const OpLimits& limits) {
+  reserved_ = true;
+  limits_ = limits;
+  size_workspace();
+}
+
+void CpuOps::fit(const OpLimits& call) {
+  if (reserved_) return;
+  bool grown = false;
+  const auto grow = [&](std::int64_t& known, std::int64_t wanted) {
+    grown = grown || wanted > known;
+    known = std::max(known, wanted);
+  };
+  grow(limits_.max_rows, call.max_rows);
+  grow(limits_.max_logits, call.max_logits);
+  grow(limits_.hidden, call.hidden);
+  grow(limits_.n_heads, call.n_heads);
+  grow(limits_.q_lora, call.q_lora);
+  grow(limits_.dense_inner, call.dense_inner);
+  grow(limits_.expert_inner, call.expert_inner);
+  grow(limits_.n_experts, call.n_experts);
+  grow(limits_.top_k, call.top_k);
+  if (grown) size_workspace();
+}
+
+void CpuOps::size_workspace() {
+  const OpLimits& l = limits_;
+  const std::int64_t rows = std::max<std::int64_t>(l.max_rows, 1);
+  const std::int64_t widest =
+      std::max({2 * l.hidden, l.n_heads * kValue, l.q_lora, l.dense_inner, l.expert_inner, std::int64_t{kLatent}});
+  const auto packed_few_or_many = [](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
+    return std::max(packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols)) + kPad;
+  };
+  const std::int64_t linear = packed_few_or_many(rows, widest);
+  const std::int64_t project =
+      packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
+  const std::int64_t choices = rows * (l.top_k + 1);
+  const std::int64_t moe = 2 * packed_few_or_many(rows, l.hidden) +
+                           choices * (packed_floats(1, l.expert_inner) + 2 * kBlock) + 4 * choices +
+                           64 * (l.n_experts + 8);
+  const std::int64_t mlp =
+      2 * packed_few_or_many(rows, l.hidden) + rows * (packed_floats(1, l.dense_inner) + 2 * kBlock) + 1024;
+  const std::int64_t route = packed_few_or_many(rows, l.hidden) + rows * l.n_experts;
+  const std::int64_t head = packed_few_or_many(std::max(rows, l.max_logits), l.hidden);
+  const std::int64_t mtp = packed_few_or_many(rows, 2 * l.hidden) + rows * 2 * l.hidden;
+  const std::int64_t attend = attend_floats(rows, std::max<std::int64_t>(l.n_heads, 1), pool_.size());
+  const std::int64_t floats = std::max({linear, project, moe, mlp, route, head, mtp, attend}) + 1024;
+  workspace_ = host_buffer(static_cast<std::size_t>(floats) * sizeof(float));
+  rope_ = host_buffer(static_cast<std::size_t>(rows * kRope) * sizeof(float));
+  rope_positions_ = host_buffer(static_cast<std::size_t>(rows) * sizeof(std::int32_t));
+  rope_rows_ = 0;
+}
+
+Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, WeightFormat format) const {
+  CHECK(supports(format), "weight format " + std::to_string(static_cast<int>(format)));
+  const std::int64_t block = block_of(rows, cols);
+  const std::int64_t n = rows * ((cols + block - 1) / block) * block;
+  return {.data = arena.take<float>(n), .rows = rows, .cols = cols, .block = block, .bf16 = wants_bf16(format)};
+}
+
+Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, WeightFormat format) {
+  if (rows < kGemmRows && cols % table_.lanes == 0 && !wants_bf16(format))  // the kernels only read through data
+    return {.data = const_cast<float*>(x), .rows = rows, .cols = cols, .block = cols, .bf16 = false};
+  const Packed to = make_packed(arena, rows, cols, format);
+  constexpr std::int64_t kRows = 16;
+  for_items((rows + kRows - 1) / kRows, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
+    const std::int64_t m = item * kRows;
+    table_.pack(to, x + m * cols, cols, m, std::min(rows, m + kRows));
+  });
+  return to;
+}
+
+std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks) const {
+  const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
+  std::int64_t strip = kStrip;
+  while (strip > 8 && w_rows * chunks < enough * strip) strip /= 2;
+  return strip;
+}
+
+void CpuOps::dot(std::span<const DotJob> jobs) {
+  const std::int64_t chunks = row_chunks(jobs[0].x.rows);  // all jobs have the same rows
+  if (chunks == 0) return;
+  std::int64_t w_rows = 0;
+  double work = 0;
+  for (const DotJob& j : jobs) {
+    w_rows += j.w.rows;
+    work += work_of(j.w, j.x.rows);
+  }
+  const std::int64_t strip = strip_rows(w_rows, chunks);
+  std::int64_t strips = 0;
+  for (const DotJob& j : jobs) strips += (j.w.rows + strip - 1) / strip;
+  for_items(strips * chunks, work, [&](std::int64_t item, int) {
+    std::int64_t s = item / chunks;
+    const std::int64_t chunk = item % chunks;
+    const DotJob* j = jobs.data();
+    for (std::int64_t n = (j->w.rows + strip - 1) / strip; s >= n; n = (j->w.rows + strip - 1) / strip) {
+      s -= n;
+      ++j;
+    }
+    const std::int64_t m0 = chunk_begin(j->x.rows, chunk);
+    const std::int64_t n0 = s * strip;
+    table_.dot({.x = &j->x,
+                .m0 = m0,
+                .m1 = chunk_begin(j->x.rows, chunk + 1),
+                .w = j->w,
+                .n0 = n0,
+                .n1 = std::min(j->w.rows, n0 + strip),
+                .out = j->out + m0 * j->out_stride + n0,
+                .out_stride = j->out_stride});
+  });
+}
+
+void CpuOps::embed(const EmbedParams& p) {
+  const std::int64_t hidden = p.out.shape[1];
+  for (std::int64_t t = 0; t < p.out.shape[0]; ++t)
+    table_.to_float(static_cast<const char*>(p.table.data) + p.ids[t] * p.table.row_bytes(), p.table.format,
+                    p.out.as<float>() + t * hidden, hidden);
+}
+
+// The same norm on every row; x, delta and sum advance by n, out by its own stride.
+void CpuOps::norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride) {
+  constexpr std::int64_t kRows = 8;
+  for_items((rows + kRows - 1) / kRows, static_cast<double>(rows * first.n) * 4, [&](std::int64_t item, int) {
+    for (std::int64_t t = item * kRows; t < std::min(rows, (item + 1) * kRows); ++t) {
+      NormArgs a = first;
+      a.x += t * a.n;
+      if (a.delta != nullptr) a.delta += t * a.n;
+      if (a.sum != nullptr) a.sum += t * a.n;
+      if (a.out != nullptr) a.out += t * out_stride;
+      table_.norm(a);
+    }
+  });
+}
+
+void CpuOps::rms_norm(const RmsNormParams& p) {
+  const std::int64_t n = p.hidden.shape[1];
+  norm_rows({.x = p.hidden.as<float>(),
+             .delta = p.delta.as<float>(),
+             .sum = p.hidden.as<float>(),
+             .weight = p.weight.as<float>(),
+             .out = p.out.as<float>(),
+             .n = n,
+             .eps = p.eps},
+            p.hidden.shape[0], n);
+}
+
+void CpuOps::linear(const LinearParams& p) {
+  fit({.max_rows = p.x.shape[0], .dense_inner = p.w.cols});
+  Arena arena(workspace_);
+  const Packed x = packed(arena, p.x.as<float>(), p.x.shape[0], p.x.shape[1], p.w.format);
+  const DotJob job{x, p.w, p.out.as<float>(), p.w.rows};
+  dot({&job, 1});
+}
+
+void CpuOps::lm_head(const LmHeadParams& p) {
+  const std::int64_t rows = p.logits.shape[0];
+  const std::int64_t hidden = p.x.shape[1];
+  const std::int64_t vocab = p.w.rows;
+  const std::int64_t valid = p.valid_vocab > 0 ? std::min(p.valid_vocab, vocab) : vocab;
+  if (rows == 0) return;
+  fit({.max_logits = rows, .hidden = hidden});
+  Arena arena(workspace_);
+  const Packed x = make_packed(arena, rows, hidden, p.w.format);
+  for (std::int64_t r = 0; r < rows; ++r)
+    table_.pack(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, hidden, r, r + 1);
+  const DotJob job{x, p.w.slice_rows(0, valid), p.logits.as<float>(), vocab};
+  dot({&job, 1});
+  for (std::int64_t r = 0; r < rows; ++r)
+    std::fill(p.logits.as<float>() + r * vocab + valid, p.logits.as<float>() + (r + 1) * vocab,
+              -std::numeric_limits<float>::infinity());
+}
+
+void CpuOps::mtp_input(const MtpInputParams& p) {
+  const std::int64_t rows = p.embed.shape[0];
+  const std::int64_t hidden = p.embed.shape[1];
+  fit({.max_rows = rows, .hidden = hidden});
+  Arena arena(workspace_);
+  auto* both = arena.take<float>(rows * 2 * hidden);  // [T, 2H]: embedding first
+  norm_rows({.x = p.embed.as<float>(), .weight = p.e_norm.as<float>(), .out = both, .n = hidden, .eps = p.eps}, rows,
+            2 * hidden);
+  norm_rows(
+      {.x = p.hidden.as<float>(), .weight = p.h_norm.as<float>(), .out = both + hidden, .n = hidden, .eps = p.eps},
+      rows, 2 * hidden);
+  const Packed x = packed(arena, both, rows, 2 * hidden, p.eh_proj.format);
+  const DotJob job{x, p.eh_proj, p.out.as<float>(), p.eh_proj.rows};
+  dot({&job, 1});
+}
+
+}  // namespace cpu
+}  // namespace glint

@@ -1,0 +1,132 @@
+#pragma once
+// The CPU backend's class: divides ops into items for the thread pool and calls the kernels of one table.
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "backends/cpu/cpu.hpp"
+#include "backends/cpu/kernels.hpp"
+#include "base/thread_pool.hpp"
+
+namespace glint::cpu {
+
+// Hands out pieces of one block; everything is free again when it goes out of scope.
+class Arena {
+ public:
+  explicit Arena(const Buffer& buffer) : base_(static_cast<char*>(buffer.data())), bytes_(buffer.bytes()) {}
+  template <typename T>
+  T* take(std::int64_t n) {
+    const std::size_t want = (static_cast<std::size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    CHECK(used_ + want <= bytes_,
+          "workspace of " + std::to_string(bytes_) + " bytes is full: reserve() had smaller limits");
+    char* p = base_ + used_;
+    used_ += want;
+    return reinterpret_cast<T*>(p);
+  }
+
+ private:
+  char* base_;
+  std::size_t bytes_;
+  std::size_t used_ = 0;
+};
+
+// out [x.rows, w.rows] = x · wᵀ.
+struct DotJob {
+  Packed x;
+  Weight w;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(const Table& table, int threads);
+
+  std::string name() const override { return std::string("cpu (") + table_.name + ")"; }
+  Buffer allocate(std::size_t bytes) override { return host_buffer(bytes); }
+  void upload(void* dst, const void* host_src, std::size_t bytes) override;
+  void download(void* host_dst, const void* src, std::size_t bytes) override;
+  void copy(void* dst, const void* src, std::size_t bytes) override;
+  void reserve(const OpLimits& limits) override;
+  bool supports(WeightFormat format) const override;
+  bool supports(KvCodec codec) const override;
+
+  void embed(const EmbedParams& p) override;
+  void rms_norm(const RmsNormParams& p) override;
+  void linear(const LinearParams& p) override;
+  void mla_project(const MlaProjectParams& p) override;
+  void mla_append(const MlaAppendParams& p) override;
+  void mla_attend(const MlaAttendParams& p) override;
+  void route(const RouteParams& p) override;
+  void moe(const MoeParams& p) override;
+  void mlp(const MlpParams& p) override;
+  void lm_head(const LmHeadParams& p) override;
+  void mtp_input(const MtpInputParams& p) override;
+
+ private:
+  // Without reserve() (tests, tools) the workspace grows with the calls; after it, a call beyond the limits is a bug.
+  void fit(const OpLimits& call);
+  void size_workspace();
+
+  // Runs fn(item, thread) over [0, count); on this thread alone when the whole is too little work to share.
+  template <typename Fn>
+  void for_items(std::int64_t count, double work, const Fn& fn) {
+    if (work < kSharedWork) {
+      for (std::int64_t i = 0; i < count; ++i) fn(i, 0);
+    } else {
+      pool_.parallel_for(count, fn);
+    }
+  }
+  // Bytes of weights, or flops / 8, below which waking another core costs more than it saves (about 10 µs).
+  static constexpr double kSharedWork = 96 << 10;
+
+  // Rows of x for kernels that read weights of `format`: where they lie if possible, else a packed copy.
+  Packed packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, WeightFormat format);
+  // An empty packed matrix.
+  Packed make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, WeightFormat format) const;
+  bool wants_bf16(WeightFormat format) const { return table_.dots_bf16 && format == WeightFormat::kBF16; }
+
+  void dot(std::span<const DotJob> jobs);
+  // Rows of W an item takes, so that there are enough items for the threads.
+  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks) const;
+  void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
+
+  struct ExpertGroup;
+  void run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out);
+
+  struct AttendRows;  // up to kAttendRows rows of one mla_attend
+  void latent_queries(const AttendRows& a);
+  void attend_blocks(const AttendRows& a);
+  void attend_chunks(const AttendRows& a);
+  void finish_queries(const AttendRows& a, const AttendState& run, std::int64_t pair, std::int64_t n);
+  void latent_values(const AttendRows& a);
+
+  void update_rope(const std::int32_t* positions, std::int64_t rows, float theta);
+  void rope_rows(float* x, std::int64_t row) const;
+
+  const Table& table_;
+  ThreadPool pool_;
+  OpLimits limits_;
+  bool reserved_ = false;
+  Buffer workspace_;
+  // cos and sin of the last positions asked for, [max_rows][32] pairs: the same for every layer of a step.
+  Buffer rope_;
+  Buffer rope_positions_;
+  std::int64_t rope_rows_ = 0;
+  float rope_theta_ = 0;
+};
+
+// Floats of a packed matrix of that size.
+std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);
+
+// Rows that one pass of mla_attend handles: bounds its workspace (q and latents: 22 MB at 20 heads).
+inline constexpr std::int64_t kAttendRows = 256;
+// Floats of the workspace of mla_attend.
+std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads);
+
+// The equal chunks of at most kRowChunk that `rows` rows are cut into.
+constexpr std::int64_t row_chunks(std::int64_t rows) { return (rows + kRowChunk - 1) / kRowChunk; }
+constexpr std::int64_t chunk_begin(std::int64_t rows, std::int64_t chunk) { return rows * chunk / row_chunks(rows); }
+
+}  // namespace glint::cpu

@@ -1,0 +1,135 @@
+#pragma once
+// The kernels of one instruction set as a table of functions, and what they are called with. Nothing here depends on
+// the instruction set: the ops (ops_*.cpp, built for the baseline) divide the work and call through the table.
+//
+// The rule behind batch invariance: element k of a dot product goes to lane k mod lanes, in ascending k, and the lanes
+// are added in a fixed tree at the end. Tiles, blocks and threads only decide when that happens, never in which order.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ops/params.hpp"
+
+namespace glint::cpu {
+
+inline constexpr std::int64_t kBlock = 512;      // k values of a packed block: a W tile of 8 rows is 16 KB, half of L1
+inline constexpr std::int64_t kPad = 32;         // packed rows are padded with zeros to this many values
+inline constexpr std::int64_t kStrip = 64;       // most rows of W in a work item
+inline constexpr std::int64_t kRowChunk = 132;   // most rows of x in one kernel call; whole tiles of 2, 3 and 6
+inline constexpr std::int64_t kGemmRows = 12;    // from here on, W is converted to a tile before it is used
+inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
+inline constexpr std::int64_t kQueryBlock = 48;  // (row, head) pairs that share one pass over the cache
+inline constexpr std::int64_t kTileAlign = 6;    // a whole number of every table's tiles
+inline constexpr float kLowest = -3.0e38F;       // below every score that can occur
+
+// Rows of x as the dot kernels read them: value (m, k) lies at (k / block) · rows · block + m · block + k % block.
+// One block is plain row-major. bf16: values are rounded to bfloat16, for the kernels that multiply those.
+struct Packed {
+  void* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;   // without the padding
+  std::int64_t block = 0;  // a multiple of kPad, or cols itself when x is used where it lies
+  bool bf16 = false;
+
+  void* at(std::int64_t m, std::int64_t k) const {
+    const std::int64_t i = (k / block) * rows * block + m * block + k % block;
+    return static_cast<char*>(data) + i * (bf16 ? 2 : 4);
+  }
+};
+
+// out[m - m0][n - n0] = x[index[m]] · w[n] for m in [m0, m1), n in [n0, n1).
+struct DotArgs {
+  const Packed* x = nullptr;
+  const std::int32_t* index = nullptr;  // null: row m itself
+  std::int64_t m0 = 0, m1 = 0;          // at most kRowChunk rows
+  Weight w;
+  std::int64_t n0 = 0, n1 = 0;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+
+// out[m][n] = scale · Σ_k a[m][k] w[k][n] for n < w.cols, k < w.rows: W read along its rows (W_UKᵀ q).
+struct CombineArgs {
+  const float* a = nullptr;
+  std::int64_t a_stride = 0;
+  std::int64_t rows = 0;
+  Weight w;
+  float scale = 1;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+
+// Softmax state of `n` queries: the sum of exp(s - top), and the latent weighted by the same.
+struct AttendState {
+  float* top = nullptr;     // [n], kLowest: nothing seen yet
+  float* sum = nullptr;     // [n]
+  float* latent = nullptr;  // [n, 512]
+};
+
+// `n` queries of one sequence over the positions [begin, end) of one chunk; the state starts from zero.
+// Query i sees [first[i], last[i]); nothing outside the union of these is read.
+struct AttendArgs {
+  const float* q = nullptr;  // [n, 576], scaled
+  std::int64_t n = 0;
+  const std::int64_t* first = nullptr;
+  const std::int64_t* last = nullptr;
+  std::int64_t begin = 0, end = 0;
+  KvPages pages;
+  const std::int32_t* page_table = nullptr;  // of this sequence
+  AttendState out;
+  float* scratch = nullptr;  // kAttendScratch floats
+};
+inline constexpr std::int64_t kAttendScratch = kPageTokens * kKvRow + kQueryBlock * kPageTokens;
+
+struct NormArgs {
+  const float* x = nullptr;
+  const float* delta = nullptr;   // may be null
+  float* sum = nullptr;           // x + delta, when delta is given
+  const float* weight = nullptr;  // [n]
+  float* out = nullptr;           // may be null or x
+  std::int64_t n = 0;
+  float eps = 0;
+};
+
+struct Table {
+  const char* name = "";
+  int lanes = 0;
+  bool dots_bf16 = false;  // BF16 weights meet activations rounded to bf16
+
+  void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
+  void (*dot)(const DotArgs& a) = nullptr;
+  void (*combine)(const CombineArgs& a) = nullptr;
+  void (*attend)(const AttendArgs& a) = nullptr;
+  // run = run ⊕ part, both of n queries; a part that saw nothing leaves run as it is.
+  void (*attend_merge)(const AttendState& run, const AttendState& part, std::int64_t n) = nullptr;
+  // out[i] = latent[i] / sum[i].
+  void (*attend_finish)(const AttendState& run, std::int64_t i, float* out) = nullptr;
+  void (*norm)(const NormArgs& a) = nullptr;
+  // to[m][k0 + j] = silu(gate[j]) · up[j] for j < n: `to` is a packed matrix.
+  void (*silu_mul)(const float* gate, const float* up, std::int64_t n, const Packed& to, std::int64_t m,
+                   std::int64_t k0) = nullptr;
+  void (*add_scaled)(float* out, const float* x, float scale, std::int64_t n) = nullptr;
+  void (*to_float)(const void* from, WeightFormat format, float* to, std::int64_t n) = nullptr;
+  void (*to_bf16)(const float* from, BF16* to, std::int64_t n) = nullptr;
+  // For measure_peaks: each returns a value that depends on all the work, so that none is optimised away.
+  float (*read)(const void* data, std::int64_t bytes) = nullptr;
+  float (*multiply_f32)(std::int64_t steps) = nullptr;   // kPeakFlopsF32 · steps · lanes
+  float (*multiply_bf16)(std::int64_t steps) = nullptr;  // the same count, or null
+};
+// Flops a step and lane of the peak loops: 12 accumulators, multiply and add; bf16 dots do two of these a lane.
+inline constexpr double kPeakFlops = 24;
+
+const Table& generic_table();
+const Table& avx2_table();
+const Table& avx512_table();
+const Table& avx512bf16_table();
+
+// Adds a table for tests: make_cpu_ops() finds it by name, cpu_isas() does not list it. Before main() only; returns
+// true.
+bool register_table(const Table& table);
+std::vector<std::string> registered_tables();
+// The table of that name, or the best for "". Throws Error when there is none here.
+const Table& find_table(const std::string& name);
+
+}  // namespace glint::cpu

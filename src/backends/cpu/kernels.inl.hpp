@@ -1,0 +1,68 @@
+// All kernels of one instruction set. The translation unit that includes this defines
+//   GLINT_ISA       the namespace (avx2 …), so that no two builds of a function share a name
+//   GLINT_SIMD      its vector wrapper
+//   GLINT_DOT_BF16  if BF16 weights are multiplied as bfloat16
+// and is compiled with its own flags (isa.cmake). Rules for this code: no standard library templates and no inline
+// functions from outside the namespace (their out-of-line copies, built for this instruction set, could be linked into
+// code for every machine), and no contraction of a·b+c, which would let a row's bits depend on the tile it is in.
+
+#include <cstdint>
+
+#include "backends/cpu/kernels.hpp"
+
+namespace glint::cpu::GLINT_ISA {
+namespace {
+
+#include GLINT_SIMD
+
+#include "backends/cpu/linear.inl.hpp"
+
+#include "backends/cpu/elementwise.inl.hpp"
+
+#include "backends/cpu/attend.inl.hpp"
+
+#ifdef GLINT_DOT_BF16
+float multiply_bf16(std::int64_t steps) {
+  V acc[1][12];
+  clear(acc);
+  alignas(64) BF16 values[2 * kLanes];
+  for (BF16& v : values) v.bits = 0x3380;  // 6e-8
+  const VB x = load_pairs(values);
+  for (std::int64_t i = 0; i < steps; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) acc[0][j] = dot_pairs(acc[0][j], x, x);
+    __asm__ volatile("" : "+m"(*&steps));
+  }
+  V total = zero();
+  for (int j = 0; j < 12; ++j) total = add(total, acc[0][j]);
+  return sum(total);
+}
+#endif
+
+}  // namespace
+
+constexpr Table make_table(const char* name) {
+  Table t;
+  t.name = name;
+  t.lanes = kLanes;
+  t.pack = pack;
+  t.dot = dot;
+  t.combine = combine;
+  t.attend = attend;
+  t.attend_merge = attend_merge;
+  t.attend_finish = attend_finish;
+  t.norm = norm;
+  t.silu_mul = silu_mul;
+  t.add_scaled = add_scaled;
+  t.to_float = to_float;
+  t.to_bf16 = to_bf16;
+  t.read = read;
+  t.multiply_f32 = multiply_f32;
+#ifdef GLINT_DOT_BF16
+  t.dots_bf16 = true;
+  t.multiply_bf16 = multiply_bf16;
+#endif
+  return t;
+}
+
+}  // namespace glint::cpu::GLINT_ISA

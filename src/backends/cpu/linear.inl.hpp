@@ -1,0 +1,367 @@
+// Dot-product kernels: x [M, K] against rows of W [N, K], both contiguous in K. Included inside the kernel namespace.
+// A weight row is streamed once from memory: for few rows of x it is converted in registers, for many it is converted
+// once into a tile that stays in L1 while all rows of x pass.
+
+// How X values meet W values: a step multiplies kStep of each into one accumulator.
+template <typename X, typename W>
+struct Dot {
+  static constexpr int kStep = kLanes;
+  static V load_x(const float* p) { return load(p); }
+  static V load_w(const W* p) { return load(p); }
+  static V step(V c, V x, V w) { return fma(x, w, c); }
+};
+#ifdef GLINT_DOT_BF16
+template <>
+struct Dot<BF16, BF16> {
+  static constexpr int kStep = 2 * kLanes;
+  static VB load_x(const BF16* p) { return load_pairs(p); }
+  static VB load_w(const BF16* p) { return load_pairs(p); }
+  static V step(V c, VB x, VB w) { return dot_pairs(c, x, w); }
+};
+#endif
+
+// acc[m][n] += x[m] · w[n] over k values, a multiple of the step. The arrays live in registers once unrolled.
+template <int M, int N, typename X, typename W>
+[[gnu::always_inline]] inline void dot_tile(const X* const (&x)[M], const W* w, std::int64_t w_stride, std::int64_t k,
+                                            V (&acc)[M][N]) {
+  using D = Dot<X, W>;
+  for (std::int64_t i = 0; i < k; i += D::kStep) {
+    decltype(D::load_x(x[0])) xv[M];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) xv[m] = D::load_x(x[m] + i);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) {
+      const auto wv = D::load_w(w + n * w_stride + i);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) acc[m][n] = D::step(acc[m][n], xv[m], wv);
+    }
+  }
+}
+
+template <int M, int N>
+[[gnu::always_inline]] inline void clear(V (&acc)[M][N]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[m][n] = zero();
+  }
+}
+
+// The first n values of p, zeros after them.
+template <typename T, int Size>
+struct Tail {
+  T values[Size] = {};
+  Tail(const T* p, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) values[i] = p[i];
+  }
+};
+template <typename T>
+inline V load_some(const T* p, std::int64_t n) {
+  if (n >= kLanes) return load(p);
+  const Tail<T, kLanes> tail(p, n);
+  return load(tail.values);
+}
+template <typename T>
+inline void store_some(T* p, V v, std::int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  T values[kLanes];
+  store(values, v);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = values[i];
+}
+
+template <typename X>
+inline const X* x_row(const DotArgs& a, std::int64_t m, std::int64_t k) {
+  return static_cast<const X*>(a.x->at(a.index != nullptr ? a.index[m] : m, k));
+}
+
+// M rows of x against N rows of W that are converted on the way.
+template <int M, int N, typename X, typename W>
+inline void dot_direct(const DotArgs& a, std::int64_t m, std::int64_t n) {
+  constexpr int kStep = Dot<X, W>::kStep;
+  const std::int64_t cols = a.w.cols;
+  const W* w = static_cast<const W*>(a.w.data) + n * cols;
+  const std::int64_t whole = cols - cols % kStep;
+  V acc[M][N];
+  clear(acc);
+  for (std::int64_t k = 0; k < whole; k += a.x->block) {
+    const X* x[M];
+    for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, k);
+    dot_tile(x, w + k, cols, whole - k < a.x->block ? whole - k : a.x->block, acc);
+  }
+  if (whole < cols) {
+    const X* x[M];
+    for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, whole);
+    for (int j = 0; j < N; ++j) {
+      const Tail<W, kStep> tail(w + j * cols + whole, cols - whole);
+      for (int i = 0; i < M; ++i)
+        acc[i][j] = Dot<X, W>::step(acc[i][j], Dot<X, W>::load_x(x[i]), Dot<X, W>::load_w(tail.values));
+    }
+  }
+  for (int i = 0; i < M; ++i) {
+    float* out = a.out + (m + i - a.m0) * a.out_stride + (n - a.n0);
+    if constexpr (N % 4 == 0) {
+      for (int j = 0; j < N; j += 4) sum4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], out + j);
+    } else {
+      for (int j = 0; j < N; ++j) out[j] = sum(acc[i][j]);
+    }
+  }
+}
+
+// N rows of W against all rows of x: they come from memory once and from L1 after that.
+template <int N, typename X, typename W>
+inline void dot_direct_rows(const DotArgs& a, std::int64_t n) {
+  std::int64_t m = a.m0;
+  for (; a.m1 - m >= 5 || a.m1 - m == 3; m += 3) dot_direct<3, N, X, W>(a, m, n);
+  for (; a.m1 - m >= 2; m += 2) dot_direct<2, N, X, W>(a, m, n);
+  if (m < a.m1) dot_direct<1, N, X, W>(a, m, n);
+}
+
+template <typename X, typename W>
+void dot_few(const DotArgs& a) {
+  std::int64_t n = a.n0;
+  if (a.m1 - a.m0 == 1) {  // one row: eight independent sums hide the latency of the multiply-add
+    for (; n + 8 <= a.n1; n += 8) dot_direct<1, 8, X, W>(a, a.m0, n);
+  }
+  for (; n + 4 <= a.n1; n += 4) dot_direct_rows<4, X, W>(a, n);
+  for (; n < a.n1; ++n) dot_direct_rows<1, X, W>(a, n);
+}
+
+inline constexpr std::int64_t kTileRows = 8;  // rows of W in a tile
+
+// One block of up to 8 rows of W against all rows of x; `lanes` carries the accumulators [M][8] between blocks.
+struct TileStep {
+  const DotArgs* a;
+  std::int64_t n;  // first row of W
+  std::int64_t k;  // first column
+  std::int64_t depth;
+  bool first, last;
+  float* lanes;
+};
+
+template <int M, typename X, typename W>
+inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std::int64_t m) {
+  const DotArgs& a = *s.a;
+  const X* x[M];
+  for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, s.k);
+#pragma GCC unroll 1
+  for (int j = 0; j < kTileRows; j += kTileN) {
+    V acc[M][kTileN];
+    float* lanes = s.lanes + ((m - a.m0) * kTileRows + j) * kLanes;
+    if (s.first) {
+      clear(acc);
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kTileN; ++c) acc[i][c] = load(lanes + (i * kTileRows + c) * kLanes);
+      }
+    }
+    dot_tile(x, w + j * w_stride, w_stride, s.depth, acc);
+    if (s.last) {
+      const std::int64_t n_left = a.n1 - s.n - j;
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+        float* out = a.out + (m + i - a.m0) * a.out_stride + (s.n + j - a.n0);
+        float sums[kTileN];
+        static_assert(kTileN == 4);
+        sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], n_left >= 4 ? out : sums);
+        for (std::int64_t c = 0; c < n_left && n_left < 4; ++c) out[c] = sums[c];
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 8
+        for (int c = 0; c < kTileN; ++c) store(lanes + (i * kTileRows + c) * kLanes, acc[i][c]);
+      }
+    }
+  }
+}
+
+template <typename X, typename W>
+inline void tile_all_rows(const TileStep& s, const W* w, std::int64_t w_stride) {
+  std::int64_t m = s.a->m0;
+  for (; m + kTileM <= s.a->m1; m += kTileM) tile_rows<kTileM, X, W>(s, w, w_stride, m);
+  for (; m + 2 <= s.a->m1; m += 2) tile_rows<2, X, W>(s, w, w_stride, m);
+  if (m < s.a->m1) tile_rows<1, X, W>(s, w, w_stride, m);
+}
+
+// Rows [n, n + count) and columns [k, k + depth) of W as floats, zeros up to 8 rows and whole steps.
+template <typename W>
+inline void fill_tile(const DotArgs& a, std::int64_t n, std::int64_t count, std::int64_t k, std::int64_t depth,
+                      float* tile) {
+  const W* w = static_cast<const W*>(a.w.data) + n * a.w.cols + k;
+  const std::int64_t valid = a.w.cols - k < depth ? a.w.cols - k : depth;
+  for (std::int64_t j = 0; j < kTileRows; ++j) {
+    float* to = tile + j * kBlock;
+    if (j >= count) {
+      for (std::int64_t i = 0; i < depth; i += kLanes) store(to + i, zero());
+      continue;
+    }
+    const W* from = w + j * a.w.cols;
+    for (std::int64_t i = 0; i < depth; i += kLanes) store(to + i, load_some(from + i, valid - i));
+  }
+}
+
+template <typename X, typename W>
+void dot_many(const DotArgs& a) {
+  alignas(64) float lanes[kRowChunk * kTileRows * kLanes];
+  constexpr int kStep = Dot<X, X>::kStep;
+  const std::int64_t block = a.x->block < kBlock ? a.x->block : kBlock;
+  const std::int64_t whole = (a.w.cols + kStep - 1) / kStep * kStep;
+  for (std::int64_t n = a.n0; n < a.n1; n += kTileRows) {
+    const std::int64_t count = a.n1 - n < kTileRows ? a.n1 - n : kTileRows;
+    for (std::int64_t k = 0; k < whole; k += block) {
+      const std::int64_t depth = whole - k < block ? whole - k : block;
+      const TileStep s{&a, n, k, depth, k == 0, k + depth == whole, lanes};
+      if constexpr (sizeof(X) == 4) {
+        alignas(64) float tile[kTileRows * kBlock];
+        fill_tile<W>(a, n, count, k, depth, tile);
+        tile_all_rows<float, float>(s, tile, kBlock);
+      } else if (count == kTileRows && k + depth <= a.w.cols) {
+        tile_all_rows<X, W>(s, static_cast<const W*>(a.w.data) + n * a.w.cols + k, a.w.cols);
+      } else {
+        alignas(64) W tile[kTileRows * kBlock] = {};
+        for (std::int64_t j = 0; j < count; ++j) {
+          const W* from = static_cast<const W*>(a.w.data) + (n + j) * a.w.cols + k;
+          for (std::int64_t i = 0; i < depth && k + i < a.w.cols; ++i) tile[j * kBlock + i] = from[i];
+        }
+        tile_all_rows<X, W>(s, tile, kBlock);
+      }
+    }
+  }
+}
+
+template <typename X, typename W>
+inline void dot_any(const DotArgs& a) {
+  return a.m1 - a.m0 >= kGemmRows ? dot_many<X, W>(a) : dot_few<X, W>(a);
+}
+
+void dot(const DotArgs& a) {
+  switch (a.w.format) {
+    case WeightFormat::kF32:
+      return dot_any<float, float>(a);
+    case WeightFormat::kF16:
+      return dot_any<float, F16>(a);
+    case WeightFormat::kBF16:
+#ifdef GLINT_DOT_BF16
+      if (a.x->bf16) return dot_any<BF16, BF16>(a);
+#endif
+      return dot_any<float, BF16>(a);
+    default:  // the ops refuse other formats
+      return;
+  }
+}
+
+template <typename T>
+inline void pack_rows(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
+  const std::int64_t padded = (to.cols + kPad - 1) / kPad * kPad;
+  for (std::int64_t k = 0; k < padded; k += to.block) {
+    const std::int64_t depth = padded - k < to.block ? padded - k : to.block;
+    for (std::int64_t m = m0; m < m1; ++m) {
+      T* row = static_cast<T*>(to.at(m, k));
+      const float* from = x + (m - m0) * x_stride + k;
+      for (std::int64_t i = 0; i < depth; i += kLanes) {
+        const std::int64_t left = to.cols - k - i;
+        store(row + i, left > 0 ? load_some(from + i, left) : zero());
+      }
+    }
+  }
+}
+
+void pack(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
+  if (to.bf16) return pack_rows<BF16>(to, x, x_stride, m0, m1);
+  pack_rows<float>(to, x, x_stride, m0, m1);
+}
+
+// W read along its rows. For one row of `a` the output (2 KB) stays in L1 and W streams past, four rows at a time; for
+// more, a slab of kTileN vectors of columns is converted and all rows of `a` pass. Both add in ascending k.
+template <typename W>
+inline void combine_few(const CombineArgs& a, std::int64_t m) {
+  const std::int64_t cols = a.w.cols;
+  const W* w = static_cast<const W*>(a.w.data);
+  const float* x = a.a + m * a.a_stride;
+  float* out = a.out + m * a.out_stride;
+  for (std::int64_t c = 0; c < cols; c += kLanes) store(out + c, zero());
+  std::int64_t k = 0;
+  for (; k + 4 <= a.w.rows; k += 4) {
+    const V x0 = set1(x[k]), x1 = set1(x[k + 1]), x2 = set1(x[k + 2]), x3 = set1(x[k + 3]);
+    const W* row = w + k * cols;
+    for (std::int64_t c = 0; c < cols; c += kLanes) {
+      V v = load(out + c);
+      v = fma(x0, load(row + c), v);
+      v = fma(x1, load(row + cols + c), v);
+      v = fma(x2, load(row + 2 * cols + c), v);
+      store(out + c, fma(x3, load(row + 3 * cols + c), v));
+    }
+  }
+  for (; k < a.w.rows; ++k) {
+    for (std::int64_t c = 0; c < cols; c += kLanes)
+      store(out + c, fma(set1(x[k]), load(w + k * cols + c), load(out + c)));
+  }
+  for (std::int64_t c = 0; c < cols; c += kLanes) store(out + c, mul(load(out + c), set1(a.scale)));
+}
+
+// acc[m][n] += Σ_k x[m][k] · b[k][n-th vector]: the tile of combine and of softmax(s) · V.
+template <int M, int N>
+[[gnu::always_inline]] inline void outer_tile(const float* const (&x)[M], const float* b, std::int64_t b_stride,
+                                              std::int64_t depth, V (&acc)[M][N]) {
+  for (std::int64_t k = 0; k < depth; ++k) {
+    V bv[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) bv[n] = load(b + k * b_stride + n * kLanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const V xv = set1(x[m][k]);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, bv[n], acc[m][n]);
+    }
+  }
+}
+
+template <int M>
+inline void combine_rows(const CombineArgs& a, const float* slab, std::int64_t column, std::int64_t m) {
+  constexpr std::int64_t kWidth = kTileN * kLanes;
+  const float* x[M];
+  for (int i = 0; i < M; ++i) x[i] = a.a + (m + i) * a.a_stride;
+  V acc[M][kTileN];
+  clear(acc);
+  outer_tile(x, slab, kWidth, a.w.rows, acc);
+#pragma GCC unroll 8
+  for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kTileN; ++c)
+      store(a.out + (m + i) * a.out_stride + column + c * kLanes, mul(acc[i][c], set1(a.scale)));
+  }
+}
+
+template <typename W>
+inline void combine_any(const CombineArgs& a) {
+  constexpr std::int64_t kWidth = kTileN * kLanes;
+  if (a.rows < kGemmRows / 3 || a.w.rows > kNope || a.w.cols % kWidth != 0) {
+    for (std::int64_t m = 0; m < a.rows; ++m) combine_few<W>(a, m);
+    return;
+  }
+  alignas(64) float slab[kNope * kWidth];
+  for (std::int64_t column = 0; column < a.w.cols; column += kWidth) {
+    for (std::int64_t k = 0; k < a.w.rows; ++k) {
+      const W* from = static_cast<const W*>(a.w.data) + k * a.w.cols + column;
+      for (int c = 0; c < kTileN; ++c) store(slab + k * kWidth + c * kLanes, load(from + c * kLanes));
+    }
+    std::int64_t m = 0;
+    for (; m + kTileM <= a.rows; m += kTileM) combine_rows<kTileM>(a, slab, column, m);
+    for (; m < a.rows; ++m) combine_rows<1>(a, slab, column, m);
+  }
+}
+
+void combine(const CombineArgs& a) {
+  switch (a.w.format) {
+    case WeightFormat::kF32:
+      return combine_any<float>(a);
+    case WeightFormat::kF16:
+      return combine_any<F16>(a);
+    case WeightFormat::kBF16:
+      return combine_any<BF16>(a);
+    default:  // the ops refuse other formats
+      return;
+  }
+}
