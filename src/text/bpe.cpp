@@ -56,7 +56,28 @@ inline std::size_t index_of(const std::int32_t* ranks, std::int32_t wanted) {
 #endif
 }
 
+std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
+  return static_cast<std::uint64_t>(left) << Bpe::kIdBits | static_cast<std::uint64_t>(right);
+}
+
+// Fibonacci hashing: the upper bits of a product with 2^64 / golden ratio spread consecutive ids.
+std::uint64_t mix(std::uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
+
 }  // namespace
+
+inline std::int32_t Bpe::find(std::int32_t left, std::int32_t right) const {
+  const std::uint64_t key = pair_key(left, right), mixed = mix(key), bit = mixed >> filter_shift_;
+  if ((filter_[bit / 64] >> bit % 64 & 1) == 0) return kNoMerge;
+  return find_in_table(key, mixed);
+}
+
+std::int32_t Bpe::find_in_table(std::uint64_t key, std::uint64_t mixed) const {
+  for (std::size_t i = mixed >> slot_shift_;; i = (i + 1) & (slots_.size() - 1)) {
+    const std::uint64_t slot = slots_[i];
+    if (slot >> kRankBits == key) return static_cast<std::int32_t>(slot & ((1u << kRankBits) - 1));
+    if (slot == kEmptySlot) return kNoMerge;
+  }
+}
 
 // One pre-token being merged. Symbols are a linked list over byte positions; the rank of the pair that starts at each
 // position is a leaf of a tree of minima of fan-out 16, whose leftmost least leaf is the next merge.
@@ -193,17 +214,6 @@ class BpeRun {
   std::array<std::size_t, kMaxLevels> level_begin_{}, level_nodes_{};
 };
 
-namespace {
-
-std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
-  return static_cast<std::uint64_t>(left) << Bpe::kIdBits | static_cast<std::uint64_t>(right);
-}
-
-// Fibonacci hashing: the upper bits of a product with 2^64 / golden ratio spread consecutive ids.
-std::uint64_t mix(std::uint64_t key) { return key * 0x9E3779B97F4A7C15u; }
-
-}  // namespace
-
 Bpe::Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>& merges) : byte_ids_(byte_ids) {
   CHECK(merges.size() < std::size_t{1} << kRankBits);
   filter_.assign(std::bit_ceil(merges.size() * 8 + 64) / 64, 0);
@@ -226,16 +236,6 @@ Bpe::Bpe(const std::array<std::int32_t, 256>& byte_ids, const std::vector<Merge>
     const auto left = byte_of.find(merge.left), right = byte_of.find(merge.right);
     if (left == byte_of.end() || right == byte_of.end()) continue;
     byte_pairs_[left->second * 256 + right->second] = static_cast<std::int32_t>(rank);
-  }
-}
-
-std::int32_t Bpe::find(std::int32_t left, std::int32_t right) const {
-  const std::uint64_t key = pair_key(left, right), mixed = mix(key), bit = mixed >> filter_shift_;
-  if ((filter_[bit / 64] >> bit % 64 & 1) == 0) return kNoMerge;
-  for (std::size_t i = mixed >> slot_shift_;; i = (i + 1) & (slots_.size() - 1)) {
-    const std::uint64_t slot = slots_[i];
-    if (slot >> kRankBits == key) return static_cast<std::int32_t>(slot & ((1u << kRankBits) - 1));
-    if (slot == kEmptySlot) return kNoMerge;
   }
 }
 

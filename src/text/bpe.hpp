@@ -55,6 +55,7 @@ class Bpe {
   bool keep_apart(std::string_view left, std::string_view right, BpeScratch& scratch) const;
   // The rank of a pair, kNoMerge if it has none.
   std::int32_t find(std::int32_t left, std::int32_t right) const;
+  std::int32_t find_in_table(std::uint64_t key, std::uint64_t mixed) const;  // the part of it that is seldom needed
 
   std::array<std::int32_t, 256> byte_ids_{};
   std::vector<std::int32_t> results_;     // by rank
