@@ -205,7 +205,7 @@ TEST(Sampler, AskingForLogprobsChangesNoDraw) {
   Sampler sampler(9000);
   for (const float t : {1.0F, 0.6F}) {
     for (const SamplerParams& base :
-         {SamplerParams{}, SamplerParams{.top_p = 0.9F}, SamplerParams{.top_k = 50, .top_p = 0.9F},
+         {SamplerParams{}, SamplerParams{.top_p = 0.9F}, SamplerParams{.top_p = 0.9F, .top_k = 50},
           SamplerParams{.min_p = 0.02F}, SamplerParams{.logit_bias = {{4, 3.0F}}}}) {
       SamplerParams p = base;
       p.temperature = t;
