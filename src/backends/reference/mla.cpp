@@ -94,7 +94,9 @@ void mla_attend(const MlaAttendParams& p) {
   const std::vector<float> kv_b = weight_floats(p.kv_b);
 
   for (int s = 0; s < p.batch.n_seqs; ++s) {
-    if (p.batch.row_offsets[s] == p.batch.row_offsets[s + 1]) continue;
+    const std::int64_t first_row = p.batch.row_offsets[s];
+    const std::int64_t n_rows = p.batch.row_offsets[s + 1] - first_row;
+    if (n_rows == 0) continue;
     const std::int64_t first = visible(p, s, 0).begin;  // nothing before it is seen by any row
     const std::int64_t n_keys = p.batch.context_tokens[s] - first;
     std::vector<float> cached(size(n_keys * kKvRow));  // [keys, 576]
@@ -104,7 +106,7 @@ void mla_attend(const MlaAttendParams& p) {
 
     std::vector<float> keys(size(n_keys * kQk));       // [keys, 256]
     std::vector<float> values(size(n_keys * kValue));  // [keys, 256]
-    std::vector<float> scores(size(n_keys));
+    std::vector<float> scores(size(4 * n_keys));
     for (std::int64_t h = 0; h < n_heads; ++h) {
       const float* w_uk = kv_b.data() + h * kHeadRows * kLatent;
       const float* w_uv = w_uk + kNope * kLatent;
@@ -112,16 +114,25 @@ void mla_attend(const MlaAttendParams& p) {
       matmul_nt(latent, {w_uv, kValue, kLatent}, kLatent, {values.data(), kValue});
       for (std::int64_t j = 0; j < n_keys; ++j) std::copy_n(latent[j] + kLatent, kRope, keys.data() + j * kQk + kNope);
 
-      for_each_row(p.batch, s, [&](std::int64_t row, std::int64_t i) {
-        const Visible see = visible(p, s, i);
-        const std::int64_t begin = see.begin - first;
-        const std::int64_t n = see.end - see.begin;
-        const float* q = p.q.as<float>() + (row * n_heads + h) * kQk;
-        matmul_nt({q, 1, kQk}, {keys.data() + begin * kQk, n, kQk}, kQk, {scores.data(), n});
-        for (std::int64_t j = 0; j < n; ++j) scores[size(j)] *= kSoftmaxScale;
-        softmax(scores.data(), n);
-        weighted_sum(scores.data(), {values.data() + begin * kValue, n, kValue}, kValue, out[row] + h * kValue);
-      });
+      // Scores of four rows at a time against every key that one of them sees: the keys are read a quarter as often.
+      constexpr std::int64_t kBlock = 4;
+      for (std::int64_t i = 0; i < n_rows; i += kBlock) {
+        const std::int64_t block = std::min(kBlock, n_rows - i);
+        const std::int64_t begin = visible(p, s, i).begin;
+        const std::int64_t width = visible(p, s, i + block - 1).end - begin;
+        const float* q = p.q.as<float>() + ((first_row + i) * n_heads + h) * kQk;
+        matmul_nt({q, block, n_heads * kQk}, {keys.data() + (begin - first) * kQk, width, kQk}, kQk,
+                  {scores.data(), width});
+        for (std::int64_t r = 0; r < block; ++r) {
+          const Visible see = visible(p, s, i + r);
+          const std::int64_t n = see.end - see.begin;
+          float* weight = scores.data() + r * width + (see.begin - begin);
+          for (std::int64_t j = 0; j < n; ++j) weight[j] *= kSoftmaxScale;
+          softmax(weight, n);
+          weighted_sum(weight, {values.data() + (see.begin - first) * kValue, n, kValue}, kValue,
+                       out[first_row + i + r] + h * kValue);
+        }
+      }
     }
   }
 }
