@@ -10,8 +10,13 @@ namespace glint::apps {
 using Run = std::function<int()>;
 using Register = void (*)(CLI::App& app, Run& run);
 
-void register_tokenize(CLI::App& app, Run& run);    // tokenize, detokenize
-void register_template(CLI::App& app, Run& run);    // template, parse
-void register_inspect(CLI::App& app, Run& run);     // inspect
+void register_run(CLI::App& app, Run& run);       // run
+void register_chat(CLI::App& app, Run& run);      // chat
+void register_eval(CLI::App& app, Run& run);      // eval ppl
+void register_bench(CLI::App& app, Run& run);     // bench
+void register_tokenize(CLI::App& app, Run& run);  // tokenize, detokenize
+void register_template(CLI::App& app, Run& run);  // template, parse
+void register_inspect(CLI::App& app, Run& run);   // inspect
+void register_env(CLI::App& app, Run& run);       // env
 
 }  // namespace glint::apps

@@ -10,7 +10,10 @@ int main(int argc, char** argv) {
   CLI::App app{"Glint: an inference engine for GLM-4.7-Flash", "glint"};
   app.require_subcommand(1);
   Run run;
-  for (const Register add : {register_tokenize, register_template, register_inspect}) add(app, run);
+  for (const Register add : {register_run, register_chat, register_eval, register_bench, register_inspect,
+                             register_tokenize, register_template, register_env}) {
+    add(app, run);
+  }
   CLI11_PARSE(app, argc, argv);
   try {
     return run();
