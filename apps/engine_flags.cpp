@@ -21,7 +21,7 @@ void EngineFlags::add_to(CLI::App& command) {
   command.add_option("--chunk", options.chunk_tokens, "Prompt tokens read in one step")->capture_default_str();
   command.add_option("--latent-eps", options.latent_eps,
                      "Epsilon of the two latent norms; 1e-6 matches Hugging Face bit for bit");
-  command.add_option("--window", options.window_tokens,
+  command.add_option("--attention-window", options.window_tokens,
                      "Sliding-window attention over this many tokens (default: all)");
   command.add_option("--synthetic", synthetic, "Random weights of the real shape instead of a model, e.g. layers=6");
   command.add_flag("-q,--quiet", quiet, "No progress bars, no closing line");
