@@ -5,7 +5,8 @@
 // A step holds at most chunk_tokens rows (B). Decode rows come first; what is left of the budget reads prompts, in
 // chunks. While a prompt is being read, r = max(1, B / 8) rows are kept for it (B = 1: prompts and decodes alternate).
 //   Bound on stalls: of D decoding requests each gets its row in every ceil(D / (B - r))-th step or sooner (in every
-//   step when D ≤ B - r; B = 1: every 2 D-th), and no step has more than B rows, however long the prompts. Preemption is the one exception.
+//   step when D ≤ B - r; in every 2 D-th when B = 1), and no step has more than B rows, however long the prompts.
+//   Preemption is the one exception.
 // Prompts: the oldest gets at least half of the rows left, the others share the rest, the fewest unread tokens first;
 // so the oldest always advances and a short prompt never waits for a long one to be read. Admission: in order of
 // arrival, when pages for all its tokens are free beyond those promised to running requests and one for each of them.
