@@ -20,7 +20,9 @@ for target in "${targets[@]}"; do
   mkdir -p "$corpus" "$crashes"
   seeds=()
   if [[ -d tests/fuzz/seeds/$name ]]; then seeds=("tests/fuzz/seeds/$name"); fi
-  if "$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+  dict=()
+  case $name in chat | output_parser) dict=(-dict=tests/fuzz/chat_format.dict) ;; esac
+  if "$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 "${dict[@]}" \
       -artifact_prefix="$crashes/" "$corpus" "${seeds[@]}" >"$log" 2>&1; then
     printf '✓ %-12s %s runs, %s inputs kept\n' "$name" \
       "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" "$(find "$corpus" -type f | wc -l)"
