@@ -42,11 +42,15 @@ GLINT_INLINE void dot_tile(const Rows& x, std::int64_t t, const Rows& w, std::in
   }
   if (i < k) {
     const auto n = static_cast<std::size_t>(k - i) * sizeof(float);
+#pragma GCC unroll 4
     for (int a = 0; a < X; ++a) xv[a] = F8{}, std::memcpy(&xv[a], x[t + a] + i, n);
+#pragma GCC unroll 4
     for (int b = 0; b < W; ++b) wv[b] = F8{}, std::memcpy(&wv[b], w[o + b] + i, n);
     step();
   }
+#pragma GCC unroll 4
   for (int a = 0; a < X; ++a) {
+#pragma GCC unroll 4
     for (int b = 0; b < W; ++b) out[t + a][o + b] = add_lanes(sum[a][b]);
   }
 }
