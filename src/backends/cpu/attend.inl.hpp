@@ -22,11 +22,12 @@ inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t l
 template <int M>
 inline void score_rows(const float* q, const float* tile, std::int64_t j, float* s) {
   const float* x[M];
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) x[i] = q + i * kKvRow;
   V acc[M][4];
   clear(acc);
   dot_tile(x, tile + j * kKvRow, kKvRow, kKvRow, acc);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], s + i * kPageTokens + j);
 }
 
@@ -34,17 +35,18 @@ template <int M>
 inline void weigh_rows(const float* s, const float* tile, std::int64_t lo, std::int64_t hi, std::int64_t column,
                        float* latent) {
   const float* x[M];
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) x[i] = s + i * kPageTokens + lo;
   V acc[M][kTileN];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < kTileN; ++c) acc[i][c] = load(latent + i * kLatent + column + c * kLanes);
   }
   outer_tile(x, tile + lo * kKvRow + column, kKvRow, hi - lo, acc);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < kTileN; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
   }
 }

@@ -101,6 +101,7 @@ float read(const void* data, std::int64_t bytes) {
   const std::int64_t n = bytes / 4;
   V s[4] = {zero(), zero(), zero(), zero()};
   for (std::int64_t i = 0; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma GCC unroll 16
     for (int j = 0; j < 4; ++j) s[j] = add(s[j], load(p + i + j * kLanes));
   }
   return sum(add(add(s[0], s[1]), add(s[2], s[3])));
@@ -108,14 +109,17 @@ float read(const void* data, std::int64_t bytes) {
 
 float multiply_f32(std::int64_t steps) {
   V acc[1][12];
-  clear(acc);
-  V x = set1(1.0F), y = set1(1e-7F);
+  // Different starts, and the accumulator as a factor: nothing to share between the chains or to move out of the loop.
+#pragma GCC unroll 16
+  for (int j = 0; j < 12; ++j) acc[0][j] = set1(static_cast<float>(j));
+  const V x = set1(0.999F), y = set1(1.0F);
   for (std::int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < 12; ++j) acc[0][j] = fma(x, y, acc[0][j]);
-    __asm__ volatile("" : "+m"(*&steps));  // keeps the loop a loop
+#pragma GCC unroll 16
+    for (int j = 0; j < 12; ++j) acc[0][j] = fma(acc[0][j], x, y);
+    __asm__ volatile("" ::: "memory");  // keeps the loop a loop
   }
   V total = zero();
+#pragma GCC unroll 16
   for (int j = 0; j < 12; ++j) total = add(total, acc[0][j]);
   return sum(total);
 }

@@ -24,16 +24,18 @@ namespace {
 #ifdef GLINT_DOT_BF16
 float multiply_bf16(std::int64_t steps) {
   V acc[1][12];
-  clear(acc);
+#pragma GCC unroll 16
+  for (int j = 0; j < 12; ++j) acc[0][j] = set1(static_cast<float>(j));
   alignas(64) BF16 values[2 * kLanes];
   for (BF16& v : values) v.bits = 0x3380;  // 6e-8
   const VB x = load_pairs(values);
   for (std::int64_t i = 0; i < steps; ++i) {
-#pragma GCC unroll 12
+#pragma GCC unroll 16
     for (int j = 0; j < 12; ++j) acc[0][j] = dot_pairs(acc[0][j], x, x);
-    __asm__ volatile("" : "+m"(*&steps));
+    __asm__ volatile("" ::: "memory");
   }
   V total = zero();
+#pragma GCC unroll 16
   for (int j = 0; j < 12; ++j) total = add(total, acc[0][j]);
   return sum(total);
 }

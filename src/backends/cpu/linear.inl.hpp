@@ -27,12 +27,12 @@ template <int M, int N, typename X, typename W>
   using D = Dot<X, W>;
   for (std::int64_t i = 0; i < k; i += D::kStep) {
     decltype(D::load_x(x[0])) xv[M];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) xv[m] = D::load_x(x[m] + i);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
       const auto wv = D::load_w(w + n * w_stride + i);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int m = 0; m < M; ++m) acc[m][n] = D::step(acc[m][n], xv[m], wv);
     }
   }
@@ -40,9 +40,9 @@ template <int M, int N, typename X, typename W>
 
 template <int M, int N>
 [[gnu::always_inline]] inline void clear(V (&acc)[M][N]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) acc[m][n] = zero();
   }
 }
@@ -85,23 +85,30 @@ inline void dot_direct(const DotArgs& a, std::int64_t m, std::int64_t n) {
   clear(acc);
   for (std::int64_t k = 0; k < whole; k += a.x->block) {
     const X* x[M];
+#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, k);
     dot_tile(x, w + k, cols, whole - k < a.x->block ? whole - k : a.x->block, acc);
   }
   if (whole < cols) {
     const X* x[M];
+#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, whole);
+#pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
       const Tail<W, kStep> tail(w + j * cols + whole, cols - whole);
+#pragma GCC unroll 16
       for (int i = 0; i < M; ++i)
         acc[i][j] = Dot<X, W>::step(acc[i][j], Dot<X, W>::load_x(x[i]), Dot<X, W>::load_w(tail.values));
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
     float* out = a.out + (m + i - a.m0) * a.out_stride + (n - a.n0);
     if constexpr (N % 4 == 0) {
+#pragma GCC unroll 16
       for (int j = 0; j < N; j += 4) sum4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], out + j);
     } else {
+#pragma GCC unroll 16
       for (int j = 0; j < N; ++j) out[j] = sum(acc[i][j]);
     }
   }
@@ -142,6 +149,7 @@ template <int M, typename X, typename W>
 inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std::int64_t m) {
   const DotArgs& a = *s.a;
   const X* x[M];
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, s.k);
 #pragma GCC unroll 1
   for (int j = 0; j < kTileRows; j += kTileN) {
@@ -150,16 +158,16 @@ inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std:
     if (s.first) {
       clear(acc);
     } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int c = 0; c < kTileN; ++c) acc[i][c] = load(lanes + (i * kTileRows + c) * kLanes);
       }
     }
     dot_tile(x, w + j * w_stride, w_stride, s.depth, acc);
     if (s.last) {
       const std::int64_t n_left = a.n1 - s.n - j;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
         float* out = a.out + (m + i - a.m0) * a.out_stride + (s.n + j - a.n0);
         float sums[kTileN];
@@ -168,9 +176,9 @@ inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std:
         for (std::int64_t c = 0; c < n_left && n_left < 4; ++c) out[c] = sums[c];
       }
     } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int c = 0; c < kTileN; ++c) store(lanes + (i * kTileRows + c) * kLanes, acc[i][c]);
       }
     }
@@ -307,12 +315,12 @@ template <int M, int N>
                                               std::int64_t depth, V (&acc)[M][N]) {
   for (std::int64_t k = 0; k < depth; ++k) {
     V bv[N];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) bv[n] = load(b + k * b_stride + n * kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       const V xv = set1(x[m][k]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, bv[n], acc[m][n]);
     }
   }
@@ -322,13 +330,14 @@ template <int M>
 inline void combine_rows(const CombineArgs& a, const float* slab, std::int64_t column, std::int64_t m) {
   constexpr std::int64_t kWidth = kTileN * kLanes;
   const float* x[M];
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) x[i] = a.a + (m + i) * a.a_stride;
   V acc[M][kTileN];
   clear(acc);
   outer_tile(x, slab, kWidth, a.w.rows, acc);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int c = 0; c < kTileN; ++c)
       store(a.out + (m + i) * a.out_stride + column + c * kLanes, mul(acc[i][c], set1(a.scale)));
   }
@@ -345,6 +354,7 @@ inline void combine_any(const CombineArgs& a) {
   for (std::int64_t column = 0; column < a.w.cols; column += kWidth) {
     for (std::int64_t k = 0; k < a.w.rows; ++k) {
       const W* from = static_cast<const W*>(a.w.data) + k * a.w.cols + column;
+#pragma GCC unroll 16
       for (int c = 0; c < kTileN; ++c) store(slab + k * kWidth + c * kLanes, load(from + c * kLanes));
     }
     std::int64_t m = 0;
