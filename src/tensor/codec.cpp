@@ -25,11 +25,17 @@ const char* format_name(WeightFormat f) {
       return "int4";
     case WeightFormat::kNF4:
       return "nf4";
+    case WeightFormat::kF4E2M1:
+      return "fp4";
   }
   return "?";
 }
 
 bool is_integer(WeightFormat f) { return f == WeightFormat::kI8 || f == WeightFormat::kI4; }
+
+const std::array<float, 16>& codebook(WeightFormat f) {
+  return f == WeightFormat::kF4E2M1 ? kF4Codebook : kNf4Codebook;
+}
 
 float round_to(DType dtype, float v) {
   if (dtype == DType::kBF16) return to_float(to_bf16(v));
@@ -42,11 +48,10 @@ std::int64_t group_of(const QuantSpec& spec, std::int64_t cols) {
 }
 
 // Nearest codebook entry; a tie goes to the lower code.
-int nearest_nf4(float v) {
+int nearest(const std::array<float, 16>& book, float v) {
   int best = 0;
   for (int c = 1; c < 16; ++c) {
-    if (std::fabs(v - kNf4Codebook[static_cast<std::size_t>(c)]) <
-        std::fabs(v - kNf4Codebook[static_cast<std::size_t>(best)])) {
+    if (std::fabs(v - book[static_cast<std::size_t>(c)]) < std::fabs(v - book[static_cast<std::size_t>(best)])) {
       best = c;
     }
   }
@@ -108,8 +113,9 @@ void decode_row(const Weight& w, std::int64_t row, float* out) {
         break;
       }
       default: {
-        const int u = (k % 2 == 0) ? codes[k / 2] >> 4 : codes[k / 2] & 15;
-        out[k] = scale * kNf4Codebook[static_cast<std::size_t>(u)];
+        const bool low = (k % 2 == 0) == (w.format == WeightFormat::kF4E2M1);
+        const int u = low ? codes[k / 2] & 15 : codes[k / 2] >> 4;
+        out[k] = scale * codebook(w.format)[static_cast<std::size_t>(u)];
       }
     }
   }
@@ -167,6 +173,9 @@ GroupScale plain_scale(const QuantSpec& spec, const float* values, std::int64_t 
       case WeightFormat::kF8E4M3:
         s.scale = top / 448.0F;
         break;
+      case WeightFormat::kF4E2M1:
+        s.scale = top / 6.0F;
+        break;
       default:
         s.scale = top;
     }
@@ -194,7 +203,7 @@ int encode_value(const QuantSpec& spec, const GroupScale& s, float v) {
     case WeightFormat::kF8E4M3:
       return float_to_f8e4m3(x);
     default:
-      return nearest_nf4(x);
+      return nearest(codebook(spec.format), x);
   }
 }
 
@@ -207,7 +216,7 @@ float decode_value(const QuantSpec& spec, const GroupScale& s, int code) {
     case WeightFormat::kF8E4M3:
       return s.scale * f8e4m3_to_float(static_cast<std::uint8_t>(code));
     default:
-      return s.scale * kNf4Codebook[static_cast<std::size_t>(code)];
+      return s.scale * codebook(spec.format)[static_cast<std::size_t>(code)];
   }
 }
 
@@ -217,7 +226,7 @@ void set_code(const QuantizedWeight& q, std::int64_t row, std::int64_t col, int 
     codes[col] = static_cast<std::uint8_t>(code);
     return;
   }
-  const bool low = (col % 2 == 0) == (q.w.format == WeightFormat::kI4);
+  const bool low = (col % 2 == 0) == (q.w.format != WeightFormat::kNF4);
   std::uint8_t& byte = codes[col / 2];
   byte = static_cast<std::uint8_t>(low ? (byte & 0xf0) | code : (byte & 0x0f) | (code << 4));
 }

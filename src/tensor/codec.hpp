@@ -29,6 +29,10 @@ inline constexpr std::array<float, 16> kNf4Codebook{-1.0F,
                                                     0.7229568362236023F,
                                                     1.0F};
 
+// OCP MX FP4 E2M1: sign, two exponent bits, one mantissa bit.
+inline constexpr std::array<float, 16> kF4Codebook{0.0F,  0.5F,  1.0F,  1.5F,  2.0F,  3.0F,  4.0F,  6.0F,
+                                                   -0.0F, -0.5F, -1.0F, -1.5F, -2.0F, -3.0F, -4.0F, -6.0F};
+
 // Row `row` of w as floats, exactly: scale · code (+ min), each product and sum rounded once to float.
 void decode_row(const Weight& w, std::int64_t row, float* out);
 

@@ -13,9 +13,10 @@ namespace glint {
 //   kI8      one signed code a byte: value = scale · code, or scale · code + min
 //   kI4      two codes u (0..15) a byte, the even column in the LOW nibble: scale · (u - 8), or scale · u + min
 //   kNF4     two codes a byte, the even column in the HIGH nibble (bitsandbytes): value = scale · kNf4Codebook[u]
+//   kF4E2M1  two codes a byte, the even column in the LOW nibble (NVFP4, MXFP4): value = scale · kF4Codebook[u]
 // The code layouts of kI8 and kI4 are those of compressed-tensors (int-quantized, pack-quantized), so that such files
 // are used in place.
-enum class WeightFormat : std::uint8_t { kF32, kF16, kBF16, kF8E4M3, kI8, kI4, kNF4 };
+enum class WeightFormat : std::uint8_t { kF32, kF16, kBF16, kF8E4M3, kI8, kI4, kNF4, kF4E2M1 };
 
 constexpr int weight_code_bits(WeightFormat f) {
   switch (f) {
@@ -29,6 +30,7 @@ constexpr int weight_code_bits(WeightFormat f) {
       return 8;
     case WeightFormat::kI4:
     case WeightFormat::kNF4:
+    case WeightFormat::kF4E2M1:
       return 4;
   }
   return 0;
