@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Writes src/text/unicode_tables.{hpp,cpp}: which code points are \\p{L}, \\p{N} and \\s, and nothing more.
 
-The data is the newest Unicode that this Python can reach: the package `unicodedata2` (pip install unicodedata2) or
-the standard library's unicodedata, whichever is newer. The version is recorded in the generated header.
+The version is pinned to 16.0.0, that of the regex engine in Hugging Face tokenizers 0.23: the vocabulary was made with
+it, and a later version counts 17,144 more code points as letters and would cut texts that hold them differently.
+The data comes from the package `unicodedata2` (pip install unicodedata2==16.0.0) or the standard library's unicodedata.
 
     python3 tools/gen_unicode.py            # writes the two files
     python3 tools/gen_unicode.py --check    # fails when the files in the tree differ from what would be written
@@ -63,15 +64,22 @@ const std::uint8_t kClassBits[{stage2_size}] = {{
 """
 
 
-def newest_unicode():
-    """The unicodedata module with the highest Unicode version."""
+UNICODE_VERSION = "16.0.0"
+
+
+def unicode_data():
+    """The unicodedata module that has UNICODE_VERSION."""
     candidates = [unicodedata]
     try:
         import unicodedata2
         candidates.append(unicodedata2)
     except ImportError:
         pass
-    return max(candidates, key=lambda m: tuple(map(int, m.unidata_version.split("."))))
+    for module in candidates:
+        if module.unidata_version == UNICODE_VERSION:
+            return module
+    found = ", ".join(m.unidata_version for m in candidates)
+    sys.exit(f"gen_unicode: found Unicode {found}, expected {UNICODE_VERSION} (pip install unicodedata2=={UNICODE_VERSION})")
 
 
 def classify(data, code_point):
@@ -87,7 +95,7 @@ def rows(values):
 
 
 def generate():
-    data = newest_unicode()
+    data = unicode_data()
     classes = [classify(data, c) for c in range(CODE_POINTS)]
     assert classes.count(SPACE) == 25, "White_Space has had 25 members since Unicode 6.3"
     blocks, stage1 = {}, []
@@ -113,7 +121,7 @@ def main():
         if not args.check:
             path.write_text(text)
         elif path.read_text() != text:
-            sys.exit(f"{path}: differs from what this Python's Unicode {newest_unicode().unidata_version} gives")
+            sys.exit(f"{path}: differs from what this Python's Unicode {unicode_data().unidata_version} gives")
 
 
 if __name__ == "__main__":
