@@ -1,0 +1,1 @@
+"""Models: one, glm_4_7_flash."""
