@@ -1,11 +1,13 @@
 #include "engine/probe.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
 #include "base/check.hpp"
 #include "base/error.hpp"
+#include "sampling/kernels.hpp"
 
 namespace glint {
 namespace {
@@ -86,10 +88,19 @@ void probe_draft_logits(Runtime& runtime, std::span<const std::int32_t> ids, con
 
 double log_prob(std::span<const float> logits, std::int32_t id) {
   CHECK(id >= 0 && static_cast<std::size_t>(id) < logits.size(), std::to_string(id));
+  // Piece by piece, so that nothing is allocated and the exponentials stay in the first-level cache.
+  constexpr std::size_t kPiece = 2048;
+  std::array<float, kPiece> weights;
+  std::array<double, kPiece / sampling::kBlock> sums;
   const float top = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
-  for (const float v : logits) sum += std::exp(v - top);
-  return static_cast<double>(logits[static_cast<std::size_t>(id)] - top) - std::log(sum);
+  for (std::size_t at = 0; at < logits.size(); at += kPiece) {
+    const std::size_t n = std::min(kPiece, logits.size() - at);
+    const std::span<double> blocks = std::span(sums).first(sampling::n_blocks(n));
+    sampling::exp_row(logits.subspan(at, n), top, 1.0F, std::span(weights).first(n), blocks);
+    for (const double block : blocks) sum += block;
+  }
+  return static_cast<double>(logits[static_cast<std::size_t>(id)]) - static_cast<double>(top) - std::log(sum);
 }
 
 }  // namespace glint

@@ -274,19 +274,6 @@ TEST(Engine, RequestsThatCanNeverRun) {
   EXPECT_FALSE(engine.step());  // nothing of it got in
 }
 
-// A request whose logits are not finite fails alone.
-TEST(Engine, AFailedRequestFailsAlone) {
-  Engine& engine = shared_engine();
-  Request bad = greedy(engine, kStory);
-  for (std::int32_t id = 0; id < 8164; ++id) bad.sampling.logit_bias.emplace_back(id, 0.0F);
-  Request good = greedy(engine, kWiki, 6);
-  const Answer want = answer(engine, good);
-  const RequestId a = engine.submit(bad);
-  const RequestId b = engine.submit(good);
-  EXPECT_EQ(collect(engine, a).last.finish, Finish::kLength);  // a bias of zero everywhere is harmless
-  EXPECT_EQ(collect(engine, b).ids, want.ids);
-}
-
 TEST(Engine, OptionsThatCannotBe) {
   const auto refusal = [](auto change) {
     EngineOptions o = tiny_options();

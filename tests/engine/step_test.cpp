@@ -1,0 +1,118 @@
+// The step loop when things go wrong: a request whose logits are broken fails alone, a forward pass that throws ends
+// the requests of its step and nothing more, and the books stay whole.
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "backends/cpu/cpu.hpp"
+#include "base/error.hpp"
+#include "engine/step.hpp"
+#include "ops/decorated.hpp"
+
+namespace glint {
+namespace {
+
+// Breaks the logits of one row, or throws, when told to.
+class Faulty final : public DecoratedOps<Faulty> {
+ public:
+  using DecoratedOps::DecoratedOps;
+  std::int64_t poison_row = -1;
+  bool fail = false;
+
+  template <typename Params, typename Run>
+  void around(std::string_view, const Params& p, Run run) {
+    run();
+    if constexpr (std::is_same_v<Params, LmHeadParams>) {
+      if (fail) throw Error("the device is lost");
+      if (poison_row >= 0 && poison_row < p.logits.shape[0]) {
+        p.logits.template as<float>()[poison_row * p.logits.shape[1] + 17] = std::numeric_limits<float>::quiet_NaN();
+      }
+    }
+  }
+};
+
+struct StepTest : ::testing::Test {
+  Faulty ops{make_cpu_ops({.isa = {}, .threads = 1})};
+  ModelWeights weights = load_weights("models/tiny", ops);
+  Runtime runtime{
+      weights, ops,
+      RuntimeOptions{
+          .model = {.max_rows = 64, .max_logits = 8, .max_context = 256}, .cache_tokens = 1024, .max_seqs = 4}};
+  StepLoop loop{runtime,
+                {.n_pages = runtime.store().n_pages(), .chunk_tokens = 64, .max_running = 4, .max_context = 256},
+                weights.config.eos_ids};
+
+  void admit(RequestId id, std::int64_t max_tokens) {
+    auto r = std::make_unique<RequestState>();
+    r->id = id;
+    r->tokens = {8129, 8131, static_cast<std::int32_t>(300 + id)};
+    r->prompt_tokens = 3;
+    r->max_tokens = max_tokens;
+    r->sampling.temperature = 0;
+    r->ignore_eos = true;
+    loop.admit(std::move(r));
+  }
+
+  // Runs to the end; the ends by request.
+  std::map<RequestId, Event> run() {
+    std::map<RequestId, Event> ends;
+    while (loop.step()) {
+      EXPECT_EQ(loop.scheduler().check_integrity(), "");
+      for (StepLoop::Outgoing& o : loop.outgoing()) {
+        if (o.event.finish != Finish::kNone) ends[o.request] = std::move(o.event);
+      }
+      loop.outgoing().clear();
+      ops.poison_row = -1;
+      ops.fail = false;
+    }
+    return ends;
+  }
+};
+
+TEST_F(StepTest, BrokenLogitsFailOneRequest) {
+  for (const RequestId id : {1, 2, 3}) admit(id, 5);
+  ops.poison_row = 1;
+  const auto ends = run();
+  ASSERT_EQ(ends.size(), 3U);
+  EXPECT_EQ(ends.at(1).finish, Finish::kLength);
+  EXPECT_EQ(ends.at(2).finish, Finish::kError);
+  EXPECT_EQ(ends.at(2).error, sample_status_text(SampleStatus::kNotFinite));
+  EXPECT_EQ(ends.at(3).finish, Finish::kLength);
+  EXPECT_EQ(ends.at(3).usage.generated_tokens, 5);
+  EXPECT_EQ(loop.stats().cache_tokens_used, 0);
+}
+
+TEST_F(StepTest, AThrowingForwardEndsItsRequestsOnly) {
+  admit(1, 5);
+  admit(2, 5);
+  ops.fail = true;
+  const auto ends = run();
+  EXPECT_EQ(ends.at(1).finish, Finish::kError);
+  EXPECT_EQ(ends.at(1).error, "the device is lost");
+  EXPECT_EQ(ends.at(2).finish, Finish::kError);
+  EXPECT_EQ(loop.stats().cache_tokens_used, 0);
+  EXPECT_TRUE(loop.idle());
+  admit(3, 5);
+  EXPECT_EQ(run().at(3).finish, Finish::kLength);
+}
+
+TEST_F(StepTest, AThrowWhileScoringEndsTheWindow) {
+  std::vector<float> scores(3);
+  auto r = std::make_unique<RequestState>();
+  r->id = 9;
+  r->tokens = {8129, 8131, 300, 301};
+  r->prompt_tokens = 3;
+  r->max_tokens = 1;
+  r->scores = scores.data();
+  loop.admit(std::move(r));
+  admit(1, 5);
+  ops.fail = true;
+  const auto ends = run();
+  EXPECT_EQ(ends.at(9).finish, Finish::kError);
+  EXPECT_EQ(loop.stats().cache_tokens_used, 0);
+  EXPECT_TRUE(loop.idle());
+}
+
+}  // namespace
+}  // namespace glint
