@@ -147,15 +147,16 @@ class Engine {
   }
 
   // Ends all requests. Threads inside other calls keep the model until they come back; waiting ones do at once, since
-  // their requests are cancelled.
+  // their requests are cancelled. Who reads a request's events later finds that it was cancelled.
   void close() {
     Handle engine;
     std::set<std::int64_t> live;
     {
       const std::lock_guard lock(mutex_);
       engine.swap(engine_);
-      live.swap(live_);
+      live = live_;
     }
+    if (engine == nullptr) return;
     for (const std::int64_t id : live) glint_cancel(engine.get(), id);
   }
 
@@ -172,8 +173,8 @@ class Engine {
     bool closed_meanwhile = false;
     {
       const std::lock_guard lock(mutex_);
+      live_.insert(id);
       closed_meanwhile = engine_ == nullptr;
-      if (!closed_meanwhile) live_.insert(id);
     }
     if (closed_meanwhile) glint_cancel(engine.get(), id);
     return id;
@@ -186,7 +187,14 @@ class Engine {
     Handle engine;
     {
       const nb::gil_scoped_release no_gil;
-      engine = open_handle();
+      const std::lock_guard lock(mutex_);
+      engine = engine_;
+      if (engine == nullptr) {
+        if (live_.erase(id) == 0) throw GlintError("the engine is closed");
+        Event cancelled;
+        cancelled.finish = GLINT_CANCELLED;
+        return cancelled;
+      }
     }
     const auto deadline = Clock::now() + std::chrono::milliseconds(std::max<std::int64_t>(timeout_ms, 0));
     for (;;) {
@@ -223,9 +231,9 @@ class Engine {
     {
       const std::lock_guard lock(mutex_);
       engine = engine_;
+      if (!engine) live_.erase(id);
       if (live_.find(id) == live_.end()) return;
     }
-    if (!engine) return;
     glint_cancel(engine.get(), id);
     glint_event event;
     constexpr std::int64_t kWaitMs = 1000;
@@ -271,9 +279,10 @@ class Engine {
 
   std::vector<float> score(const std::vector<std::int32_t>& ids) {
     const Handle engine = open_handle();
-    std::vector<float> out(ids.size() > 1 ? ids.size() - 1 : 0);
+    std::vector<float> out(ids.size() + 1);  // never NULL
     ErrorText error;
     if (glint_score(engine.get(), ids.data(), ids.size(), out.data(), error.out()) != 0) error.raise();
+    out.resize(ids.empty() ? 0 : ids.size() - 1);
     return out;
   }
 
@@ -313,7 +322,7 @@ class Engine {
 
   mutable std::mutex mutex_;  // never held while waiting or while taking the GIL
   Handle engine_;
-  std::set<std::int64_t> live_;  // requests whose last event has not been read
+  std::set<std::int64_t> live_;  // requests whose last event has not been read, also after close()
 };
 
 }  // namespace
