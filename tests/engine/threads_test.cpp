@@ -13,6 +13,7 @@ namespace {
 EngineOptions threaded_options() {
   EngineOptions o = tiny_options();
   o.use_thread = true;
+  o.threads = 2;  // the backend has a pool of its own
   return o;
 }
 
