@@ -31,7 +31,9 @@ __version__ = _native.version()
 # They are documented, pickled and printed under the names that users import.
 for _public in (Error, Event, Usage):
     _public.__module__ = "glint"
-Error.__doc__ = "What Glint reports about bad models, options, requests and files: one line that says found and expected."
+Error.__doc__ = (
+    "What Glint reports about bad models, options, requests and files: one line that says found and expected."
+)
 
 __all__ = [
     "ChatResult",

@@ -52,8 +52,8 @@ def _request_json(ids: List[int], sampling: Mapping[str, Any]) -> str:
 class Stream:
     """A running request: an iterator of its events.
 
-    Each `Event` has `text` (whole characters; may be empty or hold several tokens' text), `token` (-1: none), and in the
-    last one `finish_reason` and `usage`. Ending early cancels the request: `close()`, leaving a `with` block, or
+    Each `Event` has `text` (whole characters; may be empty or hold several tokens' text), `token` (-1: none), and in
+    the last one `finish_reason` and `usage`. Ending early cancels the request: `close()`, leaving a `with` block, or
     letting go of the stream (as `break` does when nothing else holds it). One thread at a time may iterate; `cancel()`
     may come from any.
     """
@@ -259,9 +259,7 @@ class Engine:
             clear_thinking: False keeps the reasoning of earlier turns in the prompt.
             sampling: see `Sampling`. With thinking, leave room in max_tokens for the reasoning.
         """
-        prompt = self.render_chat(
-            messages, tools=tools, enable_thinking=enable_thinking, clear_thinking=clear_thinking
-        )
+        prompt = self.render_chat(messages, tools=tools, enable_thinking=enable_thinking, clear_thinking=clear_thinking)
         generation = self.generate(prompt, **sampling)
         return self.chat_result(generation, tools=tools, enable_thinking=enable_thinking)
 

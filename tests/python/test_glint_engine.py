@@ -78,7 +78,9 @@ def test_chat(engine, golden):
     assert (answer.reasoning_content, answer.content) == (think, content)
     assert answer.finish_reason == "eos"
     assert answer.message == {"role": "assistant", "content": content, "reasoning_content": think}
-    quick = engine.chat([{"role": "user", "content": "Explain quantum computing."}], enable_thinking=False, temperature=0)
+    quick = engine.chat(
+        [{"role": "user", "content": "Explain quantum computing."}], enable_thinking=False, temperature=0
+    )
     assert quick.content == golden["chat"]["greedy_text"].replace("<|user|>", "")
     assert quick.reasoning_content == ""
 
@@ -140,9 +142,10 @@ def test_stop_ids_and_bias(engine, golden):
 
 
 def test_none_means_default(engine):
-    assert engine.generate(STORY, seed=1, max_tokens=8, top_k=None, stop=None).ids == engine.generate(
-        STORY, seed=1, max_tokens=8
-    ).ids
+    assert (
+        engine.generate(STORY, seed=1, max_tokens=8, top_k=None, stop=None).ids
+        == engine.generate(STORY, seed=1, max_tokens=8).ids
+    )
 
 
 @pytest.mark.parametrize(
@@ -343,7 +346,9 @@ def test_ctrl_c_interrupts_a_wait(root):
         "except KeyboardInterrupt:\n"
         "    print('interrupted', engine.stats()['running_requests'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=root, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=root, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "interrupted 0\n"), done.stderr
 
 
@@ -373,6 +378,10 @@ def test_options_are_those_of_the_header(root):
     fields = {line.split(";")[0].split("=")[0].split()[-1] for line in body.splitlines() if ";" in line.split("//")[0]}
     assert fields - {"model_dir", "use_thread", "on_load"} == set(glint.EngineOptions.__annotations__)
     body = header.split("struct SamplingParams {")[1].split("\n};")[0]
-    fields = {line.split("//")[0].split(";")[0].split("=")[0].split()[-1] for line in body.splitlines() if ";" in line.split("//")[0]}
+    fields = {
+        line.split("//")[0].split(";")[0].split("=")[0].split()[-1]
+        for line in body.splitlines()
+        if ";" in line.split("//")[0]
+    }
     requests = {"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special"}
     assert fields | requests == set(glint.Sampling.__annotations__)

@@ -30,7 +30,13 @@ def test_at_once_without_initialize(root):
         "print(plugin.generate_text('Once upon a time'))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=root, env={"PATH": ""}, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=root,
+        env={"PATH": ""},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 3
@@ -242,7 +248,9 @@ def test_without_the_module(root, tmp_path):
     assert "it has not been built" in missing and "pip install ." in missing
     (package / "_native.cpython-27-x86_64-linux-gnu.so").touch()
     assert "it is there for another Python (_native.cpython-27" in run("import glint", PYTHONPATH="python")
-    config = "from src.models.glm_4_7_flash import GLM47FlashConfig; assert GLM47FlashConfig().num_attention_heads == 20"
+    config = (
+        "from src.models.glm_4_7_flash import GLM47FlashConfig; assert GLM47FlashConfig().num_attention_heads == 20"
+    )
     assert run(config) == ""  # configs need no module
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Union, cast
 
 from ._glint import glint
 from .config import GENERATION_FIELDS, GLM47FlashConfig
@@ -122,7 +122,7 @@ class GLM47FlashModel:
             if not prompt.startswith(PREFIX):
                 ids = self.engine.encode(PREFIX) + ids
         else:
-            ids = [int(token) for token in prompt]  # type: ignore[call-overload]
+            ids = [int(cast(int, token)) for token in prompt]
         return Job(ids, params, messages is not None, tools, enable_thinking)
 
     def start(self, job: Job) -> "glint.Stream":

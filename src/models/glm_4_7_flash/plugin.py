@@ -57,8 +57,8 @@ def _or_error_text(method: F) -> F:
 class GLM_4_7_Flash_Plugin:  # noqa: N801 (the host's name)
     """The plug-in. It may be used at once: the model opens on first use. Thread-safe.
 
-    Parameters of every call that generates: max_new_tokens, do_sample (False: greedy), temperature, top_p, top_k, min_p,
-    repetition_penalty, presence_penalty, frequency_penalty, seed, logit_bias, stop, stop_ids, ignore_eos, chat,
+    Parameters of every call that generates: max_new_tokens, do_sample (False: greedy), temperature, top_p, top_k,
+    min_p, repetition_penalty, presence_penalty, frequency_penalty, seed, logit_bias, stop, stop_ids, ignore_eos, chat,
     enable_thinking, clear_thinking, system, tools, literal. Others raise TypeError. What is not given has the value of
     `config`.
 
