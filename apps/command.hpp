@@ -18,5 +18,6 @@ void register_tokenize(CLI::App& app, Run& run);  // tokenize, detokenize
 void register_template(CLI::App& app, Run& run);  // template, parse
 void register_inspect(CLI::App& app, Run& run);   // inspect
 void register_env(CLI::App& app, Run& run);       // env
+void register_quantize(CLI::App& app, Run& run);  // quantize
 
 }  // namespace glint::apps

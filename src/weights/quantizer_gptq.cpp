@@ -1,0 +1,279 @@
+#include "weights/quantizer_gptq.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "weights/quantizer_grid.hpp"
+
+namespace glint {
+namespace {
+
+constexpr std::size_t kLanes = 16;  // rows of the matrix that are rounded together
+using Lane = std::array<float, kLanes>;
+
+// Dot product of n floats in eight sums.
+float dot(const float* a, const float* b, std::size_t n) {
+  std::array<float, 8> sums{};
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    for (std::size_t j = 0; j < 8; ++j) sums[j] += a[i + j] * b[i + j];
+  }
+  float sum = 0;
+  for (; i < n; ++i) sum += a[i] * b[i];
+  for (const float s : sums) sum += s;
+  return sum;
+}
+
+double dot(const double* a, const double* b, std::size_t n) {
+  std::array<double, 4> sums{};
+  std::size_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    for (std::size_t j = 0; j < 4; ++j) sums[j] += a[i + j] * b[i + j];
+  }
+  double sum = 0;
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// The reversed matrix's Cholesky factor: with columns counted from the end, H = L Lᵀ and R D^½ is L read backwards.
+// l [n, n]: rows of L; false when H is not positive definite.
+bool cholesky_reversed(const Hessian& h, double added, std::vector<double>& l) {
+  const std::int64_t n = h.size();
+  const auto at = [n](std::int64_t i, std::int64_t j) { return static_cast<std::size_t>(i * n + j); };
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      // (i, j) reversed is (n-1-i, n-1-j), of which the lower half is (n-1-j, n-1-i).
+      double v = static_cast<double>(h.at(n - 1 - j, n - 1 - i)) + (i == j ? added : 0.0);
+      v -= dot(&l[at(i, 0)], &l[at(j, 0)], static_cast<std::size_t>(j));
+      if (i == j) {
+        if (!(v > added * 1e-6) || !std::isfinite(v)) return false;
+        l[at(i, i)] = std::sqrt(v);
+      } else {
+        l[at(i, j)] = v / l[at(j, j)];
+      }
+    }
+  }
+  return true;
+}
+
+struct Scales {
+  Lane scale;
+  Lane inverse;
+  Lane min;
+  void set(std::size_t lane, const GroupScale& s) {
+    scale[lane] = s.scale;
+    inverse[lane] = 1.0F / s.scale;
+    min[lane] = s.min;
+  }
+};
+
+// Sixteen rows of the matrix, column by column.
+class RowBlock {
+ public:
+  RowBlock(const QuantSpec& spec, const HessianFactor& f, const std::vector<float>& shrink)
+      : spec_(spec),
+        f_(f),
+        shrink_(shrink),
+        w_(static_cast<std::size_t>(f.n)),
+        e_(static_cast<std::size_t>(f.n)),
+        base_(static_cast<std::size_t>(f.n)) {}
+
+  template <typename Grid>
+  void quantize(QuantizedWeight& q, const float* values, std::int64_t r0, const Grid& grid) {
+    const std::int64_t n_rows = std::min<std::int64_t>(kLanes, q.w.rows - r0);
+    for (std::int64_t k = 0; k < f_.n; ++k) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        const std::int64_t r = r0 + std::min<std::int64_t>(static_cast<std::int64_t>(lane), n_rows - 1);
+        w_[static_cast<std::size_t>(k)][lane] = values[r * f_.n + k];
+      }
+    }
+    for (std::int64_t k0 = 0; k0 < f_.n; k0 += q.w.group) {
+      const auto begin = static_cast<std::size_t>(k0);
+      const auto end = static_cast<std::size_t>(std::min(f_.n, k0 + q.w.group));
+      const Scales s = choose_scales(begin, end, grid);
+      for (std::int64_t lane = 0; lane < n_rows; ++lane) {
+        const auto i = static_cast<std::size_t>(lane);
+        set_scale(q, r0 + lane, k0 / q.w.group, {.scale = s.scale[i], .min = s.min[i]});
+      }
+      round_group(begin, end, s, grid, [&](std::size_t k, std::size_t lane, float x) {
+        if (static_cast<std::int64_t>(lane) < n_rows)
+          set_code(q, r0 + static_cast<std::int64_t>(lane), static_cast<std::int64_t>(k), grid.code(x));
+      });
+    }
+  }
+
+ private:
+  // to += Σ_{begin ≤ j < k} e_j R_jk.
+  void add_feedback(std::size_t k, std::size_t begin, Lane& to) const {
+    const float* r = f_.feedback.data() + k * static_cast<std::size_t>(f_.n);
+    Lane sum = to;
+    for (std::size_t j = begin; j < k; ++j) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) sum[lane] += r[j] * e_[j][lane];
+    }
+    to = sum;
+  }
+
+  // Rounds columns [begin, end), whose base_ holds the target without the group's own feedback. Returns the error
+  // Σ D_k (target - rounded)².
+  template <typename Grid, typename Emit>
+  Lane round_group(std::size_t begin, std::size_t end, const Scales& s, const Grid& grid, const Emit& emit) {
+    Lane error{};
+    for (std::size_t k = begin; k < end; ++k) {
+      Lane target = base_[k];
+      add_feedback(k, begin, target);
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        const float x = (target[lane] - s.min[lane]) * s.inverse[lane];
+        const float rounded = s.scale[lane] * grid.level(x) + s.min[lane];
+        emit(k, lane, x);
+        e_[k][lane] = w_[k][lane] - rounded;
+        error[lane] += f_.cost[k] * (target[lane] - rounded) * (target[lane] - rounded);
+      }
+    }
+    return error;
+  }
+
+  template <typename Grid>
+  Scales choose_scales(std::size_t begin, std::size_t end, const Grid& grid) {
+    // The group's values if nothing in it were rounded: what its scale must cover.
+    std::vector<float> free_values(kLanes * (end - begin));
+    for (std::size_t k = begin; k < end; ++k) {
+      base_[k] = w_[k];
+      // e_j of the group is not known yet: only columns before it.
+      const float* r = f_.feedback.data() + k * static_cast<std::size_t>(f_.n);
+      for (std::size_t j = 0; j < begin; ++j) {
+        for (std::size_t lane = 0; lane < kLanes; ++lane) base_[k][lane] += r[j] * e_[j][lane];
+      }
+    }
+    for (std::size_t k = begin; k < end; ++k) {
+      Lane target = base_[k];
+      add_feedback(k, begin, target);
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        e_[k][lane] = w_[k][lane] - target[lane];
+        free_values[lane * (end - begin) + k - begin] = target[lane];
+      }
+    }
+    std::array<GroupScale, kLanes> plain;
+    Scales best{};
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      plain[lane] =
+          plain_scale(spec_, free_values.data() + lane * (end - begin), static_cast<std::int64_t>(end - begin));
+      best.set(lane, plain[lane]);
+    }
+    // A search runs the group once a factor: too dear for whole rows, where it gains least.
+    if (shrink_.size() == 1 || end - begin > kLargestSearched) return best;
+    const auto ignore = [](std::size_t, std::size_t, float) {};
+    Lane least = round_group(begin, end, best, grid, ignore);
+    for (std::size_t f = 1; f < shrink_.size(); ++f) {
+      Scales s{};
+      for (std::size_t lane = 0; lane < kLanes; ++lane) s.set(lane, shrunk_scale(spec_, plain[lane], shrink_[f]));
+      const Lane error = round_group(begin, end, s, grid, ignore);
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        if (error[lane] >= least[lane]) continue;
+        least[lane] = error[lane];
+        best.set(lane, {.scale = s.scale[lane], .min = s.min[lane]});
+      }
+    }
+    return best;
+  }
+
+  static constexpr std::size_t kLargestSearched = 256;
+
+  const QuantSpec& spec_;
+  const HessianFactor& f_;
+  const std::vector<float>& shrink_;
+  std::vector<Lane> w_;     // the values
+  std::vector<Lane> e_;     // w - ŵ of the columns done
+  std::vector<Lane> base_;  // targets of the current group without its own feedback
+};
+
+}  // namespace
+
+// In pieces of 64 rows, transposed, so that an element of H takes a dot product of contiguous memory.
+void Hessian::add(const float* x, std::int64_t rows, const float* weights, ThreadPool* pool) {
+  constexpr std::int64_t kPiece = 64;
+  std::vector<float> piece(static_cast<std::size_t>(n_ * kPiece));
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kPiece) {
+    const std::int64_t count = std::min(kPiece, rows - r0);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      for (std::int64_t r = 0; r < kPiece; ++r) {
+        float v = 0;
+        if (r < count) {
+          v = x[(r0 + r) * n_ + i];
+          if (weights != nullptr) v *= std::sqrt(weights[r0 + r]);
+        }
+        piece[static_cast<std::size_t>(i * kPiece + r)] = v;
+      }
+    }
+    const auto add_row = [&](std::int64_t i, int) {
+      const float* a = &piece[static_cast<std::size_t>(i * kPiece)];
+      for (std::int64_t j = 0; j <= i; ++j)
+        h_[static_cast<std::size_t>(i * n_ + j)] += dot(a, &piece[static_cast<std::size_t>(j * kPiece)], kPiece);
+    };
+    if (pool != nullptr) pool->parallel_for(n_, add_row);
+    for (std::int64_t i = 0; pool == nullptr && i < n_; ++i) add_row(i, 0);
+  }
+  rows_seen_ += rows;
+}
+
+std::vector<float> Hessian::diagonal() const {
+  std::vector<float> d(static_cast<std::size_t>(n_));
+  for (std::int64_t i = 0; i < n_; ++i) d[static_cast<std::size_t>(i)] = at(i, i);
+  return d;
+}
+
+HessianFactor factor(const Hessian& h, double damping) {
+  const std::int64_t n = h.size();
+  double mean = 0;
+  for (std::int64_t i = 0; i < n; ++i) mean += static_cast<double>(h.at(i, i)) / static_cast<double>(n);
+  if (!(mean > 0)) mean = 1;  // nothing seen: the identity, which makes it plain rounding
+  std::vector<double> l(static_cast<std::size_t>(n * n), 0.0);
+  double added = damping * mean;
+  while (!cholesky_reversed(h, added, l)) added = std::max(added * 10, mean * 1e-4);
+
+  HessianFactor f{.n = n,
+                  .feedback = std::vector<float>(static_cast<std::size_t>(n * n), 0.0F),
+                  .cost = std::vector<float>(static_cast<std::size_t>(n))};
+  for (std::int64_t k = 0; k < n; ++k) {
+    const std::int64_t m = n - 1 - k;  // k counted from the end
+    const double d = l[static_cast<std::size_t>(m * n + m)];
+    f.cost[static_cast<std::size_t>(k)] = static_cast<float>(d * d / mean);
+    for (std::int64_t j = 0; j < k; ++j) {
+      f.feedback[static_cast<std::size_t>(k * n + j)] =
+          static_cast<float>(l[static_cast<std::size_t>((n - 1 - j) * n + m)] / d);
+    }
+  }
+  return f;
+}
+
+QuantizedWeight quantize_gptq(const QuantSpec& spec, const float* values, std::int64_t rows, std::int64_t cols,
+                              const HessianFactor& f, const ScaleSearch& search, ThreadPool& pool) {
+  CHECK(spec.group_rows == 1 && cols == f.n, spec.name() + ", " + std::to_string(f.n));
+  QuantizedWeight q = allocate_quantized(spec, rows, cols);
+  const std::vector<float> shrink = shrink_factors(spec, search);
+  constexpr auto kStep = static_cast<std::int64_t>(kLanes);
+  quantizer::with_grid(spec, [&](const auto& grid) {
+    pool.parallel_for((rows + kStep - 1) / kStep, [&](std::int64_t item, int) {
+      RowBlock block(spec, f, shrink);
+      block.quantize(q, values, item * kStep, grid);
+    });
+  });
+  return q;
+}
+
+double output_error(const QuantizedWeight& q, const float* values, const HessianFactor& f) {
+  const auto n = static_cast<std::size_t>(f.n);
+  std::vector<float> e(n);
+  double sum = 0;
+  for (std::int64_t r = 0; r < q.w.rows; ++r) {
+    decode_row(q.w, r, e.data());
+    for (std::size_t k = 0; k < n; ++k) e[k] = values[static_cast<std::size_t>(r) * n + k] - e[k];
+    for (std::size_t k = 0; k < n; ++k) {
+      const double c = e[k] + dot(e.data(), f.feedback.data() + k * n, k);
+      sum += static_cast<double>(f.cost[k]) * c * c;
+    }
+  }
+  return sum;
+}
+
+}  // namespace glint

@@ -1,0 +1,52 @@
+#pragma once
+// Error-compensated rounding: the columns of a matrix are rounded one after another, and each column's target takes up
+// what the rounding of the columns before it did to the output. Minimises Σ_x ‖(W - Ŵ) x‖² = tr (W-Ŵ) H (W-Ŵ)ᵀ with
+// H = Σ x xᵀ greedily. GPTQ (Frantar et al., arXiv 2210.17323) in the form of LDLQ (Chee et al., arXiv 2307.13304),
+// which needs a factor of H and no inverse:
+//   H = R D Rᵀ, R unit upper triangular:   error = Σ_k D_k (e_k + Σ_{j<k} e_j R_jk)²,   e = w - ŵ of a row,
+// so that ŵ_k = round(w_k + Σ_{j<k} e_j R_jk) makes each term as small as rounding allows.
+
+#include <cstdint>
+#include <vector>
+
+#include "weights/quantizer.hpp"
+
+namespace glint {
+
+// Σ weight · x xᵀ over the rows seen.
+class Hessian {
+ public:
+  explicit Hessian(std::int64_t n) : n_(n), h_(static_cast<std::size_t>(n * n), 0.0F) {}
+
+  std::int64_t size() const { return n_; }
+  std::int64_t rows_seen() const { return rows_seen_; }
+  // Adds x [rows, n], row r with weight weights[r] (null: 1). With a pool, by all its threads.
+  void add(const float* x, std::int64_t rows, const float* weights = nullptr, ThreadPool* pool = nullptr);
+  // Element (i, j), j ≤ i; the other half is not kept up to date.
+  float at(std::int64_t i, std::int64_t j) const { return h_[static_cast<std::size_t>(i * n_ + j)]; }
+  std::vector<float> diagonal() const;
+
+ private:
+  std::int64_t n_;
+  std::int64_t rows_seen_ = 0;
+  std::vector<float> h_;
+};
+
+struct HessianFactor {
+  std::int64_t n = 0;
+  std::vector<float> feedback;  // [n, n]: row k holds R_jk for j < k
+  std::vector<float> cost;      // [n]: D_k
+};
+
+// damping: share of the mean of the diagonal that is added to it. Grows tenfold until the factor exists.
+HessianFactor factor(const Hessian& h, double damping);
+
+// Rounds values [rows, cols] with feedback; each group's scale is the one of the search that gives the least error with
+// feedback inside the group. spec.group_rows must be 1 and cols the factor's size (CHECK).
+QuantizedWeight quantize_gptq(const QuantSpec& spec, const float* values, std::int64_t rows, std::int64_t cols,
+                              const HessianFactor& factor, const ScaleSearch& search, ThreadPool& pool);
+
+// Σ_rows e H eᵀ of a quantised matrix against `values`, through the factor: the error that quantize_gptq minimises.
+double output_error(const QuantizedWeight& q, const float* values, const HessianFactor& factor);
+
+}  // namespace glint
