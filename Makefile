@@ -31,7 +31,7 @@ configure:
 	@mkdir -p $(BUILD)
 	@if [[ ! -f $(BUILD)/CMakeCache.txt ]]; then \
 	  generator=Ninja; command -v ninja >/dev/null || generator="Unix Makefiles"; \
-	  set -- --preset release -B $(BUILD) -G "$$generator" $(CMAKE_ARGS); \
+	  set -- --preset release -B $(BUILD) -G "$$generator" -DGLINT_PYTHON=AUTO $(CMAKE_ARGS); \
 	elif [[ -n "$(CMAKE_ARGS)" ]]; then set -- -B $(BUILD) $(CMAKE_ARGS); \
 	else exit 0; fi; \
 	cmake "$$@" >$(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
