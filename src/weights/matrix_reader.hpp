@@ -1,6 +1,6 @@
 #pragma once
-// How one matrix is stored in a checkpoint, whatever program wrote it. A scheme is one file of src/weights/formats/
-// with one entry in the table of matrix_reader.cpp. Precision is decided per matrix from the tensors that are there,
+// How one matrix is stored in a checkpoint, whatever program wrote it. The schemes are in src/weights/format_*.cpp,
+// their order in matrix_reader.cpp. Precision is decided per matrix from the tensors that are there,
 // never from the checkpoint's global quantisation config: mixed files are the norm (model facts §4.2).
 
 #include <cstdint>
@@ -48,7 +48,13 @@ struct MatrixScheme {
 
 std::span<const MatrixScheme> matrix_schemes();
 
-// The first scheme of the table that matches; throws Error naming what was found under `base` when none does.
+// The first scheme of the table that matches; null when none does.
+const MatrixScheme* find_scheme(const Checkpoint& checkpoint, const std::string& base);
+
+// Whether any tensor of a matrix is there, complete or not.
+bool has_matrix(const Checkpoint& checkpoint, const std::string& base);
+
+// Reads by the first scheme of the table that matches; throws Error naming what was found under `base` when none does.
 StoredMatrix read_matrix(const Checkpoint& checkpoint, const std::string& base, std::int64_t rows, std::int64_t cols,
                          const QuantConfig& config);
 
