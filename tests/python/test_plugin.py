@@ -27,7 +27,7 @@ def test_at_once_without_initialize(root):
     program = (
         "from src.models.glm_4_7_flash.plugin import create_glm_4_7_flash_plugin\n"
         "plugin = create_glm_4_7_flash_plugin()\n"
-        "print(plugin.generate_text('Once upon a time'))\n"
+        "print(plugin.generate_text('Tell me a story about a fox.', seed=1))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
