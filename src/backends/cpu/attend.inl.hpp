@@ -106,16 +106,18 @@ void attend(const AttendArgs& a) {
       for (; i < a.n;) {
         const float* q = a.q + i * kKvRow;
         float* s = scores + i * kPageTokens;
-        const bool whole = i + kTileM <= a.n;
+        const std::int64_t rows = i + kTileM <= a.n ? kTileM : i + 2 <= a.n ? 2 : 1;
         for (std::int64_t g = j; g < j + 8; g += 4) {
           if (g + 4 <= lo || g >= hi) continue;
-          if (whole) {
+          if (rows == kTileM) {
             score_rows<kTileM>(q, tile, g, s);
+          } else if (rows == 2) {
+            score_rows<2>(q, tile, g, s);
           } else {
             score_rows<1>(q, tile, g, s);
           }
         }
-        i += whole ? kTileM : 1;
+        i += rows;
       }
     }
     for (std::int64_t i = 0; i < a.n; ++i) {

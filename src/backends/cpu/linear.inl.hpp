@@ -20,22 +20,63 @@ struct Dot<BF16, BF16> {
 };
 #endif
 
+// One step of dot_tile at column i.
+template <int M, int N, typename X, typename W>
+[[gnu::always_inline]] inline void dot_step(const X* const (&x)[M], const W* w, std::int64_t w_stride, std::int64_t i,
+                                            V (&acc)[M][N]) {
+  using D = Dot<X, W>;
+  decltype(D::load_x(x[0])) xv[M];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) xv[m] = D::load_x(x[m] + i);
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) {
+    const auto wv = D::load_w(w + n * w_stride + i);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) acc[m][n] = D::step(acc[m][n], xv[m], wv);
+  }
+}
+
 // acc[m][n] += x[m] · w[n] over k values, a multiple of the step. The arrays live in registers once unrolled.
 template <int M, int N, typename X, typename W>
 [[gnu::always_inline]] inline void dot_tile(const X* const (&x)[M], const W* w, std::int64_t w_stride, std::int64_t k,
                                             V (&acc)[M][N]) {
-  using D = Dot<X, W>;
-  for (std::int64_t i = 0; i < k; i += D::kStep) {
-    decltype(D::load_x(x[0])) xv[M];
+  for (std::int64_t i = 0; i < k; i += Dot<X, W>::kStep) dot_step(x, w, w_stride, i, acc);
+}
+
+// The same for a tile of W in L1, while the next M rows of x are fetched: they come from L2 or L3, and a multiply-add
+// that waits for them stalls all twelve chains.
+template <int M, int N, typename X, typename W>
+[[gnu::always_inline]] inline void dot_tile_ahead(const X* const (&x)[M], const X* const (&next)[M], const W* w,
+                                                  std::int64_t w_stride, std::int64_t k, V (&acc)[M][N]) {
+  constexpr int kStep = Dot<X, W>::kStep;
+  constexpr int kLine = 64 / sizeof(X);
+  constexpr int kGroup = kLine > kStep ? kLine : kStep;
+  std::int64_t i = 0;
+  for (; i + kGroup <= k; i += kGroup) {
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) xv[m] = D::load_x(x[m] + i);
+    for (int m = 0; m < M; ++m) __builtin_prefetch(next[m] + i, 0, 3);
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
-      const auto wv = D::load_w(w + n * w_stride + i);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) acc[m][n] = D::step(acc[m][n], xv[m], wv);
-    }
+    for (int j = 0; j < kGroup; j += kStep) dot_step(x, w, w_stride, i + j, acc);
   }
+  for (; i < k; i += kStep) dot_step(x, w, w_stride, i, acc);
+}
+
+// The same for rows of W that come from memory: while these N rows are used, the next N are fetched into L2. The
+// hardware's own prefetch stops at each page.
+template <int M, int N, typename X, typename W>
+[[gnu::always_inline]] inline void dot_stream(const X* const (&x)[M], const W* w, std::int64_t w_stride, std::int64_t k,
+                                              V (&acc)[M][N]) {
+  constexpr int kStep = Dot<X, W>::kStep;
+  constexpr int kLine = 64 / sizeof(W);  // values of a cache line
+  constexpr int kGroup = kLine > kStep ? kLine : kStep;
+  std::int64_t i = 0;
+  for (; i + kGroup <= k; i += kGroup) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) __builtin_prefetch(w + (N + n) * w_stride + i, 0, 2);
+#pragma GCC unroll 16
+    for (int j = 0; j < kGroup; j += kStep) dot_step(x, w, w_stride, i + j, acc);
+  }
+  for (; i < k; i += kStep) dot_step(x, w, w_stride, i, acc);
 }
 
 template <int M, int N>
@@ -87,7 +128,7 @@ inline void dot_direct(const DotArgs& a, std::int64_t m, std::int64_t n) {
     const X* x[M];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, k);
-    dot_tile(x, w + k, cols, whole - k < a.x->block ? whole - k : a.x->block, acc);
+    dot_stream(x, w + k, cols, whole - k < a.x->block ? whole - k : a.x->block, acc);
   }
   if (whole < cols) {
     const X* x[M];
@@ -135,6 +176,27 @@ void dot_few(const DotArgs& a) {
 
 inline constexpr std::int64_t kTileRows = 8;  // rows of W in a tile
 
+// The lines of the tile of W that comes next, asked for a few at a time while this one is in use.
+struct Fetch {
+  const char* row = nullptr;
+  std::int64_t stride = 0;  // bytes to the next row
+  std::int64_t bytes = 0;   // of a row
+  std::int64_t at = 0;
+  std::int64_t rows = 0;  // left
+
+  void lines(std::int64_t n) {
+    for (; n > 0 && rows > 0; --n) {
+      __builtin_prefetch(row + at, 0, 2);
+      at += 64;
+      if (at >= bytes) {
+        at = 0;
+        row += stride;
+        --rows;
+      }
+    }
+  }
+};
+
 // One block of up to 8 rows of W against all rows of x; `lanes` carries the accumulators [M][8] between blocks.
 struct TileStep {
   const DotArgs* a;
@@ -143,14 +205,19 @@ struct TileStep {
   std::int64_t depth;
   bool first, last;
   float* lanes;
+  Fetch* fetch = nullptr;
 };
 
 template <int M, typename X, typename W>
 inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std::int64_t m) {
   const DotArgs& a = *s.a;
   const X* x[M];
+  const X* next[M];
 #pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, s.k);
+  for (int i = 0; i < M; ++i) {
+    x[i] = x_row<X>(a, m + i, s.k);
+    next[i] = x_row<X>(a, m + M + i < a.m1 ? m + M + i : a.m1 - 1, s.k);
+  }
 #pragma GCC unroll 1
   for (int j = 0; j < kTileRows; j += kTileN) {
     V acc[M][kTileN];
@@ -164,7 +231,11 @@ inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std:
         for (int c = 0; c < kTileN; ++c) acc[i][c] = load(lanes + (i * kTileRows + c) * kLanes);
       }
     }
-    dot_tile(x, w + j * w_stride, w_stride, s.depth, acc);
+    if (j == 0) {
+      dot_tile_ahead(x, next, w, w_stride, s.depth, acc);
+    } else {
+      dot_tile(x, w + j * w_stride, w_stride, s.depth, acc);
+    }
     if (s.last) {
       const std::int64_t n_left = a.n1 - s.n - j;
 #pragma GCC unroll 16
@@ -188,7 +259,12 @@ inline void tile_rows(const TileStep& s, const W* w, std::int64_t w_stride, std:
 template <typename X, typename W>
 inline void tile_all_rows(const TileStep& s, const W* w, std::int64_t w_stride) {
   std::int64_t m = s.a->m0;
-  for (; m + kTileM <= s.a->m1; m += kTileM) tile_rows<kTileM, X, W>(s, w, w_stride, m);
+  const std::int64_t passes = (s.a->m1 - m) / kTileM + 1;
+  const std::int64_t lines = s.fetch != nullptr ? s.fetch->rows * (s.fetch->bytes / 64 + 1) / passes + 1 : 0;
+  for (; m + kTileM <= s.a->m1; m += kTileM) {
+    if (s.fetch != nullptr) s.fetch->lines(lines);
+    tile_rows<kTileM, X, W>(s, w, w_stride, m);
+  }
   for (; m + 2 <= s.a->m1; m += 2) tile_rows<2, X, W>(s, w, w_stride, m);
   if (m < s.a->m1) tile_rows<1, X, W>(s, w, w_stride, m);
 }
@@ -210,6 +286,18 @@ inline void fill_tile(const DotArgs& a, std::int64_t n, std::int64_t count, std:
   }
 }
 
+// Columns [k, k + depth) of the 8 rows from n + ahead on.
+template <typename W>
+inline Fetch next_tile(const DotArgs& a, std::int64_t n, std::int64_t k, std::int64_t ahead, std::int64_t depth) {
+  const std::int64_t row_bytes = a.w.cols * static_cast<std::int64_t>(sizeof(W));
+  const std::int64_t from = n + ahead;
+  const std::int64_t left = a.w.rows - from;  // the next item often takes up where this one ends
+  return {.row = static_cast<const char*>(a.w.data) + from * row_bytes + k * static_cast<std::int64_t>(sizeof(W)),
+          .stride = row_bytes,
+          .bytes = depth * static_cast<std::int64_t>(sizeof(W)),
+          .rows = left < kTileRows ? (left > 0 ? left : 0) : kTileRows};
+}
+
 template <typename X, typename W>
 void dot_many(const DotArgs& a) {
   alignas(64) float lanes[kRowChunk * kTileRows * kLanes];
@@ -220,7 +308,8 @@ void dot_many(const DotArgs& a) {
     const std::int64_t count = a.n1 - n < kTileRows ? a.n1 - n : kTileRows;
     for (std::int64_t k = 0; k < whole; k += block) {
       const std::int64_t depth = whole - k < block ? whole - k : block;
-      const TileStep s{&a, n, k, depth, k == 0, k + depth == whole, lanes};
+      Fetch fetch = next_tile<W>(a, n, k + block < whole ? k + block : 0, k + block < whole ? 0 : kTileRows, block);
+      const TileStep s{&a, n, k, depth, k == 0, k + depth == whole, lanes, &fetch};
       if constexpr (sizeof(X) == 4) {
         alignas(64) float tile[kTileRows * kBlock];
         fill_tile<W>(a, n, count, k, depth, tile);
@@ -295,6 +384,7 @@ inline void combine_few(const CombineArgs& a, std::int64_t m) {
     const V x0 = set1(x[k]), x1 = set1(x[k + 1]), x2 = set1(x[k + 2]), x3 = set1(x[k + 3]);
     const W* row = w + k * cols;
     for (std::int64_t c = 0; c < cols; c += kLanes) {
+      __builtin_prefetch(row + 4 * cols + 4 * c, 0, 2);  // of the next four rows, which follow these in memory
       V v = load(out + c);
       v = fma(x0, load(row + c), v);
       v = fma(x1, load(row + cols + c), v);

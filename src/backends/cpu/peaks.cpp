@@ -42,8 +42,9 @@ double read_gb_s(const cpu::Table& table, ThreadPool& pool) {
 }
 
 double gflop_s(float (*multiply)(std::int64_t), double flops_a_step, ThreadPool& pool) {
-  constexpr std::int64_t kSteps = 200'000;
-  constexpr std::int64_t kItems = 8;  // a thread
+  // About 30 ms: a worker that has just been woken may share the caller's core for the first few (seen: half the peak).
+  constexpr std::int64_t kSteps = 1'000'000;
+  constexpr std::int64_t kItems = 16;  // a thread
   const std::int64_t items = kItems * pool.size();
   volatile float sink = 0;
   const double seconds = best_seconds([&] {
