@@ -73,6 +73,7 @@ StoredMatrix read_int8(const Checkpoint& checkpoint, const std::string& base, st
   const Checkpoint::Tensor& scales = parts.need(".weight_scale", "the scales of " + codes.entry->name);
   expect_shape(codes, parts.shape());
   check_scales(scales, Sign::kAny);
+  parts.weight().format = WeightFormat::kI8;
   parts.codes_in_place(codes);
   parts.read_scales(codes, scales, config.group);
   if (const Checkpoint::Tensor* zeros = parts.find(".weight_zero_point")) {

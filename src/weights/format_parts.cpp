@@ -219,6 +219,7 @@ void MatrixParts::read_scales(const Checkpoint::Tensor& weight, const Checkpoint
   expect_dtype(scales, {DType::kF32, DType::kBF16, DType::kF16});
   constexpr std::int64_t kBlock = 128;
   const std::int64_t experts = experts_in(weight);
+  const bool fused = weight.entry->shape.rank() == 3;  // to be cut: no scale may cover rows of two matrices
   const FlatShape s = flat_shape(scales);
   const std::int64_t n = s.rows * s.cols;
   const std::int64_t rows_an_expert = rows_ / experts;
@@ -226,12 +227,11 @@ void MatrixParts::read_scales(const Checkpoint::Tensor& weight, const Checkpoint
   const std::int64_t block = std::min(kBlock, cols_);
   if (scales.entry->shape.rank() <= 3) {
     if (n == 1) return expand_scales(scales, experts, rows_, cols_);
-    if (experts > 1 && n == experts && s.rows == experts) return expand_scales(scales, experts, rows_an_expert, cols_);
+    if (fused && n == experts && s.rows == experts) return expand_scales(scales, experts, rows_an_expert, cols_);
     if (s.rows == rows_) return scales_in_place(scales, group_size(scales, s.cols, cols_, configured_group));
-    if (experts > 1 && s == FlatShape{experts * divide_up(rows_an_expert, kBlock), block_cols})
+    if (fused && s == FlatShape{experts * divide_up(rows_an_expert, kBlock), block_cols})
       return expand_scales(scales, experts, kBlock, block);
-    if (experts == 1 && s == FlatShape{divide_up(rows_, kBlock), block_cols})
-      return scales_in_place(scales, block, kBlock);
+    if (!fused && s == FlatShape{divide_up(rows_, kBlock), block_cols}) return scales_in_place(scales, block, kBlock);
   }
   const std::string r = std::to_string(rows_);
   const std::string blocks = FlatShape{experts * divide_up(rows_an_expert, kBlock), block_cols}.to_string();
