@@ -16,6 +16,7 @@
 #include "base/json.hpp"
 #include "bench_model.hpp"
 #include "command.hpp"
+#include "engine/loaded_model.hpp"
 #include "engine_flags.hpp"
 #include "progress.hpp"
 
@@ -172,7 +173,7 @@ BenchLimits limits_for(const BenchFlags& f) {
   return {.max_batch = *std::max_element(f.batch.begin(), f.batch.end()),
           .max_context = *std::max_element(f.depth.begin(), f.depth.end()) + longest,
           .chunk_tokens = f.engine.options.chunk_tokens,
-          .codec = f.engine.options.kv == "f32" ? KvCodec::kF32 : KvCodec::kBF16};
+          .codec = kv_codec(f.engine.options)};
 }
 
 int run_bench(BenchFlags& f) {

@@ -14,6 +14,7 @@
 #include "model_dir.hpp"
 #include "models/glm_4_7_flash/memory_plan.hpp"
 #include "models/glm_4_7_flash/model_weights.hpp"
+#include "ops/kv_codec.hpp"
 #include "progress.hpp"
 #include "weights/checkpoint.hpp"
 
@@ -148,6 +149,8 @@ json::object report_json(const Report& r, bool tensors) {
   json::object roles, dtypes;
   for (std::size_t i = 0; i < kRoles; ++i) roles[role_name(static_cast<Role>(i))] = size_json(r.contents.roles[i]);
   for (const auto& [name, size] : r.contents.dtypes) dtypes[name] = size_json(size);
+  json::object codecs;
+  for (const KvCodec codec : kKvCodecs) codecs[kv_codec_name(codec)] = r.config.n_cache_layers() * kv_row_bytes(codec);
   json::array files;
   for (const SafetensorsFile& f : r.checkpoint->files()) files.push_back(json::value(f.path()));
   json::object out{
@@ -170,6 +173,7 @@ json::object report_json(const Report& r, bool tensors) {
         {"weight_bytes", r.plan.weight_bytes},
         {"active_bytes", r.plan.active_bytes},
         {"cache_bytes_per_token", r.plan.cache_bytes_per_token},
+        {"cache_bytes_per_token_by_format", std::move(codecs)},
         {"cache_bytes", r.plan.cache_bytes},
         {"workspace_bytes", r.plan.workspace_bytes},
         {"total_bytes", r.plan.total_bytes}}}};
@@ -250,6 +254,12 @@ void print_report(const Report& r, bool tensors) {
                                 size_text(r.plan.active_bytes)));
   line("  cache",
        fmt::format("{} in {}, {} bytes a token", size_text(r.plan.cache_bytes), r.kv, r.plan.cache_bytes_per_token));
+  std::string codecs;
+  for (const KvCodec codec : kKvCodecs) {
+    codecs += fmt::format("{}{} {}", codecs.empty() ? "" : ", ", kv_codec_name(codec),
+                          r.config.n_cache_layers() * kv_row_bytes(codec));
+  }
+  line("", fmt::format("bytes a token: {}", codecs));
   line("  workspace", fmt::format("about {}", size_text(r.plan.workspace_bytes)));
   line("  together", fmt::format("{} of this machine's {}{}", size_text(r.plan.total_bytes), human_bytes(machine),
                                  static_cast<double>(r.plan.total_bytes) > machine ? ": does not fit" : ""));
@@ -284,7 +294,7 @@ int inspect(const InspectFlags& flags) {
   }
   r.plan = plan_memory(r.config, {.context_tokens = r.context,
                                   .n_sequences = r.sequences,
-                                  .codec = r.kv == "f32" ? KvCodec::kF32 : KvCodec::kBF16,
+                                  .codec = *kv_codec_from_name(r.kv),
                                   .weight_bytes = r.contents.loaded_bytes});
   if (flags.json) fmt::print("{}\n", json::dump_python(report_json(r, flags.tensors)));
   else print_report(r, flags.tensors);
@@ -302,8 +312,8 @@ void register_inspect(CLI::App& app, Run& run) {
   c->add_option("--sequences", flags->sequences, "Sequences at a time in the memory plan")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  c->add_option("--kv", flags->kv, "Cache format: bf16 or f32")
-      ->check(CLI::IsMember({"bf16", "f32"}))
+  c->add_option("--kv", flags->kv, "Cache format: bf16, fp8, int8, int4 or f32")
+      ->check(CLI::IsMember({"bf16", "fp8", "int8", "int4", "f32"}))
       ->capture_default_str();
   c->add_flag("--tensors", flags->tensors, "List every tensor");
   c->add_flag("--verify", flags->verify, "Load it with all checks and look for NaN in every tensor (reads all of it)");

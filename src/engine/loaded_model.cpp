@@ -6,6 +6,7 @@
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
 #include "models/glm_4_7_flash/memory_plan.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint {
 namespace {
@@ -35,9 +36,8 @@ std::int64_t count_parameters(const LoadedModel& model) {
 }  // namespace
 
 KvCodec kv_codec(const EngineOptions& options) {
-  if (options.kv == "bf16") return KvCodec::kBF16;
-  if (options.kv == "f32") return KvCodec::kF32;
-  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "bf16 or f32"});
+  if (const auto codec = kv_codec_from_name(options.kv)) return *codec;
+  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "bf16, fp8, int8, int4 or f32"});
 }
 
 LoadedModel load_model(const EngineOptions& options) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/cases.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint {
 
@@ -17,12 +18,11 @@ void add_expert_cases(std::vector<Case>& list);     // route, moe, mlp
 constexpr OpTag kCaseTag{"case", 0};
 
 constexpr WeightFormat kAllFormats[] = {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16};
-constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kBF16};
 
 inline std::string text(WeightFormat f) {
   return f == WeightFormat::kF32 ? "f32" : f == WeightFormat::kF16 ? "f16" : "bf16";
 }
-inline std::string text(KvCodec c) { return c == KvCodec::kF32 ? "f32" : "bf16"; }
+inline std::string text(KvCodec c) { return std::string(kv_codec_name(c)); }
 inline std::string text(const char* name, std::int64_t value) {
   return std::string(name) + "=" + std::to_string(value);
 }

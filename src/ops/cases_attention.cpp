@@ -1,6 +1,8 @@
 // Cases of mla_project, mla_append and mla_attend.
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "ops/case_list.hpp"
 
@@ -43,6 +45,14 @@ void add_append(std::vector<Case>& list, KvCodec codec, std::int64_t T) {
     // Ties of the rounding to bf16, both ways, and values that overflow or vanish in it.
     constexpr float kHard[] = {1.00390625F, 1.01171875F, -1.00390625F, 3.4e38F, 1e-40F, -0.0F};
     std::copy(std::begin(kHard), std::end(kHard), values.begin());
+    // Rows of all magnitudes, rows with one outlier, a row of zeros: each finds other scales in the short codecs.
+    for (std::int64_t t = 1; t < T; ++t) {
+      float* row = values.data() + t * kKvRow;
+      const float size = std::pow(10.0F, static_cast<float>(t % 13) - 6.0F);
+      for (int i = 0; i < kKvRow; ++i) row[i] *= t == 5 ? 0.0F : size;
+      if (t % 2 == 0) row[t * 37 % kKvRow] *= 100.0F;
+    }
+    if (T > 7) values[static_cast<std::size_t>(7 * kKvRow + 100)] = std::numeric_limits<float>::infinity();
     const PagePool pool = s.pool(codec, kPages, {});
     MlaAppendParams p{.tag = kCaseTag};
     p.pages = pool.pages;
@@ -141,11 +151,20 @@ void add_attention_cases(std::vector<Case>& list) {
   for (const std::int64_t T : {1, 17, 64}) add_project(list, kBF16, {T, 2048, 768, 20});
   for (const WeightFormat f : kAllFormats) add_project(list, f, {5, 100, 40, 3});
 
-  for (const KvCodec codec : kAllCodecs) {
+  for (const KvCodec codec : kKvCodecs) {
     for (const std::int64_t T : {1, 3, 7, 17, 64, 65}) add_append(list, codec, T);
   }
 
-  for (const KvCodec codec : kAllCodecs) {
+  for (const KvCodec codec : {KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
+    // The page walk is that of the codecs below; here are whole and partial pages, groups of rows, and both paths.
+    for (const std::int32_t context : {1, 65, 1000}) add_attend(list, {20, codec}, {{1, context}});
+    for (const std::int64_t heads : {5, 4}) {
+      add_attend(list, {.heads = heads, .codec = codec}, {{17, 217}, {1, 65}, {0, 70}, {3, 3}});
+      add_attend(list, {.heads = heads, .codec = codec, .window = 100}, {{65, 265}, {7, 7}});
+    }
+    add_attend(list, {.heads = 4, .codec = codec, .q_scale = 30.0F}, {{1, 257}, {17, 130}});
+  }
+  for (const KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
     for (const std::int64_t heads : {20, 4}) {  // decode
       for (const std::int32_t context : {1, 63, 64, 65, 257, 1000}) add_attend(list, {heads, codec}, {{1, context}});
     }

@@ -1,9 +1,11 @@
 #include "ops/contract.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 
 #include "base/error.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint {
 namespace {
@@ -109,13 +111,13 @@ void Contract::experts(std::string_view name, const ExpertWeights& w, Dim inner,
 void Contract::pages(std::string_view name, const KvPages& p) {
   const std::string subject(name);
   require(p.base != nullptr, subject, "no data (null pointer)", "the base of a page pool");
-  require(p.codec == KvCodec::kF32 || p.codec == KvCodec::kBF16, subject + " codec",
-          std::to_string(static_cast<int>(p.codec)), "F32 or BF16");
+  require(std::find(kKvCodecs.begin(), kKvCodecs.end(), p.codec) != kKvCodecs.end(), subject + " codec",
+          std::to_string(static_cast<int>(p.codec)), "one of ops/kv_codec.hpp");
   const std::int64_t page_bytes = kPageTokens * kv_row_bytes(p.codec);
   require(p.page_stride_bytes >= page_bytes, subject + " page_stride_bytes", std::to_string(p.page_stride_bytes),
           std::to_string(page_bytes) + " or more");
   require(policy_.backend == nullptr || policy_.backend->supports(p.codec), subject + " codec",
-          p.codec == KvCodec::kF32 ? "F32" : "BF16", "a page codec that the backend reads");
+          std::string(kv_codec_name(p.codec)), "a page codec that the backend reads");
 }
 
 void Contract::array(std::string_view name, const void* data, std::int64_t n) {

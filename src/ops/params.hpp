@@ -67,9 +67,23 @@ struct MlaProjectParams {
   View kv;                  // [T, 576]
 };
 
-enum class KvCodec : std::uint8_t { kF32, kBF16 };
+// How a cache row is stored; ops/kv_codec.hpp defines the bytes of each.
+enum class KvCodec : std::uint8_t { kF32, kBF16, kFp8, kInt8, kInt4 };
 
-constexpr std::int64_t kv_row_bytes(KvCodec codec) { return codec == KvCodec::kF32 ? kKvRow * 4 : kKvRow * 2; }
+constexpr std::int64_t kv_row_bytes(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kF32:
+      return kKvRow * 4;
+    case KvCodec::kBF16:
+      return kKvRow * 2;
+    case KvCodec::kFp8:
+    case KvCodec::kInt8:
+      return kKvRow;
+    case KvCodec::kInt4:
+      return kLatent / 2 + kLatent / 32 + kRope;
+  }
+  return 0;
+}
 
 inline constexpr int kPageTokens = 64;  // rows in a cache page
 

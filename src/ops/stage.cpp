@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "ops/kv_codec.hpp"
+
 namespace glint {
 namespace {
 
@@ -19,8 +21,6 @@ std::byte* bytes_of(void* p) { return static_cast<std::byte*>(p); }
 bool poisoned(const std::byte* p, std::size_t n) {
   return std::all_of(p, p + n, [](std::byte b) { return b == kPoison; });
 }
-
-DType dtype_of(KvCodec codec) { return codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16; }
 
 DType dtype_of(WeightFormat format) {
   switch (format) {
@@ -120,7 +120,7 @@ PagePool Stage::pool(KvCodec codec, std::int64_t n, const std::vector<CachedRow>
     const std::int64_t page = pool.page(row.slot / kPageTokens);
     std::byte* to =
         image.data() + offset + page * pool.pages.page_stride_bytes + row.slot % kPageTokens * kv_row_bytes(codec);
-    for (std::size_t i = 0; i < kKvRow; ++i) store_from_float(to, dtype_of(codec), i, row.values[i]);
+    encode_kv_row(codec, row.values.data(), to);
   }
   pool.pages.base = bytes_of(place(image.data(), image.size())) + offset;
   return pool;
@@ -172,7 +172,9 @@ Output Stage::read(const ExpectedPool& e) {
   for (std::int64_t slot = 0; slot < n_pages * kPageTokens; ++slot) {
     std::byte* row = raw.data() + offset + e.pool.page(slot / kPageTokens) * pages.page_stride_bytes +
                      slot % kPageTokens * row_bytes;
-    for (std::size_t i = 0; i < kKvRow; ++i) out.values.push_back(load_as_float(row, dtype_of(pages.codec), i));
+    float values[kKvRow];
+    decode_kv_row(pages.codec, row, values);
+    out.values.insert(out.values.end(), values, values + kKvRow);
     std::fill_n(row, row_bytes, kPoison);
   }
   if (!poisoned(raw.data(), raw.size())) out.damage = "memory outside this layer's pages was written";

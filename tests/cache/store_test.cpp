@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backends/reference/reference.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint {
 namespace {
@@ -17,7 +18,7 @@ std::byte* page(const KvPages& pages, PageId id) {
 
 TEST(KvStore, LaysPagesOutByLayer) {
   const auto ops = make_reference_ops();
-  for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kF32}) {
+  for (const KvCodec codec : kKvCodecs) {
     const KvStore store(*ops, {.n_layers = 3, .n_pages = 5, .codec = codec});
     const std::int64_t page_bytes = kPageTokens * kv_row_bytes(codec);
     EXPECT_EQ(store.bytes(), 3 * 5 * page_bytes);

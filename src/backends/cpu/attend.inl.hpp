@@ -1,6 +1,6 @@
 // Absorbed attention over one chunk of the cache for a block of queries. Included inside the kernel namespace.
 // A page is converted once to floats (147 KB, in L2) and serves every query of the block, first as keys, then as
-// values.
+// values. Codes become floats here, but stay under the Hadamard transform where the codec has one.
 
 // Rows [lo, hi) of the page that holds `position`, as floats in their places of the tile [64][576].
 inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t lo, std::int64_t hi, float* tile) {
@@ -8,11 +8,7 @@ inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t l
   const char* base = static_cast<const char*>(a.pages.base) + page * a.pages.page_stride_bytes;
   const std::int64_t row_bytes = kv_row_bytes(a.pages.codec);
   for (std::int64_t j = lo; j < hi; ++j) {
-    if (a.pages.codec == KvCodec::kBF16) {
-      widen<BF16>(base + j * row_bytes, tile + j * kKvRow, kKvRow);
-    } else {
-      widen<float>(base + j * row_bytes, tile + j * kKvRow, kKvRow);
-    }
+    kv_decode(a.pages.codec, base + j * row_bytes, tile + j * kKvRow);
   }
   // Scores are computed for groups of four rows; those of the fringe are thrown away.
   for (std::int64_t j = lo / 4 * 4; j < lo; ++j) __builtin_memset(tile + j * kKvRow, 0, kKvRow * sizeof(float));

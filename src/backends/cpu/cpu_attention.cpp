@@ -80,18 +80,24 @@ void CpuOps::mla_project(const MlaProjectParams& p) {
 }
 
 void CpuOps::mla_append(const MlaAppendParams& p) {
-  for (std::int64_t t = 0; t < p.kv.shape[0]; ++t) {
-    if (p.slots[t] < 0) continue;
+  const std::int64_t rows = p.kv.shape[0];
+  for_items(rows, static_cast<double>(rows * kKvRow), [&](std::int64_t t, int) {
+    if (p.slots[t] < 0) return;
     const std::int64_t page = p.slots[t] / kPageTokens;
     const std::int64_t row = p.slots[t] % kPageTokens;
     char* to = static_cast<char*>(p.pages.base) + page * p.pages.page_stride_bytes + row * kv_row_bytes(p.pages.codec);
     const float* from = p.kv.as<float>() + t * kKvRow;
-    if (p.pages.codec == KvCodec::kF32) {
-      std::memcpy(to, from, kKvRow * sizeof(float));
-    } else {
-      table_.to_bf16(from, reinterpret_cast<BF16*>(to), kKvRow);
+    switch (p.pages.codec) {
+      case KvCodec::kF32:
+        std::memcpy(to, from, kKvRow * sizeof(float));
+        break;
+      case KvCodec::kBF16:
+        table_.to_bf16(from, reinterpret_cast<BF16*>(to), kKvRow);
+        break;
+      default:
+        table_.kv_encode(p.pages.codec, from, to);
     }
-  }
+  });
 }
 
 // Rows [row0, row0 + rows) of the batch. A pair is a (row, head), numbered from row0's first head on; a block is up to
@@ -227,6 +233,7 @@ void CpuOps::latent_queries(const AttendRows& a) {
       const float* from = q + (m * a.heads + h) * kQk + kNope;
       float* to = a.q + (m * a.heads + h) * kKvRow + kLatent;
       for (int i = 0; i < kRope; ++i) to[i] = from[i] * kSoftmaxScale;
+      if (kv_is_rotated(a.p->pages.codec)) table_.hadamard(to - kLatent);
     }
   });
 }
@@ -286,6 +293,7 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
   for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t row = (pair + i) / a.heads;
     table_.attend_finish(run, i, latent);
+    if (kv_is_rotated(a.p->pages.codec)) table_.hadamard(latent);
     table_.pack(a.latent[(pair + i) % a.heads], latent, kLatent, row, row + 1);
   }
 }

@@ -51,7 +51,7 @@ void CpuOps::copy(void* dst, const void* src, std::size_t bytes) { std::memmove(
 bool CpuOps::supports(WeightFormat format) const {
   return format == WeightFormat::kF32 || format == WeightFormat::kF16 || format == WeightFormat::kBF16;
 }
-bool CpuOps::supports(KvCodec codec) const { return codec == KvCodec::kF32 || codec == KvCodec::kBF16; }
+bool CpuOps::supports(KvCodec) const { return true; }
 
 void CpuOps::reserve(const OpLimits& limits) {
   reserved_ = true;

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/params.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint::cpu {
 
@@ -100,6 +100,10 @@ struct Table {
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   void (*dot)(const DotArgs& a) = nullptr;
   void (*combine)(const CombineArgs& a) = nullptr;
+  // values [576] → a cache row of one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
+  void (*kv_encode)(KvCodec codec, const float* values, void* row) = nullptr;
+  void (*hadamard)(float* latent) = nullptr;
+  // Rows of INT8 and INT4 pages are used as they lie: q and the answer are then under the Hadamard transform.
   void (*attend)(const AttendArgs& a) = nullptr;
   // run = run ⊕ part, both of n queries; a part that saw nothing leaves run as it is.
   void (*attend_merge)(const AttendState& run, const AttendState& part, std::int64_t n) = nullptr;

@@ -19,6 +19,8 @@ namespace {
 
 #include "backends/cpu/elementwise.inl.hpp"
 
+#include "backends/cpu/kv_codec.inl.hpp"
+
 #include "backends/cpu/attend.inl.hpp"
 
 #ifdef GLINT_DOT_BF16
@@ -50,6 +52,8 @@ constexpr Table make_table(const char* name) {
   t.pack = pack;
   t.dot = dot;
   t.combine = combine;
+  t.kv_encode = kv_encode;
+  t.hadamard = hadamard;
   t.attend = attend;
   t.attend_merge = attend_merge;
   t.attend_finish = attend_finish;

@@ -28,6 +28,19 @@ inline V load(const BF16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 inline V load(const F16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+// Cache codes: 8 int8, 8 E4M3 times 2^-8 (read as half: the exponent's bias is 8 larger), 8 bytes of two 4-bit halves.
+inline V load_int8(const std::uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline V load_f8(const std::uint8_t* p) {
+  const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(static_cast<short>(0xbf80))));
+}
+inline void load_int4(const std::uint8_t* p, V* low, V* high) {
+  const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  *low = _mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15)));
+  *high = _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4));
+}
 // As to_bf16 of tensor/dtype.hpp: nearest even, NaN quieted.
 inline void store(BF16* p, V v) {
   const __m256i u = _mm256_castps_si256(v);

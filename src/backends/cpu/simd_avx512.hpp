@@ -25,6 +25,19 @@ inline V load(const BF16* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 inline V load(const F16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+// Cache codes: 16 int8, 16 E4M3 times 2^-8 (read as half: the exponent's bias is 8 larger), 16 bytes of two halves.
+inline V load_int8(const std::uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline V load_f8(const std::uint8_t* p) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(static_cast<short>(0xbf80))));
+}
+inline void load_int4(const std::uint8_t* p, V* low, V* high) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  *low = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+  *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
+}
 // As to_bf16 of tensor/dtype.hpp: nearest even, NaN quieted.
 inline void store(BF16* p, V v) {
   const __m512i u = _mm512_castps_si512(v);

@@ -45,6 +45,27 @@ inline V load(const F16* p) {
   const U bits = (special & (magnitude | 0x7f800000U)) | (~special & (U)scaled);
   return (V)(bits | ((u & 0x8000U) << 16));
 }
+// Cache codes: 4 int8, 4 E4M3 times 2^-8, 4 bytes of two 4-bit halves.
+inline V load_int8(const std::uint8_t* p) {
+  std::int8_t __attribute__((vector_size(4))) v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, V);
+}
+inline U load_u8(const std::uint8_t* p) {
+  std::uint8_t __attribute__((vector_size(4))) v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, U);
+}
+inline V load_f8(const std::uint8_t* p) {
+  const U u = load_u8(p);
+  // As a float of the same digits the exponent is 120 too small.
+  return (V)((U)((V)((u & 0x7fU) << 20) * set1(0x1p112F)) | ((u & 0x80U) << 24));
+}
+inline void load_int4(const std::uint8_t* p, V* low, V* high) {
+  const U u = load_u8(p);
+  *low = __builtin_convertvector(u & 15U, V);
+  *high = __builtin_convertvector(u >> 4, V);
+}
 inline void store(BF16* p, V v) {
   const U u = (U)v;
   const U nan = (U)(v != v);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "ops/kv_codec.hpp"
+
 namespace glint::reference {
 namespace {
 
@@ -194,9 +196,7 @@ std::byte* kv_row(const KvPages& pages, std::int64_t slot) {
 }
 
 void load_kv_row(const KvPages& pages, std::int64_t slot, float* out) {
-  const DType dtype = pages.codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16;
-  const std::byte* row = kv_row(pages, slot);
-  for (std::size_t i = 0; i < kKvRow; ++i) out[i] = load_as_float(row, dtype, i);
+  decode_kv_row(pages.codec, kv_row(pages, slot), out);
 }
 
 }  // namespace glint::reference

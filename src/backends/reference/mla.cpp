@@ -7,6 +7,7 @@
 
 #include "backends/reference/math.hpp"
 #include "backends/reference/reference.hpp"
+#include "ops/kv_codec.hpp"
 
 namespace glint::reference {
 namespace {
@@ -78,12 +79,10 @@ void mla_project(const MlaProjectParams& p) {
 }
 
 void mla_append(const MlaAppendParams& p) {
-  const DType dtype = p.pages.codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16;
   const Rows kv = rows_of(p.kv);
   for (std::int64_t t = 0; t < kv.rows; ++t) {
     if (p.slots[t] < 0) continue;
-    std::byte* row = kv_row(p.pages, p.slots[t]);
-    for (std::size_t i = 0; i < kKvRow; ++i) store_from_float(row, dtype, i, kv[t][i]);
+    encode_kv_row(p.pages.codec, kv[t], kv_row(p.pages, p.slots[t]));
   }
 }
 

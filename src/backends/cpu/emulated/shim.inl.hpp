@@ -1,6 +1,6 @@
 #pragma once
 // AVX-512 on AVX2 through SIMDe, for tests: the intrinsics of simd_avx512.hpp under their own names.
-// SIMDe 0.7 lacks three conversions, which are made here of AVX2 halves.
+// SIMDe 0.7 lacks some conversions, which are made here of AVX2 halves.
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
@@ -20,6 +20,17 @@ inline __m256i cvtepi32_epi16(__m512i v) {  // truncates
   const __m256i high = _mm256_and_si256(simde_mm512_extracti64x4_epi64(v, 1), mask);
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
 }
+inline __m512i cvtepi8_epi32(__m128i v) {
+  return join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
+}
+inline __m512i cvtepu8_epi32(__m128i v) {
+  return join(_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128(v, 8)));
+}
+inline __m512 cvtepi32_ps(__m512i v) {
+  const __m256 low = _mm256_cvtepi32_ps(simde_mm512_castsi512_si256(v));
+  const __m256 high = _mm256_cvtepi32_ps(simde_mm512_extracti64x4_epi64(v, 1));
+  return simde_mm512_castsi512_ps(join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
+}
 inline __m512 cvtph_ps(__m256i v) {
   const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(v));
   const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
@@ -30,4 +41,10 @@ inline __m512 cvtph_ps(__m256i v) {
 
 #define _mm512_cvtepu16_epi32(a) ::glint::cpu::emulated::cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) ::glint::cpu::emulated::cvtepi32_epi16(a)
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi32_ps
+#define _mm512_cvtepi8_epi32(a) ::glint::cpu::emulated::cvtepi8_epi32(a)
+#define _mm512_cvtepu8_epi32(a) ::glint::cpu::emulated::cvtepu8_epi32(a)
+#define _mm512_cvtepi32_ps(a) ::glint::cpu::emulated::cvtepi32_ps(a)
 #define _mm512_cvtph_ps(a) ::glint::cpu::emulated::cvtph_ps(a)

@@ -1,0 +1,90 @@
+#pragma once
+// The bytes of a cache row, given their meaning: 576 values (512 latent, 64 rotary) to a row and back. Scalar and
+// readable; kernels have their own encoders and decoders and are checked against these, bit for bit.
+//
+//   F32   2,304 B  576 floats
+//   BF16  1,152 B  576 bfloat16
+//   FP8     576 B  [512 latent, E4M3 | 64 rotary]           latent = code · scale 0, a power of two
+//   INT8    576 B  [512 latent, int8 | 64 rotary]           H latent = code · scale 0
+//   INT4    336 B  [256 latent, int4 | 16 scales | 64 rotary]  H latent = code · scale of its group
+//
+// Each part begins at a multiple of 16 bytes, and so does every row. There is no padding.
+//
+// Rotary part of the three short codecs: 64 int8 codes; code i stands for code · scale 2 + i / 32. The lowest bits of
+// the codes are at the same time the row's four scales, which so take no bytes of their own: bit b of scale k, a
+// bfloat16, is the lowest bit of code 16 k + b. The encoder takes the nearest code that has the wanted bit (an error of
+// up to one step, as with 7 bits), the decoder uses codes as they are. Scales that a codec does not use are zero.
+//
+// H: INT8 and INT4 hold the latent after a Hadamard transform, which spreads what a few channels hold over many, so
+// that no outlier sets a scale alone. It mixes the 32 values whose indices are equal mod 16 (H₃₂ ⊗ I₁₆ / √32): vector
+// and GPU code needs no shuffle for that. H is symmetric and orthogonal, hence q · c = (H q) · (H c), and a sum
+// Σ w c = H Σ w (H c): attention transforms each query once and each answer once, and reads the codes as they lie.
+//
+// INT4: 16 groups of 32 values. Byte i of a group's 16 holds value i (low half) and value 16 + i (high half), each as
+// code + 8 with codes -8 … 7. A group's scale is one byte, 5 bits of exponent e and 3 of mantissa m, without sign or
+// subnormals: 2^(e-16) · (1 + m/8), that is 2^-16 … 61,440. Of the four scales from max|v| / 7.5 downwards the encoder
+// takes the one with the smallest squared error: clipping the largest value is often worth it.
+//
+// A row with a value that is NaN or beyond 2^100 becomes all ones, as poison is: its rotary part is NaN in each of the
+// three, and so is every score with it. E4M3 codes of NaN occur in such rows only.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "ops/params.hpp"
+
+namespace glint {
+
+inline constexpr std::array kKvCodecs{KvCodec::kF32, KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4};
+
+// "f32", "bf16", "fp8", "int8", "int4": the values of --kv.
+std::string_view kv_codec_name(KvCodec codec);
+std::optional<KvCodec> kv_codec_from_name(std::string_view name);
+
+// FP8 and INT8.
+struct KvRow8 {
+  static constexpr int kCodes = 0;
+  static constexpr int kRotary = kLatent;
+  static constexpr int kBytes = kLatent + kRope;
+};
+// INT4.
+struct KvRow4 {
+  static constexpr int kGroup = 32;
+  static constexpr int kGroups = kLatent / kGroup;
+  static constexpr int kCodes = 0;
+  static constexpr int kScales = kLatent / 2;
+  static constexpr int kRotary = kScales + kGroups;
+  static constexpr int kBytes = kRotary + kRope;
+};
+inline constexpr int kKvScales = 4;                      // in the lowest bits of the rotary codes
+inline constexpr int kKvRopeGroup = 32;                  // rotary values a scale
+inline constexpr int kKvHadamardStride = 16;             // values of equal index mod 16 are mixed
+inline constexpr float kKvHadamardScale = 0.176776695F;  // 1 / √32
+
+static_assert(KvRow8::kBytes == kv_row_bytes(KvCodec::kFp8) && KvRow8::kBytes == kv_row_bytes(KvCodec::kInt8));
+static_assert(KvRow4::kBytes == kv_row_bytes(KvCodec::kInt4));
+static_assert(KvRow8::kBytes == 576 && KvRow4::kBytes == 336);
+static_assert(KvRow8::kRotary % 16 == 0 && KvRow8::kBytes % 16 == 0);
+static_assert(KvRow4::kScales % 16 == 0 && KvRow4::kRotary % 16 == 0 && KvRow4::kBytes % 16 == 0);
+static_assert(kKvScales * 16 == kRope && (kKvScales - 2) * kKvRopeGroup == kRope);
+// At most half and 30 % of a BF16 row, scales counted.
+static_assert(2 * KvRow8::kBytes <= kv_row_bytes(KvCodec::kBF16));
+static_assert(10 * KvRow4::kBytes <= 3 * kv_row_bytes(KvCodec::kBF16));
+
+inline constexpr float kKvLargest = 0x1p100F;         // a row with a larger value becomes NaN
+inline constexpr float kKvSmallestScale = 0x1p-100F;  // of a bfloat16 scale, so that its inverse is finite
+
+// True if rows of that codec hold H latent.
+constexpr bool kv_is_rotated(KvCodec codec) { return codec == KvCodec::kInt8 || codec == KvCodec::kInt4; }
+
+// values [576] → kv_row_bytes(codec) bytes, and back (H undone).
+void encode_kv_row(KvCodec codec, const float* values, void* row);
+void decode_kv_row(KvCodec codec, const void* row, float* values);
+
+// H in place, values [512]: butterflies over the strides 16, 32 … 256 in this order, then the scale.
+void kv_hadamard(float* values);
+
+}  // namespace glint
