@@ -18,6 +18,7 @@
 #include "command.hpp"
 #include "engine/loaded_model.hpp"
 #include "engine_flags.hpp"
+#include "models/glm_4_7_flash/quantize.hpp"
 #include "progress.hpp"
 
 namespace glint::apps {
@@ -64,9 +65,15 @@ ModelWeights make_weights(EngineFlags& flags, Ops& ops) {
   ProgressBar bar("loading", Unit::kBytes, !flags.quiet);
   const LoadProgress progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   flags.resolve();
-  if (flags.options.synthetic_layers == 0) return load_weights(flags.options.model_dir, ops, progress);
+  if (flags.options.synthetic_layers == 0) {
+    ModelWeights weights = load_weights(flags.options.model_dir, ops, progress);
+    if (const std::string& w = flags.options.weights; !w.empty())
+      quantize_in_memory(weights, QuantRecipe::parse(w), ops, progress);
+    return weights;
+  }
   SyntheticOptions synthetic{.config = real_config()};
   synthetic.config.n_layers = flags.options.synthetic_layers;
+  synthetic.weights = flags.options.weights;
   return synthetic_weights(synthetic, ops, progress);
 }
 

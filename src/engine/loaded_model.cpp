@@ -6,6 +6,7 @@
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
 #include "models/glm_4_7_flash/memory_plan.hpp"
+#include "models/glm_4_7_flash/quantize.hpp"
 #include "ops/kv_codec.hpp"
 
 namespace glint {
@@ -53,6 +54,7 @@ LoadedModel load_model(const EngineOptions& options) {
     SyntheticOptions synthetic;
     synthetic.config = real_config();
     synthetic.config.n_layers = options.synthetic_layers;
+    synthetic.weights = options.weights;
     model.weights = synthetic_weights(synthetic, *model.ops, options.on_load);
   } else {
     if (options.model_dir.empty()) throw Error({.what = "model_dir", .found = "nothing", .expected = "a directory"});
@@ -64,6 +66,8 @@ LoadedModel load_model(const EngineOptions& options) {
                    .found = std::to_string(model.tokenizer->vocab_size()) + " tokens",
                    .expected = "at most the model's vocabulary of " + std::to_string(model.weights.config.vocab)});
     }
+    if (!options.weights.empty())
+      quantize_in_memory(model.weights, QuantRecipe::parse(options.weights), *model.ops, options.on_load);
   }
   const std::int64_t vocab = model.weights.config.vocab;
   model.valid_vocab = model.tokenizer           ? model.tokenizer->vocab_size()

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <set>
 
 #include "base/error.hpp"
 #include "models/glm_4_7_flash/model.hpp"
@@ -17,25 +18,26 @@ constexpr std::string_view kIn = "in", kQb = "q_b", kKvB = "kv_b", kO = "o", kGa
                            kSharedIn = "shared.gate_up", kSharedDown = "shared.down", kExpertIn = "experts.gate_up",
                            kExpertDown = "experts.down";
 
+constexpr std::pair<std::string_view, std::string_view> kStats[] = {
+    {"layers.q_a", kIn},
+    {"layers.kv_a", kIn},
+    {"layers.q_b", kQb},
+    {"layers.kv_b", kKvB},
+    {"layers.o", kO},
+    {"layers.dense.gate", kGateUp},
+    {"layers.dense.up", kGateUp},
+    {"layers.dense.down", kDown},
+    {"layers.shared.gate", kSharedIn},
+    {"layers.shared.up", kSharedIn},
+    {"layers.shared.down", kSharedDown},
+    {"layers.experts.gate", kExpertIn},
+    {"layers.experts.up", kExpertIn},
+    {"layers.experts.down", kExpertDown},
+};
+
 // Which statistics belong to a matrix; empty: none.
 std::string_view stats_name(std::string_view field) {
-  static constexpr std::pair<std::string_view, std::string_view> kNames[] = {
-      {"layers.q_a", kIn},
-      {"layers.kv_a", kIn},
-      {"layers.q_b", kQb},
-      {"layers.kv_b", kKvB},
-      {"layers.o", kO},
-      {"layers.dense.gate", kGateUp},
-      {"layers.dense.up", kGateUp},
-      {"layers.dense.down", kDown},
-      {"layers.shared.gate", kSharedIn},
-      {"layers.shared.up", kSharedIn},
-      {"layers.shared.down", kSharedDown},
-      {"layers.experts.gate", kExpertIn},
-      {"layers.experts.up", kExpertIn},
-      {"layers.experts.down", kExpertDown},
-  };
-  for (const auto& [f, name] : kNames) {
+  for (const auto& [f, name] : kStats) {
     if (f == field) return name;
   }
   return {};
@@ -44,12 +46,17 @@ std::string_view stats_name(std::string_view field) {
 // Looks at the inputs of a layer's matrices; computes those that an op keeps to itself.
 class Collector final : public DecoratedOps<Collector> {
  public:
-  Collector(Ops& ops, LayerStats& stats, float background, std::int64_t n_experts, ThreadPool& pool)
+  Collector(Ops& ops, LayerStats& stats, const Calibrator::Wanted& wanted, float background, std::int64_t n_experts,
+            ThreadPool& pool)
       : DecoratedOps(ops),
         stats_(stats),
         background_(background),
         pool_(pool),
-        chosen_(static_cast<std::size_t>(n_experts), 0) {}
+        chosen_(static_cast<std::size_t>(n_experts), 0) {
+    for (const auto& [field, name] : kStats) {
+      if (wanted(field)) wanted_.insert(name);
+    }
+  }
 
   template <typename Params, typename Run>
   void around(std::string_view, const Params& p, Run run) {
@@ -68,6 +75,7 @@ class Collector final : public DecoratedOps<Collector> {
   void look(const MlaProjectParams& p) {
     const std::int64_t rows = p.x.shape[0];
     add(kIn, p.x);
+    if (!wanted_.contains(kQb) && !wanted_.contains(kKvB)) return;
     HostTensor latent(DType::kF32, {rows, p.q_a.rows});
     inner().linear({.tag = p.tag, .x = p.x, .w = p.q_a, .out = latent.view});
     inner().rms_norm(
@@ -83,7 +91,7 @@ class Collector final : public DecoratedOps<Collector> {
 
   void look(const MlpParams& p) {
     add(kGateUp, p.x);
-    add(kDown, inner_of(p.x, p.mlp).view);
+    if (wanted_.contains(kDown)) add(kDown, inner_of(p.x, p.mlp).view);
   }
 
   void look(const RouteParams& p) {
@@ -94,16 +102,18 @@ class Collector final : public DecoratedOps<Collector> {
   void look(const MoeParams& p) {
     if (p.shared.gate) {
       add(kSharedIn, p.x);
-      add(kSharedDown, inner_of(p.x, p.shared).view);
+      if (wanted_.contains(kSharedDown)) add(kSharedDown, inner_of(p.x, p.shared).view);
     }
+    const bool in = wanted_.contains(kExpertIn), down = wanted_.contains(kExpertDown);
+    if (!in && !down) return;
     const std::int64_t rows = p.x.shape[0], n = p.x.shape[1];
     const auto n_experts = static_cast<std::int64_t>(p.experts.size());
     const std::int64_t stride = std::max<std::int64_t>(1, n_experts / p.top_k);
     struct Seen {
       HostTensor x, h;
       std::vector<float> weights;
-      Hessian* in;
-      Hessian* down;
+      Hessian* in = nullptr;
+      Hessian* down = nullptr;
     };
     std::vector<Seen> seen(p.experts.size());
     for (std::int64_t e = 0; e < n_experts; ++e) {
@@ -119,27 +129,27 @@ class Collector final : public DecoratedOps<Collector> {
         s.weights.push_back(chosen ? w * w : background_);
         chosen_[static_cast<std::size_t>(e)] += chosen ? 1 : 0;
       }
-      s.in = &stats_.at(kExpertIn, e, n);
-      s.down = &stats_.at(kExpertDown, e, p.experts[static_cast<std::size_t>(e)].down.cols);
+      if (in) s.in = &stats_.at(kExpertIn, e, n);
+      if (down) s.down = &stats_.at(kExpertDown, e, p.experts[static_cast<std::size_t>(e)].down.cols);
       if (picked.empty()) continue;
       s.x = HostTensor(DType::kF32, {static_cast<std::int64_t>(picked.size()), n});
       for (std::size_t i = 0; i < picked.size(); ++i) {
         std::memcpy(s.x.view.as<float>() + static_cast<std::int64_t>(i) * n, p.x.as<float>() + picked[i] * n,
                     static_cast<std::size_t>(n) * sizeof(float));
       }
-      s.h = inner_of(s.x.view, p.experts[static_cast<std::size_t>(e)]);
+      if (down) s.h = inner_of(s.x.view, p.experts[static_cast<std::size_t>(e)]);
     }
     pool_.parallel_for(n_experts, [&](std::int64_t e, int) {
       const Seen& s = seen[static_cast<std::size_t>(e)];
       if (s.weights.empty()) return;
       const auto count = static_cast<std::int64_t>(s.weights.size());
-      s.in->add(s.x.view.as<float>(), count, s.weights.data());
-      s.down->add(s.h.view.as<float>(), count, s.weights.data());
+      if (in) s.in->add(s.x.view.as<float>(), count, s.weights.data());
+      if (down) s.down->add(s.h.view.as<float>(), count, s.weights.data());
     });
   }
 
   void add(std::string_view name, const ConstView& x) {
-    stats_.at(name, -1, x.shape[1]).add(x.as<float>(), x.shape[0], nullptr, &pool_);
+    if (wanted_.contains(name)) stats_.at(name, -1, x.shape[1]).add(x.as<float>(), x.shape[0], nullptr, &pool_);
   }
 
   // silu(gate x) ⊙ up x: the input of down.
@@ -155,6 +165,7 @@ class Collector final : public DecoratedOps<Collector> {
   }
 
   LayerStats& stats_;
+  std::set<std::string_view> wanted_;  // names of statistics
   float background_;
   ThreadPool& pool_;
   float mean_weight_ = 1;
@@ -258,10 +269,10 @@ void Calibrator::run(const LayerWeights& layer, Decorator& ops) {
   }
 }
 
-std::unique_ptr<LayerStats> Calibrator::collect(std::int64_t index) {
+std::unique_ptr<LayerStats> Calibrator::collect(std::int64_t index, const Wanted& wanted) {
   const LayerWeights& layer = model_.layers[static_cast<std::size_t>(index)];
   auto stats = std::make_unique<LayerStats>();
-  Collector ops(ops_, *stats, options_.background, model_.config.n_experts, pool_);
+  Collector ops(ops_, *stats, wanted, options_.background, model_.config.n_experts, pool_);
   run(layer, ops);
   if (!layer.experts.empty()) stats->set_starved(ops.starved(model_.config.hidden));
   return stats;

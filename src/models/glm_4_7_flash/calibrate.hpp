@@ -4,6 +4,7 @@
 // holds one layer's statistics whatever the model's size.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -50,8 +51,10 @@ class Calibrator {
   // `model` and `ops` (a host backend) must outlive it; the model's layers may change between the calls.
   Calibrator(const ModelWeights& model, Ops& ops, const CalibrationOptions& options, ThreadPool& pool);
 
-  // Runs layer `index` as it is now and returns what its matrices saw.
-  std::unique_ptr<LayerStats> collect(std::int64_t index);
+  // Runs layer `index` as it is now and returns what its matrices saw, those of fields that `wanted` (a name of the
+  // tensor table) admits.
+  using Wanted = std::function<bool(std::string_view field)>;
+  std::unique_ptr<LayerStats> collect(std::int64_t index, const Wanted& wanted);
 
   // Runs the layer as it is now (quantised) and moves the hidden states behind it. Matrices in formats that the backend
   // does not read are run as BF16.

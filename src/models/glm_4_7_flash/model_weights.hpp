@@ -68,6 +68,7 @@ struct SyntheticOptions {
   ModelConfig config;  // real_config() with any number of layers
   std::uint64_t seed = 1;
   WeightFormat format = WeightFormat::kBF16;
+  std::string weights;  // block formats: a recipe, as QuantRecipe::parse reads it ("int4", …); empty: all in `format`
 };
 
 // The official GLM-4.7-Flash numbers (model facts §1.1).

@@ -26,6 +26,9 @@ DType plain_dtype(WeightFormat f) {
   return f == WeightFormat::kF32 ? DType::kF32 : f == WeightFormat::kF16 ? DType::kF16 : DType::kBF16;
 }
 
+// With 8 bits, rounding is far below what an evaluation sees, and statistics cost time.
+bool gains_by_calibration(const QuantSpec& spec) { return weight_code_bits(spec.format) == 4 && spec.group_rows == 1; }
+
 // One tensor of the model and what becomes of it.
 struct Item {
   ModelTensor tensor;
@@ -239,7 +242,11 @@ class Job {
     for_each_layer(shard, [&](std::size_t first, std::size_t last) {
       const std::int64_t layer = items_[first].tensor.layer;
       if (calibrated(layer)) {
-        stats_ = calibrator_->collect(layer);
+        stats_ = calibrator_->collect(layer, [&](std::string_view field) {
+          return std::any_of(
+              items_.begin() + static_cast<std::ptrdiff_t>(first), items_.begin() + static_cast<std::ptrdiff_t>(last),
+              [&](const Item& i) { return i.tensor.spec->field == field && i.spec && gains_by_calibration(*i.spec); });
+        });
         report_.starved_experts += stats_->starved();
       }
       std::vector<QuantizedWeight> made;  // what the next layers' calibration runs on
@@ -311,7 +318,7 @@ class Job {
     const ModelTensor& t = item.tensor;
     ScaleSearch search;
     if (job_.method == QuantMethod::kRtn) search.steps = 1;
-    if (stats_ != nullptr && item.spec->group_rows == 1) {
+    if (stats_ != nullptr && gains_by_calibration(*item.spec)) {
       if (const HessianFactor* f = stats_->factor(*t.spec, t.expert, job_.damping))
         return quantize_gptq(*item.spec, values.data(), t.weight->rows, t.weight->cols, *f, search, pool_);
     }
@@ -435,7 +442,9 @@ void quantize_in_memory(ModelWeights& model, const QuantRecipe& recipe, Ops& ops
   for (const ModelTensor& t : tensors) {
     if (t.weight == nullptr) continue;
     const Weight source = *t.weight;
-    const auto spec = recipe.spec(*t.spec, t.layer, model.config);
+    // kv_b stays: attention absorbs it, and the loader of quantised files has it in BF16 as well.
+    const bool absorbed = t.spec->field == "layers.kv_b";
+    const auto spec = absorbed ? std::nullopt : recipe.spec(*t.spec, t.layer, model.config);
     if (spec && !has_scales(source.format)) {
       if (!ops.supports(spec->format)) {
         throw Error({.what = "weights",

@@ -11,6 +11,8 @@
 #include <thread>
 
 #include "base/error.hpp"
+#include "models/glm_4_7_flash/quant_recipe.hpp"
+#include "models/glm_4_7_flash/synthetic_blocks.hpp"
 #include "models/glm_4_7_flash/tensor_table.hpp"
 
 namespace glint {
@@ -96,6 +98,10 @@ struct Job {
   std::int64_t n = 0;
   const Pool* pool = nullptr;
   std::uint64_t stream = 0;
+  // Matrices in block formats instead:
+  std::optional<QuantSpec> spec;
+  Shape shape;
+  float deviation = 0;
 };
 
 class Generator {
@@ -108,6 +114,7 @@ class Generator {
         ops_(ops),
         progress_(progress),
         host_(!ops.name().starts_with("cuda")) {
+    if (!options.weights.empty()) recipe_ = QuantRecipe::parse(options.weights);
     if (!ops.supports(options.format)) {
       throw Error({.what = "synthetic weights",
                    .found = std::string(dtype_name(dtype_)),
@@ -160,7 +167,17 @@ class Generator {
     return spec.rank == 2 && spec.role != Role::kRouter;  // the rest is F32
   }
 
-  std::size_t bytes_of(const TensorSpec& spec) const {
+  // None: in the plain format. kv_b too, as the loader has it, since attention absorbs it.
+  std::optional<QuantSpec> block_spec(const TensorSpec& spec, std::int64_t layer) const {
+    if (!recipe_ || !is_matrix(spec) || spec.field == "layers.kv_b") return std::nullopt;
+    return recipe_->spec(spec, layer, config_);
+  }
+
+  std::size_t bytes_of(const TensorSpec& spec, std::int64_t layer) const {
+    if (const auto block = block_spec(spec, layer)) {
+      const Shape shape = spec.shape(config_);
+      return block_layout(*block, shape[0], shape[1]).bytes;
+    }
     const std::size_t element = is_matrix(spec) ? dtype_bytes(dtype_) : sizeof(float);
     const std::size_t bytes = static_cast<std::size_t>(spec.shape(config_).elements()) * element;
     return (bytes + kAlign - 1) / kAlign * kAlign;
@@ -169,14 +186,21 @@ class Generator {
   std::uint64_t planned_bytes() const {
     std::uint64_t bytes = 0;
     for (const TensorSpec& spec : tensor_table()) {
-      if (!skipped(spec)) bytes += bytes_of(spec) * static_cast<std::uint64_t>(tensor_count(spec, config_));
+      if (skipped(spec)) continue;
+      // Every layer but the MTP layer is stored as layer 0 would be; rules for single layers are a matter of per cents.
+      auto count = static_cast<std::uint64_t>(tensor_count(spec, config_));
+      const std::uint64_t mtp =
+          count == 0 || config_.n_mtp_layers == 0 || spec.scope == Scope::kModel || spec.scope == Scope::kDense ? 0
+          : spec.scope == Scope::kExpert ? static_cast<std::uint64_t>(config_.n_experts)
+                                         : 1;
+      bytes += bytes_of(spec, 0) * (count - mtp) + bytes_of(spec, config_.n_layers) * mtp;
     }
     return bytes;
   }
 
   void make(const std::vector<Part>& parts, std::int64_t layer) {
     std::size_t bytes = 0;
-    for_each(parts, [&](const TensorSpec& spec, const Part&) { bytes += bytes_of(spec); });
+    for_each(parts, [&](const TensorSpec& spec, const Part&) { bytes += bytes_of(spec, layer); });
     buffers_.push_back(ops_.allocate(bytes));
     auto* base = static_cast<std::byte*>(buffers_.back().data());
     const Buffer staging = host_ ? Buffer() : host_buffer(bytes);
@@ -187,14 +211,26 @@ class Generator {
       const std::uint64_t stream = stream_of(spec, layer, part.expert);
       const Shape shape = spec.shape(config_);
       const Slot slot = spec.bind(part.target);
-      if (auto* const* w = std::get_if<Weight*>(&slot)) {
+      if (const auto block = block_spec(spec, layer)) {
+        if (!ops_.supports(block->format)) {
+          throw Error({.what = "synthetic weights",
+                       .found = block->name(),
+                       .expected = "a format that the backend " + ops_.name() + " reads"});
+        }
+        *std::get<Weight*>(slot) = block_weight(*block, shape[0], shape[1], base + offset);
+        jobs.push_back({.dst = host_base + offset,
+                        .stream = stream,
+                        .spec = block,
+                        .shape = shape,
+                        .deviation = deviation(spec, shape[1])});
+      } else if (auto* const* w = std::get_if<Weight*>(&slot)) {
         **w = {.format = options_.format, .rows = shape[0], .cols = shape[1], .data = base + offset};
-        jobs.push_back({host_base + offset, shape.elements(), &pool(spec, shape[1]), stream});
+        jobs.push_back({.dst = host_base + offset, .n = shape.elements(), .pool = &pool(spec, shape[1]), .stream = stream});
       } else {
         *std::get<ConstView*>(slot) = {base + offset, DType::kF32, shape};
         fill_f32(spec, reinterpret_cast<float*>(host_base + offset), shape.elements(), stream);
       }
-      offset += bytes_of(spec);
+      offset += bytes_of(spec, layer);
     });
     run(jobs);
     if (!host_) ops_.upload(base, host_base, bytes);
@@ -212,8 +248,12 @@ class Generator {
   }
 
   // Rows of unit variance in, unit variance out: 1/sqrt(fan-in). Embedding rows are of order one themselves.
+  static float deviation(const TensorSpec& spec, std::int64_t cols) {
+    return spec.role == Role::kEmbed ? 1.0F : 1.0F / std::sqrt(static_cast<float>(cols));
+  }
+
   const Pool& pool(const TensorSpec& spec, std::int64_t cols) {
-    const float scale = spec.role == Role::kEmbed ? 1.0F : 1.0F / std::sqrt(static_cast<float>(cols));
+    const float scale = deviation(spec, cols);
     const auto [it, added] = pools_.try_emplace(scale);
     if (added) it->second = std::make_unique<Pool>(dtype_, scale, mix(options_.seed) + pools_.size());
     return *it->second;
@@ -241,8 +281,11 @@ class Generator {
   static void run(const std::vector<Job>& jobs) {
     std::atomic<std::size_t> next{0};
     const auto work = [&] {
-      for (std::size_t i = next++; i < jobs.size(); i = next++)
-        jobs[i].pool->fill(jobs[i].dst, jobs[i].n, jobs[i].stream);
+      for (std::size_t i = next++; i < jobs.size(); i = next++) {
+        const Job& job = jobs[i];
+        if (job.spec) fill_block(*job.spec, job.shape[0], job.shape[1], job.deviation, job.stream, job.dst);
+        else job.pool->fill(job.dst, job.n, job.stream);
+      }
     };
     const unsigned n_threads = std::min(std::thread::hardware_concurrency(), 16U);
     std::vector<std::jthread> threads;
@@ -254,6 +297,7 @@ class Generator {
   static constexpr float kBiasSpread = 0.04F;
 
   const SyntheticOptions& options_;
+  std::optional<QuantRecipe> recipe_;
   DType dtype_;
   ModelWeights& model_;
   const ModelConfig& config_;
