@@ -17,6 +17,7 @@ void register_bench(CLI::App& app, Run& run);     // bench
 void register_tokenize(CLI::App& app, Run& run);  // tokenize, detokenize
 void register_template(CLI::App& app, Run& run);  // template, parse
 void register_inspect(CLI::App& app, Run& run);   // inspect
+void register_export(CLI::App& app, Run& run);    // export
 void register_env(CLI::App& app, Run& run);       // env
 void register_quantize(CLI::App& app, Run& run);  // quantize
 

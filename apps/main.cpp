@@ -11,7 +11,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   Run run;
   for (const Register add : {register_run, register_chat, register_eval, register_bench, register_inspect,
-                             register_tokenize, register_template, register_quantize, register_env}) {
+                             register_tokenize, register_template, register_quantize, register_export, register_env}) {
     add(app, run);
   }
   CLI11_PARSE(app, argc, argv);

@@ -17,10 +17,11 @@ bool is_dir(const fs::path& path) {
 }
 
 std::string checked(const std::string& dir, const char* origin) {
-  if (!is_dir(dir)) {
-    throw Error({.what = std::string("model directory ") + dir + " (from " + origin + ")",
-                 .found = "no such directory",
-                 .expected = "a directory with config.json and safetensors"});
+  std::error_code ec;
+  if (!is_dir(dir) && !(dir.ends_with(".gguf") && fs::is_regular_file(dir, ec))) {
+    throw Error({.what = std::string("model ") + dir + " (from " + origin + ")",
+                 .found = "no such directory or .gguf file",
+                 .expected = "a directory with config.json and safetensors, or a .gguf file"});
   }
   return dir;
 }

@@ -5,6 +5,8 @@
 #include "backends/cpu/cpu.hpp"
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
+#include "engine/gguf_tokenizer.hpp"
+#include "models/glm_4_7_flash/load_gguf.hpp"
 #include "models/glm_4_7_flash/memory_plan.hpp"
 #include "models/glm_4_7_flash/quantize.hpp"
 #include "ops/kv_codec.hpp"
@@ -58,9 +60,16 @@ LoadedModel load_model(const EngineOptions& options) {
     model.weights = synthetic_weights(synthetic, *model.ops, options.on_load);
   } else {
     if (options.model_dir.empty()) throw Error({.what = "model_dir", .found = "nothing", .expected = "a directory"});
-    model.weights = load_weights(options.model_dir, *model.ops, options.on_load);
-    const std::string path = options.model_dir + "/tokenizer.json";
-    model.tokenizer = Tokenizer::from_file(path);
+    std::string path = options.model_dir + "/tokenizer.json";
+    if (const auto gguf = find_gguf(options.model_dir)) {
+      const auto file = std::make_shared<const GgufModel>(*gguf);
+      path = *gguf;
+      model.tokenizer = gguf_tokenizer(*file);  // first: it fails fast
+      model.weights = load_gguf(file, *model.ops, options.on_load);
+    } else {
+      model.weights = load_weights(options.model_dir, *model.ops, options.on_load);
+      model.tokenizer = Tokenizer::from_file(path);
+    }
     if (model.tokenizer->vocab_size() > model.weights.config.vocab) {
       throw Error({.what = path,
                    .found = std::to_string(model.tokenizer->vocab_size()) + " tokens",

@@ -16,6 +16,8 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view source) {
   return Tokenizer(parse_tokenizer_json(json, source));
 }
 
+Tokenizer Tokenizer::from_spec(const TokenizerSpec& spec) { return Tokenizer(spec); }
+
 Tokenizer::Tokenizer(const TokenizerSpec& spec) : vocab_(spec.tokens), bpe_(spec.byte_ids, spec.merges) {
   kinds_.assign(static_cast<std::size_t>(vocab_.size()), Kind::kNone);
   BpeScratch scratch;

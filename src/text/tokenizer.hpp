@@ -36,6 +36,8 @@ class Tokenizer {
   // Both throw Error for a file that is broken or is not a tokenizer of this kind (tokenizer_json.hpp lists what).
   static Tokenizer from_file(const std::string& tokenizer_json_path);
   static Tokenizer from_json(std::string_view json, std::string_view source = "tokenizer.json");
+  // From data that a reader has checked (tokenizer_json.hpp, gguf_vocab.hpp).
+  static Tokenizer from_spec(const TokenizerSpec& spec);
 
   // Throws Error for a text of 2 GiB or more.
   std::vector<std::int32_t> encode(std::string_view text, EncodeOptions options = {}) const;

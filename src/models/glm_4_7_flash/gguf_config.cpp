@@ -155,7 +155,8 @@ class Reader {
     if (v == nullptr) return;
     constexpr std::uint64_t kMaxEos = 64;
     if (v->kind == GgufKind::kArray && v->count > kMaxEos) m_.refuse(list, std::to_string(v->count) + " ids", "a few");
-    for (const std::int64_t id : *m_.integers(list)) {
+    const std::vector<std::int64_t> ids = *m_.integers(list);
+    for (const std::int64_t id : ids) {
       if (id < 0 || id >= c.vocab)
         m_.refuse(list, std::to_string(id), "token ids from 0 to " + std::to_string(c.vocab - 1));
       add(id);
