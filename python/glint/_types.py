@@ -19,6 +19,7 @@ class EngineOptions(TypedDict, total=False):
     isa: str  # cpu: generic, avx2, avx512, avx512bf16; "": the best that the machine has
     threads: int  # cpu: 0 is one a core
     kv: str  # cache format: "bf16", "fp8", "int8", "int4" or "f32"
+    weights: str  # int4, int8, nf4, fp8 or bf16: quantise while loading; "": as stored
     max_context: int  # tokens a request may hold, prompt and answer; 0: the model's limit
     cache_tokens: int  # tokens the whole cache holds; 0: what fits into a share of the free memory
     chunk_tokens: int  # rows a step at most; longer prompts are read in chunks

@@ -116,6 +116,7 @@ EngineOptions engine_options_from_json(std::string_view text) {
   f.read("isa", o.isa);
   f.read("threads", o.threads);
   f.read("kv", o.kv);
+  f.read("weights", o.weights);
   f.read("max_context", o.max_context);
   f.read("cache_tokens", o.cache_tokens);
   f.read("chunk_tokens", o.chunk_tokens);
