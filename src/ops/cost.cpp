@@ -74,7 +74,8 @@ Cost cost(const MlaAttendParams& p) {
     for (std::int64_t i = 0; i < n; ++i) pairs += static_cast<double>(std::min(window, context - n + i + 1));
     const std::int64_t seen = std::min(context, window + n - 1);
     cached_rows += static_cast<double>(seen);
-    pages += static_cast<double>((seen + kPageTokens - 1) / kPageTokens);
+    const std::int64_t seen_pages = (seen + kPageTokens - 1) / kPageTokens;
+    pages += static_cast<double>(seen_pages);
   }
   Cost c;
   c.bytes = bytes(p.q) + bytes(p.kv_b) + cached_rows * static_cast<double>(kv_row_bytes(p.pages.codec)) +

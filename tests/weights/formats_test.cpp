@@ -1,112 +1,10 @@
 // Every scheme of matrix_reader: bytes written by the documented arithmetic come back as the values that the same
 // arithmetic gives, straightforwardly; what is damaged is refused by name.
 
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <cstring>
-#include <functional>
-#include <limits>
-#include <map>
-#include <memory>
-#include <set>
-
-#include "tensor/codec.hpp"
-#include "weights/matrix_reader.hpp"
-#include "weights/quantizer_files.hpp"
-#include "weights/temp_dir.hpp"
+#include "weights/format_samples.hpp"
 
 namespace glint {
 namespace {
-
-const std::string kBase = "model.layers.1.mlp.up_proj";
-
-// The tensors of one matrix, and what its values are.
-struct Stored {
-  std::map<std::string, HostTensor> tensors;  // by suffix
-  std::vector<float> values;                  // [rows, cols]
-  std::int64_t rows = 0;
-  std::int64_t cols = 0;
-  QuantConfig config;
-
-  View add(const std::string& suffix, DType dtype, const Shape& shape) {
-    return (tensors[suffix] = HostTensor(dtype, shape)).view;
-  }
-  View operator[](const std::string& suffix) const { return tensors.at(suffix).view; }
-};
-
-// A matrix read from a file of its own.
-struct Read {
-  TempDir dir;
-  std::unique_ptr<Checkpoint> checkpoint;
-  StoredMatrix matrix;
-};
-
-std::unique_ptr<Read> read(const Stored& s) {
-  auto r = std::make_unique<Read>();
-  std::vector<NamedTensor> named;
-  for (const auto& [suffix, t] : s.tensors) named.push_back({kBase + suffix, t.view});
-  write_safetensors(r->dir / "model.safetensors", named);
-  r->checkpoint = std::make_unique<Checkpoint>(r->dir.path());
-  r->matrix = read_matrix(*r->checkpoint, kBase, s.rows, s.cols, s.config);
-  return r;
-}
-
-enum class Place : std::uint8_t { kCodes, kAll, kNothing };  // what is used in the mapping itself
-
-// relative: how far a value may be from the straightforward one, where that rounds at other places.
-void expect_values(const Stored& s, std::string_view scheme, Place in_place, float relative = 0) {
-  SCOPED_TRACE(scheme);
-  const auto r = read(s);
-  const Weight& w = r->matrix.weight;
-  EXPECT_EQ(r->matrix.scheme, scheme);
-  EXPECT_EQ(r->matrix.used.size(), s.tensors.size()) << "every tensor counts as used";
-  ASSERT_EQ(w.rows, s.rows);
-  ASSERT_EQ(w.cols, s.cols);
-  std::vector<float> row(static_cast<std::size_t>(s.cols));
-  for (std::int64_t i = 0; i < s.rows; ++i) {
-    decode_row(w, i, row.data());
-    for (std::int64_t k = 0; k < s.cols; ++k) {
-      const float expected = s.values[static_cast<std::size_t>(i * s.cols + k)];
-      ASSERT_NEAR(row[static_cast<std::size_t>(k)], expected, relative * (std::fabs(expected) + 1)) << i << ", " << k;
-    }
-  }
-  const auto mapped = [&](const void* p) {
-    for (const Checkpoint::Tensor* t : r->matrix.used) {
-      if (t->view().data == p) return true;
-    }
-    return false;
-  };
-  EXPECT_EQ(mapped(w.data), in_place != Place::kNothing);
-  EXPECT_EQ(w.scales != nullptr && mapped(w.scales), in_place == Place::kAll && has_scales(w.format));
-  EXPECT_EQ(r->matrix.owned.empty(), in_place == Place::kAll);
-}
-
-template <typename... Parts>
-void expect_refused(const Stored& s, const Parts&... parts) {
-  expect_error([&] { read(s); }, parts...);
-}
-
-// A pseudo-random sequence.
-class Dice {
- public:
-  explicit Dice(std::uint64_t seed) : state_(seed * 2654435761U + 1) {}
-  int below(int n) {
-    state_ = state_ * 6364136223846793005ULL + 1442695040888963407ULL;
-    return static_cast<int>((state_ >> 33) % static_cast<std::uint64_t>(n));
-  }
-  float scale() { return std::ldexp(static_cast<float>(128 + below(128)), -15); }  // BF16 and F16 hold it
-
- private:
-  std::uint64_t state_;
-};
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
-
-void fill_scales(View v, Dice& dice) {
-  for (std::int64_t i = 0; i < v.shape.elements(); ++i) store_from_float(v.data, v.dtype, at(i), dice.scale());
-}
-float float_at(const View& v, std::int64_t i) { return load_as_float(v.data, v.dtype, at(i)); }
 
 // ---- plain -----------------------------------------------------------------------------------------------------
 
@@ -529,55 +427,6 @@ TEST(Formats, Nf4RefusesADamagedState) {
   Stored few = nf4(4, 64, false);
   few.add(".weight.absmax", DType::kF32, {3});
   expect_refused(few, ".weight.absmax", "[3]", "[4, 1]");
-}
-
-// ---- what Glint writes ---------------------------------------------------------------------------------------------
-
-TEST(Formats, FilesOfGlintQuantizeComeBack) {
-  std::vector<float> values(128 * 256);
-  Dice dice(13);
-  for (float& v : values) v = static_cast<float>(dice.below(2001) - 1000) / 1000.0F;
-  const QuantSpec specs[] = {{.group = 32},
-                             {.group = 128, .scale_dtype = DType::kF32},
-                             {.format = WeightFormat::kI8, .group = 0},
-                             {.format = WeightFormat::kF8E4M3, .group = 0},
-                             {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128},
-                             {.format = WeightFormat::kNF4, .group = 64, .scale_dtype = DType::kF32}};
-  for (const QuantSpec& spec : specs) {
-    SCOPED_TRACE(spec.name());
-    const QuantizedWeight q = quantize_rtn(spec, values.data(), 128, 256);
-    const TempDir dir;
-    SafetensorsWriter writer(dir / "model.safetensors", stored_tensors(spec, kBase, 128, 256));
-    write_quantized(writer, spec, kBase, q);
-    writer.finish();
-    const Checkpoint checkpoint(dir.path());
-    const StoredMatrix m = read_matrix(checkpoint, kBase, 128, 256, {});
-    EXPECT_TRUE(m.owned.empty());
-    EXPECT_EQ(m.used.size(), checkpoint.tensors().size());
-    std::vector<float> a(256), b(256);
-    for (std::int64_t r = 0; r < 128; ++r) {
-      decode_row(m.weight, r, a.data());
-      decode_row(q.w, r, b.data());
-      ASSERT_EQ(a, b) << r;
-    }
-  }
-}
-
-// ---- experts in one tensor -----------------------------------------------------------------------------------------
-
-TEST(Formats, FusedExpertsKeepTheirBlocks) {
-  // 2 experts of 192 rows: a block row and a half each, so that blocks begin anew at row 192.
-  Stored s{.rows = 384, .cols = 256};
-  const View w = s.add("", DType::kF8E4M3, {2, 192, 256}), scales = s.add("_scale_inv", DType::kF32, {2, 2, 2});
-  Dice dice(17);
-  fill_scales(scales, dice);
-  for (std::int64_t i = 0; i < w.shape.elements(); ++i) {
-    w.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(dice.below(127));
-    const std::int64_t e = i / (192 * 256), r = i / 256 % 192, k = i % 256;
-    s.values.push_back(float_at(scales, e * 4 + r / 128 * 2 + k / 128) * f8e4m3_to_float(w.as<std::uint8_t>()[i]));
-  }
-  expect_values(s, "block fp8", Place::kCodes);
-  EXPECT_EQ(read(s)->matrix.weight.group_rows, 1);
 }
 
 // ---- what is wrong -------------------------------------------------------------------------------------------------

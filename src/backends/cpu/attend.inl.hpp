@@ -7,9 +7,7 @@ inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t l
   const std::int64_t page = a.page_table[position / kPageTokens];
   const char* base = static_cast<const char*>(a.pages.base) + page * a.pages.page_stride_bytes;
   const std::int64_t row_bytes = kv_row_bytes(a.pages.codec);
-  for (std::int64_t j = lo; j < hi; ++j) {
-    kv_decode(a.pages.codec, base + j * row_bytes, tile + j * kKvRow);
-  }
+  for (std::int64_t j = lo; j < hi; ++j) { kv_decode(a.pages.codec, base + j * row_bytes, tile + j * kKvRow); }
   // Scores are computed for groups of four rows; those of the fringe are thrown away.
   for (std::int64_t j = lo / 4 * 4; j < lo; ++j) __builtin_memset(tile + j * kKvRow, 0, kKvRow * sizeof(float));
   for (std::int64_t j = hi; j % 4 != 0; ++j) __builtin_memset(tile + j * kKvRow, 0, kKvRow * sizeof(float));

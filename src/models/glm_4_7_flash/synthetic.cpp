@@ -225,7 +225,8 @@ class Generator {
                         .deviation = deviation(spec, shape[1])});
       } else if (auto* const* w = std::get_if<Weight*>(&slot)) {
         **w = {.format = options_.format, .rows = shape[0], .cols = shape[1], .data = base + offset};
-        jobs.push_back({.dst = host_base + offset, .n = shape.elements(), .pool = &pool(spec, shape[1]), .stream = stream});
+        jobs.push_back(
+            {.dst = host_base + offset, .n = shape.elements(), .pool = &pool(spec, shape[1]), .stream = stream});
       } else {
         *std::get<ConstView*>(slot) = {base + offset, DType::kF32, shape};
         fill_f32(spec, reinterpret_cast<float*>(host_base + offset), shape.elements(), stream);
