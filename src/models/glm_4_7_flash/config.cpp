@@ -12,6 +12,7 @@
 #include "base/file.hpp"
 #include "base/json.hpp"
 #include "ops/params.hpp"
+#include "weights/matrix_reader.hpp"
 
 namespace glint {
 namespace {
@@ -277,6 +278,39 @@ ModelConfig load_config(const std::string& model_dir) {
     merge_eos_ids(root(document, generation), c.vocab, c.eos_ids);
   }
   return c;
+}
+
+QuantConfig parse_quant_config(std::string_view json_text, std::string_view source) {
+  const json::value document = json::parse_text(json_text, source);
+  const Fields f = root(document, std::string(source));
+  const auto q =
+      f.find("quantization_config") != nullptr ? f.object("quantization_config") : f.object("compression_config");
+  QuantConfig c;
+  if (!q) return c;
+  const auto read_weights = [&](const Fields& w) {
+    constexpr Range kBits{1, 16}, kGroup{-1, kMaxWidth};
+    for (const char* name : {"bits", "w_bit", "num_bits"}) c.bits = w.integer(name, kBits).value_or(c.bits);
+    for (const char* name : {"group_size", "q_group_size"})
+      c.group = std::max<std::int64_t>(0, w.integer(name, kGroup).value_or(c.group));
+    for (const char* name : {"sym", "symmetric"}) c.symmetric = w.boolean(name, c.symmetric);
+  };
+  c.method = q->string("quant_method").value_or("");
+  read_weights(*q);
+  c.desc_act = q->boolean("desc_act", false);
+  // AutoRound names the format "auto_round:gptqv2".
+  c.gptq_v2 = q->string("checkpoint_format").value_or("") == "gptq_v2" ||
+              q->string("packing_format").value_or("").find("gptqv2") != std::string::npos;
+  if (const auto groups = q->object("config_groups")) {  // compressed-tensors and modelopt; the first speaks for all
+    if (const auto group = groups->object("group_0")) {
+      if (const auto weights = group->object("weights")) read_weights(*weights);
+    }
+  }
+  return c;
+}
+
+QuantConfig load_quant_config(const std::string& model_dir) {
+  const std::string path = (std::filesystem::path(model_dir) / "config.json").string();
+  return parse_quant_config(read_file(path), path);
 }
 
 }  // namespace glint

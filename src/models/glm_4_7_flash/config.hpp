@@ -9,6 +9,8 @@
 
 namespace glint {
 
+struct QuantConfig;  // weights/matrix_reader.hpp
+
 struct ModelConfig {
   std::int64_t hidden = 0;              // hidden_size
   std::int64_t n_layers = 0;            // num_hidden_layers, the MTP layer not counted
@@ -43,5 +45,10 @@ struct ModelConfig {
 ModelConfig parse_config(std::string_view json_text, std::string_view source);
 ModelConfig load_config(
     const std::string& model_dir);  // MODEL_DIR/config.json, eos ids also from generation_config.json
+
+// What quantization_config (compression_config in older files) says, as hints for the readers of quantised matrices:
+// the tensors decide. Empty when there is none. Throws Error when a field that is read has the wrong type.
+QuantConfig parse_quant_config(std::string_view json_text, std::string_view source);
+QuantConfig load_quant_config(const std::string& model_dir);
 
 }  // namespace glint

@@ -1,5 +1,5 @@
 // Checkpoint → ModelWeights by the tensor table. Matrices stay in the file's mapping where the backend reads host
-// memory; what must change (F8 matrices, norms, routers) is converted once into backend memory.
+// memory and the file has Glint's layout; what must change is converted once, matrix by matrix.
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,9 @@
 
 #include "base/error.hpp"
 #include "models/glm_4_7_flash/tensor_table.hpp"
+#include "tensor/codec.hpp"
 #include "weights/checkpoint.hpp"
+#include "weights/matrix_reader.hpp"
 
 namespace glint {
 namespace {
@@ -18,9 +20,20 @@ class Placer {
  public:
   explicit Placer(Ops& ops) : ops_(ops), in_place_(!ops.name().starts_with("cuda")) {}
 
-  // Bytes that stay valid (a mapped file).
-  const void* keep(const void* host, std::size_t bytes) { return in_place_ ? host : copy(host, bytes); }
-  // Bytes that do not.
+  // A matrix in a mapped file or in memory of its own.
+  Weight keep(StoredMatrix m) {
+    Weight w = m.weight;
+    if (in_place_) {
+      for (Buffer& b : m.owned) buffers_.push_back(std::move(b));
+      return w;
+    }
+    const auto scale_bytes = static_cast<std::size_t>(w.scale_bytes()) / (w.mins != nullptr ? 2 : 1);
+    w.data = copy(w.data, static_cast<std::size_t>(w.rows * w.row_bytes()));
+    if (w.scales != nullptr) w.scales = copy(w.scales, scale_bytes);
+    if (w.mins != nullptr) w.mins = copy(w.mins, scale_bytes);
+    return w;
+  }
+  // Bytes that do not stay valid.
   const void* copy(const void* host, std::size_t bytes) {
     void* dst = allocate(bytes);
     ops_.upload(dst, host, bytes);
@@ -61,12 +74,32 @@ struct Storage {
 
 bool is_float(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16 || t == DType::kF8E4M3; }
 
-constexpr const char* kFloats = "BF16, F16, F32 or F8_E4M3";
+// Rounded to BF16, row by row.
+StoredMatrix dequantised(StoredMatrix m) {
+  const std::int64_t rows = m.weight.rows, cols = m.weight.cols;
+  Buffer values = host_buffer(static_cast<std::size_t>(rows * cols) * sizeof(BF16));
+  auto* out = static_cast<BF16*>(values.data());
+  std::vector<float> row(static_cast<std::size_t>(cols));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    decode_row(m.weight, r, row.data());
+    for (const float v : row) *out++ = to_bf16(v);
+  }
+  m.weight = {.format = WeightFormat::kBF16, .rows = rows, .cols = cols, .data = values.data()};
+  m.owned.clear();
+  m.owned.push_back(std::move(values));
+  return m;
+}
 
 class Loader {
  public:
   Loader(const Checkpoint& checkpoint, ModelWeights& model, Ops& ops, const LoadProgress& progress)
-      : checkpoint_(checkpoint), model_(model), config_(model.config), ops_(ops), placer_(ops), progress_(progress) {}
+      : checkpoint_(checkpoint),
+        model_(model),
+        config_(model.config),
+        quant_(load_quant_config(checkpoint.dir())),
+        ops_(ops),
+        placer_(ops),
+        progress_(progress) {}
 
   void load() {
     refuse_unknown_names();
@@ -112,14 +145,13 @@ class Loader {
     for (const TensorSpec& spec : tensor_table()) {
       if (spec.scope != scope) continue;
       if (spec.role == Role::kShared && config_.n_shared_experts == 0) continue;
-      const std::string name = hf_name(spec, l, expert);
-      if (may_be_absent(spec) && checkpoint_.find(name) == nullptr) continue;
-      const Checkpoint::Tensor& t = take(spec, name);
+      const std::string base = matrix_base(spec, l, expert);
+      if (may_be_absent(spec) && !has_matrix(checkpoint_, base)) continue;
       const Slot slot = spec.bind(target);
       if (auto* const* weight = std::get_if<Weight*>(&slot)) {
-        **weight = matrix(t, t.view().data, spec.shape(config_)[0], spec.shape(config_)[1]);
+        **weight = matrix(spec, base);
       } else {
-        *std::get<ConstView*>(slot) = f32(t);
+        *std::get<ConstView*>(slot) = spec.rank == 2 ? router(spec, base) : f32(take(spec, hf_name(spec, l, expert)));
       }
     }
   }
@@ -136,30 +168,20 @@ class Loader {
     for (const TensorSpec& spec : tensor_table()) {
       if (spec.scope == Scope::kFused) (gate_up == nullptr ? gate_up : down) = &spec;
     }
-    if (checkpoint_.find(hf_name(*gate_up, l)) == nullptr) {
+    if (!has_matrix(checkpoint_, matrix_base(*gate_up, l))) {
       for (std::int64_t e = 0; e < config_.n_experts; ++e)
         load_scope(Scope::kExpert, l, {.expert = &layer.experts[static_cast<std::size_t>(e)]}, e);
       return;
     }
-    cut_experts(
-        take(*gate_up, hf_name(*gate_up, l)),
-        [&](ExpertWeights& x, const Weight& w) {
-          x.gate = w.slice_rows(0, config_.expert_inner);
-          x.up = w.slice_rows(config_.expert_inner, config_.expert_inner);
-        },
-        layer);
-    cut_experts(
-        take(*down, hf_name(*down, l)), [](ExpertWeights& x, const Weight& w) { x.down = w; }, layer);
-  }
-
-  // [E, rows, cols] → one matrix an expert.
-  template <typename Assign>
-  void cut_experts(const Checkpoint::Tensor& t, const Assign& assign, LayerWeights& layer) {
-    const ConstView v = t.view();
-    const std::int64_t rows = v.shape[1], cols = v.shape[2];
-    const Weight all = matrix(t, v.data, v.shape[0] * rows, cols);
-    for (std::int64_t e = 0; e < v.shape[0]; ++e)
-      assign(layer.experts[static_cast<std::size_t>(e)], all.slice_rows(e * rows, rows));
+    const std::int64_t inner = config_.expert_inner;
+    const Weight both = matrix(*gate_up, matrix_base(*gate_up, l));
+    const Weight downs = matrix(*down, matrix_base(*down, l));
+    for (std::int64_t e = 0; e < config_.n_experts; ++e) {
+      ExpertWeights& x = layer.experts[static_cast<std::size_t>(e)];
+      x.gate = both.slice_rows(2 * e * inner, inner);
+      x.up = both.slice_rows((2 * e + 1) * inner, inner);
+      x.down = downs.slice_rows(e * config_.hidden, config_.hidden);
+    }
   }
 
   // Finds a tensor and checks it against the table.
@@ -172,60 +194,95 @@ class Loader {
                    .expected = std::string(dtype_name(spec.stored)) + " " + shape.to_string()});
     }
     if (!is_float(t->entry->dtype))
-      throw Error({.what = t->what(), .found = std::string(dtype_name(t->entry->dtype)), .expected = kFloats});
+      throw Error({.what = t->what(),
+                   .found = std::string(dtype_name(t->entry->dtype)),
+                   .expected = "BF16, F16, F32 or F8_E4M3"});
     if (t->entry->shape != shape) {
       throw Error({.what = t->what(),
                    .found = "shape " + t->entry->shape.to_string(),
                    .expected = shape.to_string() + " by config.json"});
     }
-    used_.insert(t->entry);
-    done_bytes_ += t->entry->end - t->entry->begin;
-    if (progress_) progress_(done_bytes_, checkpoint_.data_bytes());
+    mark_used(*t);
     return *t;
   }
 
-  Weight matrix(const Checkpoint::Tensor& t, const void* data, std::int64_t rows, std::int64_t cols) {
-    Weight w{.rows = rows, .cols = cols};
-    switch (t.entry->dtype) {
-      case DType::kF32:
-        w.format = WeightFormat::kF32;
-        break;
-      case DType::kF16:
-        w.format = WeightFormat::kF16;
-        break;
-      default:
-        w.format = WeightFormat::kBF16;
+  void mark_used(const Checkpoint::Tensor& t) {
+    used_.insert(t.entry);
+    done_bytes_ += t.entry->end - t.entry->begin;
+    if (progress_) progress_(done_bytes_, checkpoint_.data_bytes());
+  }
+
+  // A matrix as the file has it; all experts of a fused one as rows of one matrix.
+  StoredMatrix read(const TensorSpec& spec, const std::string& base) {
+    const Shape shape = spec.shape(config_);
+    const bool fused = spec.rank == 3;
+    if (!has_matrix(checkpoint_, base)) {
+      throw Error({.what = checkpoint_.dir() + ": tensor " + base + (fused ? "" : ".weight"),
+                   .found = "no such tensor",
+                   .expected = std::string(dtype_name(spec.stored)) + " " + shape.to_string()});
     }
-    if (!ops_.supports(w.format)) {
+    const std::int64_t rows = fused ? shape[0] * shape[1] : shape[0];
+    StoredMatrix m = read_matrix(checkpoint_, base, rows, shape[spec.rank - 1], quant_);
+    LoadReport::Scheme& scheme = model_.report.schemes[std::string(m.scheme)];
+    ++scheme.matrices;
+    bool by_expert = false;
+    for (const Checkpoint::Tensor* t : m.used) {
+      const Shape& s = t->entry->shape;
+      if (s.rank() == 3 && !(fused && s[0] == config_.n_experts)) refuse_shape(*t, shape);
+      by_expert |= s.rank() == 3;
+      scheme.bytes += t->entry->end - t->entry->begin;
+      mark_used(*t);
+    }
+    if (fused && !by_expert) refuse_shape(*m.used.back(), shape);
+    return m;
+  }
+
+  [[noreturn]] static void refuse_shape(const Checkpoint::Tensor& t, const Shape& matrix) {
+    throw Error({.what = t.what(),
+                 .found = "shape " + t.entry->shape.to_string(),
+                 .expected = "the shape of a matrix of " + matrix.to_string() + " by config.json"});
+  }
+
+  Weight matrix(const TensorSpec& spec, const std::string& base) {
+    StoredMatrix m = read(spec, base);
+    if (has_scales(m.weight.format) && spec.field == "layers.kv_b") {  // model facts §7.9
+      ++model_.report.kv_b_dequantised;
+      m = dequantised(std::move(m));
+    } else if (m.scheme != "plain" && !ops_.supports(m.weight.format)) {
+      ++model_.report.dequantised;
+      m = dequantised(std::move(m));
+    }
+    if (!ops_.supports(m.weight.format)) {
+      const Checkpoint::Tensor& t = *m.used.back();
       throw Error({.what = t.what(),
                    .found = std::string(dtype_name(t.entry->dtype)),
                    .expected = "a format that the backend " + ops_.name() + " reads"});
     }
-    const auto bytes = static_cast<std::size_t>(w.bytes());
-    w.data = t.entry->dtype == DType::kF8E4M3 ? f8_to_bf16(data, rows * cols) : placer_.keep(data, bytes);
-    return w;
+    return placer_.keep(std::move(m));
   }
 
-  // Exact: BF16 has more exponent and mantissa bits than F8_E4M3.
-  const void* f8_to_bf16(const void* data, std::int64_t n) {
-    std::array<std::uint16_t, 256> table{};
-    for (std::size_t i = 0; i < table.size(); ++i)
-      table[i] = to_bf16(f8e4m3_to_float(static_cast<std::uint8_t>(i))).bits;
-    const auto* in = static_cast<const std::uint8_t*>(data);
-    std::vector<std::uint16_t> out(static_cast<std::size_t>(n));
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = table[in[i]];
-    return placer_.copy(out.data(), out.size() * sizeof out[0]);
+  // F32 whatever the file has (model facts §2.4).
+  ConstView router(const TensorSpec& spec, const std::string& base) {
+    const StoredMatrix m = read(spec, base);
+    const Weight& w = m.weight;
+    std::vector<float> out(static_cast<std::size_t>(w.rows * w.cols));
+    for (std::int64_t r = 0; r < w.rows; ++r) decode_row(w, r, out.data() + r * w.cols);
+    refuse_non_finite(*m.used.back(), count_non_finite({out.data(), DType::kF32, {w.rows, w.cols}}));
+    return {placer_.copy(out.data(), out.size() * sizeof(float)), DType::kF32, {w.rows, w.cols}};
+  }
+
+  static void refuse_non_finite(const Checkpoint::Tensor& t, std::uint64_t bad) {
+    if (bad == 0) return;
+    throw Error({.what = t.what(),
+                 .found = std::to_string(bad) + " values that are NaN or infinite",
+                 .expected = "finite values",
+                 .hint = "the file is damaged or badly converted"});
   }
 
   // Norms, router and correction bias: small, and a NaN in one spoils every token, so that they are checked always.
   ConstView f32(const Checkpoint::Tensor& t) {
     const ConstView v = t.view();
-    if (const std::uint64_t bad = count_non_finite(v); bad > 0) {
-      throw Error({.what = t.what(),
-                   .found = std::to_string(bad) + " values that are NaN or infinite",
-                   .expected = "finite values",
-                   .hint = "the file is damaged or badly converted"});
-    }
+    refuse_non_finite(t, count_non_finite(v));
     std::vector<float> out(static_cast<std::size_t>(v.shape.elements()));
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = load_as_float(v.data, v.dtype, i);
     return {placer_.copy(out.data(), out.size() * sizeof(float)), DType::kF32, v.shape};
@@ -237,7 +294,7 @@ class Loader {
     std::string file;
     std::size_t count = 0;
     for (const Checkpoint::Tensor& t : checkpoint_.tensors()) {
-      if (is_ignored_tensor(t.entry->name) || find_place(t.entry->name, config_)) continue;
+      if (is_ignored_tensor(t.entry->name) || find_stored_place(t.entry->name, config_)) continue;
       if (count++ == 0) {
         first = t.entry->name;
         file = t.what();
@@ -253,19 +310,37 @@ class Loader {
                  .hint = scales ? "a quantised checkpoint of a scheme that Glint does not read" : ""});
   }
 
-  // A known name that nothing bound: both forms of the experts in one checkpoint.
+  // A known name that nothing bound: both forms of the experts in one checkpoint, or a scale beside a matrix that has
+  // no use for it.
   void refuse_unused() const {
+    const Checkpoint::Tensor* first = nullptr;
+    std::size_t count = 0;
     for (const Checkpoint::Tensor& t : checkpoint_.tensors()) {
       if (used_.contains(t.entry) || is_ignored_tensor(t.entry->name)) continue;
-      throw Error({.what = t.what(),
-                   .found = "per-expert and fused tensors of the same experts",
+      if (count++ == 0) first = &t;
+    }
+    if (count == 0) return;
+    const std::string more = count > 1 ? ", and " + std::to_string(count - 1) + " more" : std::string();
+    const std::string base = matrix_base(first->entry->name);
+    const bool bound = std::any_of(used_.begin(), used_.end(),
+                                   [&](const SafetensorsEntry* e) { return matrix_base(e->name) == base; });
+    if (!bound) {
+      throw Error({.what = first->what(),
+                   .found = "per-expert and fused tensors of the same experts" + more,
                    .expected = "one of the two forms"});
     }
+    const MatrixScheme* scheme = find_scheme(checkpoint_, base);
+    throw Error({.what = first->what(),
+                 .found = "a part of a quantised matrix that its other tensors do not use" + more,
+                 .expected = scheme == nullptr
+                                 ? "the matrix"
+                                 : "the tensors of " + base + " in the form " + std::string(scheme->name)});
   }
 
   const Checkpoint& checkpoint_;
   ModelWeights& model_;
   ModelConfig& config_;
+  QuantConfig quant_;
   Ops& ops_;
   Placer placer_;
   const LoadProgress& progress_;

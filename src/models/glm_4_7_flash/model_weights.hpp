@@ -2,6 +2,7 @@
 // The model's weights bound to fields: after loading, code says layer.q_a, never a string.
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,9 +41,23 @@ struct MtpWeights {
   Weight head;          // its own, or the main lm_head
 };
 
+// What loading found and did.
+struct LoadReport {
+  struct Scheme {
+    std::int64_t matrices = 0;
+    std::uint64_t bytes = 0;  // in the files, scales included
+  };
+  std::map<std::string, Scheme> schemes;  // by the names of weights/matrix_reader.hpp
+  std::int64_t kv_b_dequantised = 0;      // to BF16, since attention absorbs them
+  // Quantised matrices that became BF16 since the backend does not read their format: the memory of an unquantised
+  // model. The warning is the caller's.
+  std::int64_t dequantised = 0;
+};
+
 struct ModelWeights {
   ModelConfig config;
-  Weight embed;  // [vocab, H]
+  LoadReport report;  // of load_weights
+  Weight embed;       // [vocab, H]
   std::vector<LayerWeights> layers;
   ConstView final_norm;             // [H] F32
   Weight lm_head;                   // [vocab, H]
@@ -60,8 +75,10 @@ struct ModelWeights {
 using LoadProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t total_bytes)>;
 
 // Loads MODEL_DIR: config.json and safetensors (one file or shards with an index; per-expert or fused experts).
-// BF16, F16 and F32 matrices stay memory-mapped in place on host backends; F8_E4M3 becomes BF16 (exact); norms, router
-// and bias become F32. Checks every tensor's name, dtype and shape. Throws Error with found / expected / file.
+// Matrices may be quantised, each in any scheme of weights/matrix_reader.hpp; those that the backend does not read
+// become BF16, as kv_b always does. What lies in the file as the ops read it stays memory-mapped in place on host
+// backends; F8_E4M3 without scales becomes BF16 (exact); norms, router and bias become F32. Checks every tensor's name,
+// dtype and shape. Throws Error with found / expected / file.
 ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress = {});
 
 struct SyntheticOptions {

@@ -3,6 +3,7 @@
 #include <charconv>
 
 #include "ops/params.hpp"
+#include "weights/matrix_reader.hpp"
 
 namespace glint {
 namespace {
@@ -254,6 +255,23 @@ std::optional<TensorPlace> find_place(std::string_view name, const ModelConfig& 
   return std::nullopt;
 }
 
-bool is_ignored_tensor(std::string_view name) { return name.ends_with("rotary_emb.inv_freq"); }
+std::optional<TensorPlace> find_stored_place(std::string_view name, const ModelConfig& c) {
+  if (const auto place = find_place(name, c)) return place;
+  const std::string base = matrix_base(name);
+  if (base.size() == name.size()) return std::nullopt;
+  for (const std::string& matrix : {base + ".weight", base}) {
+    const auto place = find_place(matrix, c);
+    if (place && place->spec->rank >= 2) return place;
+  }
+  return std::nullopt;
+}
+
+std::string matrix_base(const TensorSpec& spec, std::int64_t layer, std::int64_t expert) {
+  return matrix_base(hf_name(spec, layer, expert));
+}
+
+bool is_ignored_tensor(std::string_view name) {
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".k_scale") || name.ends_with(".v_scale");
+}
 
 }  // namespace glint

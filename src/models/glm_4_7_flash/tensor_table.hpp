@@ -110,7 +110,14 @@ struct TensorPlace {
 };
 std::optional<TensorPlace> find_place(std::string_view hf_tensor_name, const ModelConfig& config);
 
-// Tensors that checkpoints carry and the model does not need: rotary frequencies, which follow from the config.
+// The same, also for a part of a quantised matrix ("….q_a_proj.weight_scale"): the place of the matrix.
+std::optional<TensorPlace> find_stored_place(std::string_view hf_tensor_name, const ModelConfig& config);
+
+// The name by which weights/matrix_reader.hpp knows the matrix of a spec: hf_name without ".weight".
+std::string matrix_base(const TensorSpec& spec, std::int64_t layer, std::int64_t expert = 0);
+
+// Tensors that checkpoints carry and the model does not need: rotary frequencies, which follow from the config, and
+// scales of other programs' FP8 caches.
 bool is_ignored_tensor(std::string_view hf_tensor_name);
 
 }  // namespace glint
