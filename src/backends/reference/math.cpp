@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "tensor/codec.hpp"
+
 #include "ops/kv_codec.hpp"
 
 namespace glint::reference {
@@ -119,9 +121,11 @@ void matmul_nt_avx2(const Rows&, const Rows&, std::int64_t, const MutableRows&) 
 void weighted_sum_avx2(const float*, const Rows&, std::int64_t, float*) {}
 #endif
 
-// Elements [begin, begin + n) of a weight as floats.
-void decode(const Weight& w, std::int64_t begin, std::int64_t n, float* out) {
+// Rows [first, first + n_rows) of a weight as floats.
+void decode(const Weight& w, std::int64_t first, std::int64_t n_rows, float* out) {
   const auto* bytes = static_cast<const std::byte*>(w.data);
+  const std::int64_t begin = first * w.cols;
+  const std::int64_t n = n_rows * w.cols;
   switch (w.format) {
     case WeightFormat::kF32:
       std::memcpy(out, bytes + begin * 4, static_cast<std::size_t>(n) * 4);
@@ -137,7 +141,7 @@ void decode(const Weight& w, std::int64_t begin, std::int64_t n, float* out) {
       return;
     }
     default:
-      CHECK(false, "the reference does not read weight format " + std::to_string(static_cast<int>(w.format)));
+      for (std::int64_t r = 0; r < n_rows; ++r) decode_row(w, first + r, out + r * w.cols);
   }
 }
 
@@ -151,11 +155,11 @@ void weighted_sum(const float* p, Rows m, std::int64_t cols, float* out) {
   has_avx2() ? weighted_sum_avx2(p, m, cols, out) : weighted_sum_body(p, m, cols, out);
 }
 
-void weight_row(const Weight& w, std::int64_t r, float* out) { decode(w, r * w.cols, w.cols, out); }
+void weight_row(const Weight& w, std::int64_t r, float* out) { decode(w, r, 1, out); }
 
 std::vector<float> weight_floats(const Weight& w) {
   std::vector<float> out(static_cast<std::size_t>(w.rows * w.cols));
-  decode(w, 0, w.rows * w.cols, out.data());
+  decode(w, 0, w.rows, out.data());
   return out;
 }
 
@@ -168,7 +172,7 @@ void matmul(Rows x, const Weight& w, MutableRows out) {
   std::vector<float> block(static_cast<std::size_t>(std::min(kBlock, w.rows) * w.cols));
   for (std::int64_t begin = 0; begin < w.rows; begin += kBlock) {
     const std::int64_t n = std::min(kBlock, w.rows - begin);
-    decode(w, begin * w.cols, n * w.cols, block.data());
+    decode(w, begin, n, block.data());
     matmul_nt(x, {block.data(), n, w.cols}, w.cols, {out.data + begin, out.stride});
   }
 }

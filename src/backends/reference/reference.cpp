@@ -20,9 +20,7 @@ class ReferenceOps final : public Ops {
     if (bytes > 0) std::memcpy(dst, src, bytes);
   }
   void reserve(const OpLimits&) override {}  // ops take their own temporaries
-  bool supports(WeightFormat format) const override {
-    return format == WeightFormat::kF32 || format == WeightFormat::kF16 || format == WeightFormat::kBF16;
-  }
+  bool supports(WeightFormat) const override { return true; }
   bool supports(KvCodec) const override { return true; }
 
   void embed(const EmbedParams& p) override { reference::embed(p); }

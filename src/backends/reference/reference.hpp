@@ -1,7 +1,7 @@
 #pragma once
 // The reference backend: plain fp32 on one thread, the meaning of every op. Other backends are tested against it and it
 // is never tuned beyond letting a compiler vectorise its loops. Unlike the others it may allocate inside an op.
-// Reads weights in F32, F16 and BF16 and pages of every codec; activations are F32.
+// Reads weights in every format and pages of every codec; activations are F32.
 
 #include <memory>
 
