@@ -4,9 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "tensor/codec.hpp"
-
 #include "ops/kv_codec.hpp"
+#include "tensor/codec.hpp"
 
 namespace glint::reference {
 namespace {
