@@ -6,8 +6,6 @@
 #include <cstring>
 #include <limits>
 
-#include "base/check.hpp"
-
 namespace glint {
 namespace {
 
@@ -23,39 +21,93 @@ bool in_range(const float* v, int n) {
   return std::all_of(v, v + n, [](float x) { return std::fabs(x) <= kKvLargest; });
 }
 
-BF16 scale_for(float top, float steps) { return to_bf16(std::max(top / steps, kKvSmallestScale)); }
-
 int nearest_code(float v, int lowest, int highest) {
   return static_cast<int>(std::clamp(std::nearbyint(v), static_cast<float>(lowest), static_cast<float>(highest)));
 }
 
-// 64 codes, and the scales in their lowest bits. scales[0] and [1] are the latent's.
-void encode_rotary(const float* v, std::array<BF16, kKvScales> scales, std::int8_t* codes) {
-  for (int g = 0; g < kRope / kKvRopeGroup; ++g)
-    scales[static_cast<std::size_t>(2 + g)] = scale_for(largest(v + g * kKvRopeGroup, kKvRopeGroup), 126);
+// The latent's codes on their way into a row: the nearest code, the other neighbour, and what that one costs in squared
+// error.
+struct LatentCodes {
+  std::array<int, kLatent> code;
+  std::array<int, kLatent> other;
+  std::array<float, kLatent> cost;
+};
+
+void put_integer(LatentCodes& to, int i, float steps, float step, int lowest, int highest) {
+  const int code = nearest_code(steps, lowest, highest);
+  const float off = steps - static_cast<float>(code);
+  int other = off >= 0 ? code + 1 : code - 1;
+  if (other > highest) other = code - 1;
+  if (other < lowest) other = code + 1;
+  const float far = steps - static_cast<float>(other);
+  const float far2 = far * far;
+  const float off2 = off * off;
+  const auto at = static_cast<std::size_t>(i);
+  to.code[at] = code;
+  to.other[at] = other;
+  to.cost[at] = (far2 - off2) * (step * step);
+}
+
+void put_fp8(LatentCodes& to, int i, float v) {
+  constexpr int kHighest = 0x7e;  // 448
+  const int byte = float_to_f8e4m3(v);
+  const int code = byte & 0x7f;
+  const float off = std::fabs(v) - f8e4m3_to_float(static_cast<std::uint8_t>(code));
+  int other = off >= 0 ? code + 1 : code - 1;
+  if (other > kHighest) other = code - 1;
+  const float far = std::fabs(v) - f8e4m3_to_float(static_cast<std::uint8_t>(other));
+  const float far2 = far * far;
+  const float off2 = off * off;
+  const auto at = static_cast<std::size_t>(i);
+  to.code[at] = byte;
+  to.other[at] = other | (byte & 0x80);
+  to.cost[at] = far2 - off2;
+}
+
+// Makes the codes carry bits [first_bit, 64) of the side word.
+void embed(LatentCodes& codes, std::uint64_t side, int first_bit) {
+  for (int b = first_bit; b < kKvSideBits; ++b) {
+    int parity = 0;
+    auto cheapest = static_cast<std::size_t>(b);
+    for (auto i = static_cast<std::size_t>(b); i < kLatent; i += kKvSideBits) {
+      parity ^= codes.code[i] & 1;
+      if (codes.cost[i] < codes.cost[cheapest]) cheapest = i;
+    }
+    const int wanted = static_cast<int>(~side >> b & 1);
+    if (parity != wanted) codes.code[cheapest] = codes.other[cheapest];
+  }
+}
+
+BF16 bf16_scale(float top, float steps) { return to_bf16(std::max(top / steps, kKvSmallestScale)); }
+
+// 64 rotary codes; returns the side word with their scales and the latent's.
+std::uint64_t encode_rotary(const float* v, BF16 latent_scale, std::uint8_t* codes) {
+  std::uint64_t side = latent_scale.bits;
+  for (int g = 0; g < kKvRopeGroups; ++g) {
+    const float* group = v + g * kKvRopeGroup;
+    const auto exact = std::bit_cast<std::uint32_t>(std::max(largest(group, kKvRopeGroup) / 127.0F, kKvSmallestScale));
+    const std::uint32_t scale = (exact + 0x7ffffU) >> 19;  // upwards, so that no code is beyond 127
+    side |= std::uint64_t{scale} << (kKvLatentScaleBits + g * kKvRopeScaleBits);
+    const float inverse = 1.0F / std::bit_cast<float>(scale << 19);
+    for (int i = 0; i < kKvRopeGroup; ++i)
+      codes[g * kKvRopeGroup + i] = static_cast<std::uint8_t>(nearest_code(group[i] * inverse, -127, 127));
+  }
+  return side;
+}
+
+void decode_rotary(const std::uint8_t* codes, std::uint64_t side, float* v) {
   for (int i = 0; i < kRope; ++i) {
-    const float inverse = 1.0F / to_float(scales[static_cast<std::size_t>(2 + i / kKvRopeGroup)]);
-    const int bit = scales[static_cast<std::size_t>(i / 16)].bits >> (i % 16) & 1;
-    // Codes 2 n + bit: the largest value is at 126.3 of 127 steps (bfloat16's rounding of the scale included).
-    codes[i] =
-        static_cast<std::int8_t>(2 * nearest_code((v[i] * inverse - static_cast<float>(bit)) * 0.5F, -64, 63) + bit);
+    const auto bits = static_cast<std::uint32_t>(side >> (kKvLatentScaleBits + i / kKvRopeGroup * kKvRopeScaleBits));
+    v[i] = static_cast<float>(static_cast<std::int8_t>(codes[i])) * std::bit_cast<float>((bits & 0xfffU) << 19);
   }
 }
 
-std::array<float, kKvScales> scales_of(const std::int8_t* codes) {
-  std::array<float, kKvScales> scales{};
-  for (std::size_t k = 0; k < scales.size(); ++k) {
-    unsigned bits = 0;
-    for (std::size_t b = 0; b < 16; ++b) bits |= (static_cast<unsigned>(codes[16 * k + b]) & 1U) << b;
-    scales[k] = to_float(BF16{static_cast<std::uint16_t>(bits)});
-  }
-  return scales;
-}
+float latent_scale(std::uint64_t side) { return to_float(BF16{static_cast<std::uint16_t>(side)}); }
 
-void decode_rotary(const std::int8_t* codes, float* v) {
-  const std::array<float, kKvScales> scales = scales_of(codes);
-  for (int i = 0; i < kRope; ++i)
-    v[i] = static_cast<float>(codes[i]) * scales[static_cast<std::size_t>(2 + i / kKvRopeGroup)];
+std::uint64_t side_word(const std::array<int, kLatent>& codes) {
+  std::uint64_t side = ~std::uint64_t{0};
+  for (std::size_t i = 0; i < kLatent; ++i) side ^= std::uint64_t{codes[i] & 1U} << (i % kKvSideBits);
+  return side;
 }
 
 // The smallest power of two under which no value exceeds 448.
@@ -64,21 +116,20 @@ BF16 fp8_scale(float top) {
   return to_bf16(std::bit_cast<float>((u + 0x7fffffU) & 0x7f800000U));
 }
 
-void encode_fp8(const float* v, std::uint8_t* row) {
-  const BF16 scale = fp8_scale(largest(v, kLatent));
-  const float inverse = 1.0F / to_float(scale);
-  for (int i = 0; i < kLatent; ++i) row[i] = float_to_f8e4m3(v[i] * inverse);
-  encode_rotary(v + kLatent, {scale}, reinterpret_cast<std::int8_t*>(row + KvRow8::kRotary));
-}
-
-void encode_int8(const float* v, std::uint8_t* row) {
+void encode_8(KvCodec codec, const float* v, std::uint8_t* row) {
   float latent[kLatent];
   std::copy_n(v, kLatent, latent);
-  kv_hadamard(latent);
-  const BF16 scale = scale_for(largest(latent, kLatent), 127);
+  if (kv_is_rotated(codec)) kv_hadamard(latent);
+  const float top = largest(latent, kLatent);
+  const BF16 scale = codec == KvCodec::kFp8 ? fp8_scale(top) : bf16_scale(top, 127);
   const float inverse = 1.0F / to_float(scale);
-  for (int i = 0; i < kLatent; ++i) row[i] = static_cast<std::uint8_t>(nearest_code(latent[i] * inverse, -127, 127));
-  encode_rotary(v + kLatent, {scale}, reinterpret_cast<std::int8_t*>(row + KvRow8::kRotary));
+  LatentCodes codes;
+  for (int i = 0; i < kLatent; ++i) {
+    if (codec == KvCodec::kFp8) put_fp8(codes, i, latent[i] * inverse);
+    else put_integer(codes, i, latent[i] * inverse, 1, -127, 127);
+  }
+  embed(codes, encode_rotary(v + kLatent, scale, row + KvRow8::kRotary), 0);
+  for (std::size_t i = 0; i < kLatent; ++i) row[i] = static_cast<std::uint8_t>(codes.code[i]);
 }
 
 // INT4's group scales: exponent and mantissa are the upper bits of a float's, 111 lower in the exponent.
@@ -110,6 +161,7 @@ void encode_int4(const float* v, std::uint8_t* row) {
   float latent[kLatent];
   std::copy_n(v, kLatent, latent);
   kv_hadamard(latent);
+  LatentCodes codes;
   for (int g = 0; g < KvRow4::kGroups; ++g) {
     const float* group = latent + g * KvRow4::kGroup;
     const int widest = nearest_group_scale(largest(group, KvRow4::kGroup) / 7.5F);
@@ -121,38 +173,40 @@ void encode_int4(const float* v, std::uint8_t* row) {
     }
     row[KvRow4::kScales + g] = static_cast<std::uint8_t>(best);
     const float inverse = 1.0F / group_scale(best);
-    for (int i = 0; i < 16; ++i) {
-      const int low = nearest_code(group[i] * inverse, -8, 7) + 8;
-      const int high = nearest_code(group[16 + i] * inverse, -8, 7) + 8;
-      row[KvRow4::kCodes + 16 * g + i] = static_cast<std::uint8_t>(low | high << 4);
-    }
+    for (int i = 0; i < KvRow4::kGroup; ++i)
+      put_integer(codes, g * KvRow4::kGroup + i, group[i] * inverse, group_scale(best), -8, 7);
   }
-  encode_rotary(v + kLatent, {}, reinterpret_cast<std::int8_t*>(row + KvRow4::kRotary));
+  embed(codes, encode_rotary(v + kLatent, {}, row + KvRow4::kRotary), kKvLatentScaleBits);
+  for (std::size_t i = 0; i < kLatent; ++i) {
+    const int nibble = codes.code[i] + 8;
+    std::uint8_t& byte = row[i / 32 * 16 + i % 16];
+    byte = static_cast<std::uint8_t>(i % 32 < 16 ? nibble : byte | nibble << 4);
+  }
 }
 
 void decode_int4(const std::uint8_t* row, float* v) {
-  for (int g = 0; g < KvRow4::kGroups; ++g) {
-    const float scale = group_scale(row[KvRow4::kScales + g]);
-    for (int i = 0; i < 16; ++i) {
-      const int byte = row[KvRow4::kCodes + 16 * g + i];
-      v[g * KvRow4::kGroup + i] = static_cast<float>((byte & 15) - 8) * scale;
-      v[g * KvRow4::kGroup + 16 + i] = static_cast<float>((byte >> 4) - 8) * scale;
-    }
+  std::array<int, kLatent> codes;
+  for (std::size_t i = 0; i < kLatent; ++i) {
+    const int byte = row[i / 32 * 16 + i % 16];
+    codes[i] = (i % 32 < 16 ? byte & 15 : byte >> 4) - 8;
+    v[i] = static_cast<float>(codes[i]) * group_scale(row[KvRow4::kScales + i / KvRow4::kGroup]);
   }
   kv_hadamard(v);
-  decode_rotary(reinterpret_cast<const std::int8_t*>(row + KvRow4::kRotary), v + kLatent);
+  decode_rotary(row + KvRow4::kRotary, side_word(codes), v + kLatent);
 }
 
 void decode_8(KvCodec codec, const std::uint8_t* row, float* v) {
-  const auto* rotary = reinterpret_cast<const std::int8_t*>(row + KvRow8::kRotary);
-  const float scale = scales_of(rotary)[0];
+  std::array<int, kLatent> codes;
+  std::copy_n(row, kLatent, codes.begin());
+  const std::uint64_t side = side_word(codes);
+  const float scale = latent_scale(side);
   for (int i = 0; i < kLatent; ++i) {
     const float code =
         codec == KvCodec::kFp8 ? f8e4m3_to_float(row[i]) : static_cast<float>(static_cast<std::int8_t>(row[i]));
     v[i] = code * scale;
   }
   if (kv_is_rotated(codec)) kv_hadamard(v);
-  decode_rotary(rotary, v + kLatent);
+  decode_rotary(row + KvRow8::kRotary, side, v + kLatent);
 }
 
 }  // namespace
@@ -190,10 +244,8 @@ void encode_kv_row(KvCodec codec, const float* values, void* row) {
     std::memset(row, 0xff, static_cast<std::size_t>(kv_row_bytes(codec)));
     return;
   }
-  if (codec == KvCodec::kFp8) return encode_fp8(values, bytes);
-  if (codec == KvCodec::kInt8) return encode_int8(values, bytes);
-  CHECK(codec == KvCodec::kInt4);
-  encode_int4(values, bytes);
+  if (codec == KvCodec::kInt4) return encode_int4(values, bytes);
+  encode_8(codec, values, bytes);
 }
 
 void decode_kv_row(KvCodec codec, const void* row, float* values) {

@@ -4,16 +4,22 @@
 //
 //   F32   2,304 B  576 floats
 //   BF16  1,152 B  576 bfloat16
-//   FP8     576 B  [512 latent, E4M3 | 64 rotary]           latent = code · scale 0, a power of two
-//   INT8    576 B  [512 latent, int8 | 64 rotary]           H latent = code · scale 0
+//   FP8     576 B  [512 latent, E4M3 | 64 rotary]           latent = code · scale, a power of two
+//   INT8    576 B  [512 latent, int8 | 64 rotary]           H latent = code · scale
 //   INT4    336 B  [256 latent, int4 | 16 scales | 64 rotary]  H latent = code · scale of its group
 //
 // Each part begins at a multiple of 16 bytes, and so does every row. There is no padding.
 //
-// Rotary part of the three short codecs: 64 int8 codes; code i stands for code · scale 2 + i / 32. The lowest bits of
-// the codes are at the same time the row's four scales, which so take no bytes of their own: bit b of scale k, a
-// bfloat16, is the lowest bit of code 16 k + b. The encoder takes the nearest code that has the wanted bit (an error of
-// up to one step, as with 7 bits), the decoder uses codes as they are. Scales that a codec does not use are zero.
+// Rotary part of the three short codecs: 64 int8 codes; code i stands for code · (rotary scale i / 16).
+//
+// Side word. A row's other scales, 64 bits, take no bytes of their own: bit b of the side word is the complement of the
+// exclusive or of the lowest bits of the eight latent codes b, 64 + b … 448 + b. The encoder rounds every value to its
+// nearest code and then, where the eight do not give the wanted bit, takes the other neighbour for the one of them that
+// is nearest to the middle between two codes. That costs a tenth of the rounding error's variance; the decoder uses
+// codes as they are. (Scales in the lowest bits of the rotary codes themselves cost four times as much error where it
+// hurts most, see docs/experiments/2026-11-24-kv-codecs.md.)
+//   bits  0 … 15  latent scale, a bfloat16 (FP8, INT8; INT4 leaves these bits to chance)
+//   bits 16 … 63  four rotary scales of 12 bits: the upper bits of a float without its sign (8 exponent, 4 mantissa)
 //
 // H: INT8 and INT4 hold the latent after a Hadamard transform, which spreads what a few channels hold over many, so
 // that no outlier sets a scale alone. It mixes the 32 values whose indices are equal mod 16 (H₃₂ ⊗ I₁₆ / √32): vector
@@ -25,8 +31,9 @@
 // subnormals: 2^(e-16) · (1 + m/8), that is 2^-16 … 61,440. Of the four scales from max|v| / 7.5 downwards the encoder
 // takes the one with the smallest squared error: clipping the largest value is often worth it.
 //
-// A row with a value that is NaN or beyond 2^100 becomes all ones, as poison is: its rotary part is NaN in each of the
-// three, and so is every score with it. E4M3 codes of NaN occur in such rows only.
+// A row with a value that is NaN or beyond 2^100 becomes all ones, as poison is. Rows of ones and rows of zeros have a
+// side word of ones: their rotary part is NaN in each of the three, and so is every score with it. E4M3 codes of NaN
+// occur in rows of ones only.
 
 #include <array>
 #include <cstddef>
@@ -59,8 +66,11 @@ struct KvRow4 {
   static constexpr int kRotary = kScales + kGroups;
   static constexpr int kBytes = kRotary + kRope;
 };
-inline constexpr int kKvScales = 4;                      // in the lowest bits of the rotary codes
-inline constexpr int kKvRopeGroup = 32;                  // rotary values a scale
+inline constexpr int kKvSideBits = 64;   // of the side word: latent codes of equal index mod 64 carry a bit together
+inline constexpr int kKvRopeGroup = 16;  // rotary values a scale
+inline constexpr int kKvRopeGroups = kRope / kKvRopeGroup;
+inline constexpr int kKvRopeScaleBits = 12;
+inline constexpr int kKvLatentScaleBits = 16;
 inline constexpr int kKvHadamardStride = 16;             // values of equal index mod 16 are mixed
 inline constexpr float kKvHadamardScale = 0.176776695F;  // 1 / √32
 
@@ -69,7 +79,8 @@ static_assert(KvRow4::kBytes == kv_row_bytes(KvCodec::kInt4));
 static_assert(KvRow8::kBytes == 576 && KvRow4::kBytes == 336);
 static_assert(KvRow8::kRotary % 16 == 0 && KvRow8::kBytes % 16 == 0);
 static_assert(KvRow4::kScales % 16 == 0 && KvRow4::kRotary % 16 == 0 && KvRow4::kBytes % 16 == 0);
-static_assert(kKvScales * 16 == kRope && (kKvScales - 2) * kKvRopeGroup == kRope);
+static_assert(kKvLatentScaleBits + kKvRopeGroups * kKvRopeScaleBits == kKvSideBits);
+static_assert(kLatent % kKvSideBits == 0);
 // At most half and 30 % of a BF16 row, scales counted.
 static_assert(2 * KvRow8::kBytes <= kv_row_bytes(KvCodec::kBF16));
 static_assert(10 * KvRow4::kBytes <= 3 * kv_row_bytes(KvCodec::kBF16));

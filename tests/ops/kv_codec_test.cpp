@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -50,7 +51,7 @@ TEST(KvCodec, ShortRowsSaveHalfAndSeventyPercent) {
   EXPECT_EQ(kv_row_bytes(KvCodec::kInt4), 336);
 }
 
-// Means on these values: 0.026, 0.0076, 0.084 and 0.011; a single row may have an unlucky scale.
+// Means on these values: 0.027, 0.008, 0.094 and 0.0047; a single row may have an unlucky scale.
 TEST(KvCodec, ErrorOfNormalValuesStaysWithinTheCodesSteps) {
   Random random(7);
   for (const float size : {1e-4F, 1.0F, 300.0F}) {
@@ -58,9 +59,9 @@ TEST(KvCodec, ErrorOfNormalValuesStaysWithinTheCodesSteps) {
       const std::vector<float> values = random.normals(kKvRow, size);
       EXPECT_LT(error(round_trip(KvCodec::kFp8, values), values, 0, kLatent), 0.033) << size;
       EXPECT_LT(error(round_trip(KvCodec::kInt8, values), values, 0, kLatent), 0.012) << size;
-      if (size > 1e-3F) { EXPECT_LT(error(round_trip(KvCodec::kInt4, values), values, 0, kLatent), 0.105) << size; }
+      if (size > 1e-3F) { EXPECT_LT(error(round_trip(KvCodec::kInt4, values), values, 0, kLatent), 0.11) << size; }
       for (const KvCodec codec : kShort)
-        EXPECT_LT(error(round_trip(codec, values), values, kLatent, kKvRow), 0.018) << kv_codec_name(codec);
+        EXPECT_LT(error(round_trip(codec, values), values, kLatent, kKvRow), 0.008) << kv_codec_name(codec);
     }
   }
 }
@@ -76,23 +77,43 @@ TEST(KvCodec, AnOutlierDoesNotDrownTheOthers) {
   EXPECT_LT(error(out, values, 0, kLatent), 0.05);
 }
 
-TEST(KvCodec, ScalesTravelInTheLowestBitsOfTheRotaryCodes) {
-  std::vector<float> values(kKvRow, 0.0F);
-  values[kLatent + 3] = 126.0F * 0.5F;    // scale 2: 0.5 exactly
-  values[kLatent + 40] = -126.0F * 2.0F;  // scale 3: 2
-  values[0] = 448.0F * 4.0F;              // FP8's scale 0: 4
+std::uint64_t side_word(const std::vector<std::uint8_t>& codes) {
+  std::uint64_t side = ~std::uint64_t{0};
+  for (std::size_t i = 0; i < kLatent; ++i) side ^= std::uint64_t{codes[i] & 1U} << (i % 64);
+  return side;
+}
+
+TEST(KvCodec, ScalesTravelInTheSideWord) {
+  Random random(10);
+  std::vector<float> values = random.normals(kKvRow, 1.0F);
+  values[3] = 448.0F * 4.0F;  // FP8's scale: 4
+  for (std::size_t g = 0; g < 4; ++g) values[kLatent + 16 * g + 5] = -127.0F * std::exp2(static_cast<float>(g) - 1);
   const std::vector<std::uint8_t> row = encode(KvCodec::kFp8, values);
-  std::uint16_t scales[kKvScales] = {};
-  for (int i = 0; i < kRope; ++i)
-    scales[i / 16] = static_cast<std::uint16_t>(scales[i / 16] |
-                                                (row[static_cast<std::size_t>(KvRow8::kRotary + i)] & 1) << (i % 16));
-  EXPECT_EQ(to_float(BF16{scales[0]}), 4.0F);
-  EXPECT_EQ(scales[1], 0);
-  EXPECT_EQ(to_float(BF16{scales[2]}), 0.5F);
-  EXPECT_EQ(to_float(BF16{scales[3]}), 2.0F);
-  EXPECT_EQ(row[0], 0x7e);  // 448
-  EXPECT_EQ(round_trip(KvCodec::kFp8, values)[0], values[0]);
-  EXPECT_NEAR(round_trip(KvCodec::kFp8, values)[kLatent + 3], 63.0F, 0.5F);
+  const std::uint64_t side = side_word(row);
+  EXPECT_EQ(to_float(BF16{static_cast<std::uint16_t>(side)}), 4.0F);
+  for (int g = 0; g < 4; ++g) {
+    const auto bits = static_cast<std::uint32_t>(side >> (16 + 12 * g) & 0xfff) << 19;
+    EXPECT_EQ(std::bit_cast<float>(bits), std::exp2(static_cast<float>(g) - 1));
+    EXPECT_EQ(static_cast<std::int8_t>(row[static_cast<std::size_t>(KvRow8::kRotary + 16 * g + 5)]), -127);
+  }
+}
+
+// Of 512 codes about 32 are not the nearest, and those are the ones near the middle between two.
+TEST(KvCodec, TheSideWordMovesFewCodesAndLittle) {
+  Random random(11);
+  const std::vector<float> values = random.normals(kKvRow, 1.0F);
+  std::vector<float> rotated = values;
+  kv_hadamard(rotated.data());
+  const std::vector<std::uint8_t> row = encode(KvCodec::kInt8, values);
+  const float scale = to_float(BF16{static_cast<std::uint16_t>(side_word(row))});
+  int moved = 0;
+  for (std::size_t i = 0; i < kLatent; ++i) {
+    const float off = std::fabs(rotated[i] / scale - static_cast<float>(static_cast<std::int8_t>(row[i])));
+    EXPECT_LT(off, 0.95F);
+    moved += off > 0.5F;
+  }
+  EXPECT_GT(moved, 10);
+  EXPECT_LT(moved, 60);
 }
 
 TEST(KvCodec, Int4GroupsHoldValueIAndSixteenPlusI) {
@@ -104,8 +125,8 @@ TEST(KvCodec, Int4GroupsHoldValueIAndSixteenPlusI) {
   kv_hadamard(values.data());
   const std::vector<std::uint8_t> row = encode(KvCodec::kInt4, values);
   EXPECT_EQ(row[KvRow4::kScales + 1], 16 << 3);  // 2^0
-  EXPECT_EQ(row[16], (0 << 4) | 15);             // -8 above, 7 below
-  EXPECT_EQ(row[16 + 5], (8 << 4) | 9);
+  EXPECT_EQ(row[16], (0 << 4) | 15);             // -8 above, 7 below; the side word may move zeros, not these
+  EXPECT_EQ(row[16 + 5] & 15, 9);
 }
 
 TEST(KvCodec, HadamardIsItsOwnInverse) {
@@ -122,9 +143,10 @@ TEST(KvCodec, HadamardIsItsOwnInverse) {
   for (std::size_t i = 0; i < kLatent; ++i) EXPECT_NEAR(twice[i], values[i], 1e-5);
 }
 
-TEST(KvCodec, ZerosStayZeroUpToTheScaleBits) {
+TEST(KvCodec, ZerosStayNearZero) {
   for (const KvCodec codec : kShort) {
-    for (const float v : round_trip(codec, std::vector<float>(kKvRow, 0.0F))) EXPECT_LT(std::fabs(v), 1e-20F);
+    for (const float v : round_trip(codec, std::vector<float>(kKvRow, 0.0F)))
+      EXPECT_LT(std::fabs(v), codec == KvCodec::kInt4 ? 2e-5F : 1e-20F);
   }
 }
 

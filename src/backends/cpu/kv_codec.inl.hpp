@@ -49,52 +49,116 @@ inline float round_code(float x, float low, float high) {
   return r < low ? low : r > high ? high : r;
 }
 
+inline float not_below(float x, float low) { return x > low ? x : low; }
+
 // The upper half of the scale's bits.
 inline std::uint32_t bf16_scale(float top, float steps) {
-  const float s = top / steps;
-  const std::uint32_t u = bits_of(s > kKvSmallestScale ? s : kKvSmallestScale);
+  const std::uint32_t u = bits_of(not_below(top / steps, kKvSmallestScale));
   return (u + 0x7fffU + ((u >> 16) & 1U)) >> 16;
 }
 
-void encode_rotary(const float* v, std::uint32_t latent_scale, std::uint8_t* codes) {
-  const std::uint32_t scales[kKvScales] = {latent_scale, 0, bf16_scale(largest<kKvRopeGroup>(v), 126),
-                                           bf16_scale(largest<kKvRopeGroup>(v + kKvRopeGroup), 126)};
-  for (int k = 0; k < kKvScales; ++k) {
-    const float inverse = 1.0F / float_of(scales[2 + 16 * k / kKvRopeGroup] << 16);
-    for (int i = 0; i < 16; ++i) {
-      const int bit = static_cast<int>(scales[k] >> i & 1U);
-      const float half = (v[16 * k + i] * inverse - static_cast<float>(bit)) * 0.5F;
-      codes[16 * k + i] = static_cast<std::uint8_t>(2 * static_cast<int>(round_code(half, -64, 63)) + bit);
-    }
+// Nearest codes, the other neighbours, and what these cost.
+struct LatentCodes {
+  std::int32_t code[kLatent];
+  std::int32_t other[kLatent];
+  float cost[kLatent];
+};
+
+template <int N>
+inline void put_integers(LatentCodes& to, int first, const float* v, float inverse, float step, int lowest,
+                         int highest) {
+  const float low = static_cast<float>(lowest), high = static_cast<float>(highest), step2 = step * step;
+  for (int i = 0; i < N; ++i) {
+    const float steps = v[i] * inverse;
+    const float code = round_code(steps, low, high);
+    const float off = steps - code;
+    float other = off >= 0 ? code + 1 : code - 1;
+    other = other > high ? code - 1 : other;
+    other = other < low ? code + 1 : other;
+    const float far = steps - other;
+    to.code[first + i] = static_cast<std::int32_t>(code);
+    to.other[first + i] = static_cast<std::int32_t>(other);
+    to.cost[first + i] = (far * far - off * off) * step2;
   }
 }
 
-void encode_fp8(const float* v, std::uint8_t* row) {
-  const float s = largest<kLatent>(v) / 448.0F;
-  const std::uint32_t scale = (bits_of(s > kKvSmallestScale ? s : kKvSmallestScale) + 0x7fffffU) & 0x7f800000U;
-  const float inverse = 1.0F / float_of(scale);
+inline float f8_magnitude(std::uint32_t code) {
+  return code < 8 ? static_cast<float>(static_cast<std::int32_t>(code)) * 0x1p-9F
+                  : float_of((code << 20) + (120U << 23));
+}
+inline void put_fp8(LatentCodes& to, const float* v, float inverse) {
   float scaled[kLatent];
   for (int i = 0; i < kLatent; ++i) scaled[i] = v[i] * inverse;
   for (int i = 0; i < kLatent; ++i) {
     const std::uint32_t u = reinterpret_cast<const Bits*>(scaled)[i];
-    const std::uint32_t magnitude = u & 0x7fffffffU;
+    const std::uint32_t sign = u >> 24 & 0x80U, magnitude = u & 0x7fffffffU;
     const std::uint32_t normal = ((magnitude + 0x7ffffU + ((magnitude >> 20) & 1U)) >> 20) - (120U << 3);
     // Below 2^-6 codes are multiples of 2^-9, the last place of 2^14.
     const std::uint32_t small = bits_of(float_of(magnitude) + 16384.0F) - bits_of(16384.0F);
-    row[i] = static_cast<std::uint8_t>((magnitude < (121U << 23) ? small : normal) | (u >> 24 & 0x80U));
+    const std::uint32_t code = magnitude < (121U << 23) ? small : normal;
+    const float off = float_of(magnitude) - f8_magnitude(code);
+    std::uint32_t other = off >= 0 ? code + 1 : code - 1;
+    other = other > 0x7eU ? code - 1 : other;
+    const float far = float_of(magnitude) - f8_magnitude(other);
+    to.code[i] = static_cast<std::int32_t>(code | sign);
+    to.other[i] = static_cast<std::int32_t>(other | sign);
+    to.cost[i] = far * far - off * off;
   }
-  encode_rotary(v + kLatent, scale >> 16, row + KvRow8::kRotary);
 }
 
-void encode_int8(const float* v, std::uint8_t* row) {
-  float latent[kLatent];
-  __builtin_memcpy(latent, v, sizeof latent);
-  hadamard(latent);
-  const std::uint32_t scale = bf16_scale(largest<kLatent>(latent), 127);
-  const float inverse = 1.0F / float_of(scale << 16);
-  for (int i = 0; i < kLatent; ++i)
-    row[i] = static_cast<std::uint8_t>(static_cast<int>(round_code(latent[i] * inverse, -127, 127)));
-  encode_rotary(v + kLatent, scale, row + KvRow8::kRotary);
+inline void embed(LatentCodes& codes, std::uint64_t side, int first_bit) {
+  std::int32_t parity[kKvSideBits], best[kKvSideBits];
+  float cost[kKvSideBits];
+  for (int b = 0; b < kKvSideBits; ++b) {
+    parity[b] = codes.code[b];
+    best[b] = b;
+    cost[b] = codes.cost[b];
+  }
+  for (int i = kKvSideBits; i < kLatent; i += kKvSideBits) {
+    for (int b = 0; b < kKvSideBits; ++b) {
+      const bool cheaper = codes.cost[i + b] < cost[b];
+      parity[b] ^= codes.code[i + b];
+      best[b] = cheaper ? i + b : best[b];
+      cost[b] = cheaper ? codes.cost[i + b] : cost[b];
+    }
+  }
+  for (int b = first_bit; b < kKvSideBits; ++b) {
+    const auto wanted = static_cast<std::int32_t>(~side >> b & 1U);
+    if ((parity[b] & 1) != wanted) codes.code[best[b]] = codes.other[best[b]];
+  }
+}
+
+// Codes to codes[64]; returns the side word.
+inline std::uint64_t encode_rotary(const float* v, std::uint32_t latent_scale, std::uint8_t* codes) {
+  std::uint64_t side = latent_scale;
+  for (int g = 0; g < kKvRopeGroups; ++g) {
+    const float* group = v + g * kKvRopeGroup;
+    const std::uint32_t exact = bits_of(not_below(largest<kKvRopeGroup>(group) / 127.0F, kKvSmallestScale));
+    const std::uint32_t scale = (exact + 0x7ffffU) >> 19;
+    side |= static_cast<std::uint64_t>(scale) << (kKvLatentScaleBits + g * kKvRopeScaleBits);
+    const float inverse = 1.0F / float_of(scale << 19);
+    for (int i = 0; i < kKvRopeGroup; ++i)
+      codes[g * kKvRopeGroup + i] =
+          static_cast<std::uint8_t>(static_cast<int>(round_code(group[i] * inverse, -127, 127)));
+  }
+  return side;
+}
+
+inline void encode_8(KvCodec codec, const float* v, std::uint8_t* row) {
+  LatentCodes codes;
+  std::uint32_t scale;
+  if (codec == KvCodec::kFp8) {
+    scale = (bits_of(not_below(largest<kLatent>(v) / 448.0F, kKvSmallestScale)) + 0x7fffffU) >> 23 << 7;
+    put_fp8(codes, v, 1.0F / float_of(scale << 16));
+  } else {
+    float latent[kLatent];
+    __builtin_memcpy(latent, v, sizeof latent);
+    hadamard(latent);
+    scale = bf16_scale(largest<kLatent>(latent), 127);
+    put_integers<kLatent>(codes, 0, latent, 1.0F / float_of(scale << 16), 1, -127, 127);
+  }
+  embed(codes, encode_rotary(v + kLatent, scale, row + KvRow8::kRotary), 0);
+  for (int i = 0; i < kLatent; ++i) row[i] = static_cast<std::uint8_t>(codes.code[i]);
 }
 
 inline float group_scale(std::uint32_t code) { return float_of((code + (111U << 3)) << 20); }
@@ -114,14 +178,15 @@ inline float group_error(const float* v, float scale) {
   return e[0];
 }
 
-void encode_int4(const float* v, std::uint8_t* row) {
+inline void encode_int4(const float* v, std::uint8_t* row) {
   float latent[kLatent];
   __builtin_memcpy(latent, v, sizeof latent);
   hadamard(latent);
+  LatentCodes codes;
   for (int g = 0; g < KvRow4::kGroups; ++g) {
     const float* group = latent + g * KvRow4::kGroup;
-    float s = largest<KvRow4::kGroup>(group) / 7.5F;
-    s = s < 0x1p-16F ? 0x1p-16F : s > 61440.0F ? 61440.0F : s;
+    float s = not_below(largest<KvRow4::kGroup>(group) / 7.5F, 0x1p-16F);
+    s = s > 61440.0F ? 61440.0F : s;
     const std::uint32_t widest = ((bits_of(s) + 0x80000U) >> 20) - (111U << 3);
     std::uint32_t best = widest;
     float best_error = 3.0e38F;
@@ -130,15 +195,14 @@ void encode_int4(const float* v, std::uint8_t* row) {
       if (error < best_error) best = widest - down, best_error = error;
     }
     row[KvRow4::kScales + g] = static_cast<std::uint8_t>(best);
-    const float inverse = 1.0F / group_scale(best);
-    std::uint8_t* codes = row + KvRow4::kCodes + 16 * g;
-    for (int i = 0; i < 16; ++i) {
-      const int low = static_cast<int>(round_code(group[i] * inverse, -8, 7)) + 8;
-      const int high = static_cast<int>(round_code(group[16 + i] * inverse, -8, 7)) + 8;
-      codes[i] = static_cast<std::uint8_t>(low | high << 4);
-    }
+    const float scale = group_scale(best);
+    put_integers<KvRow4::kGroup>(codes, g * KvRow4::kGroup, group, 1.0F / scale, scale, -8, 7);
   }
-  encode_rotary(v + kLatent, 0, row + KvRow4::kRotary);
+  embed(codes, encode_rotary(v + kLatent, 0, row + KvRow4::kRotary), kKvLatentScaleBits);
+  for (int g = 0; g < KvRow4::kGroups; ++g) {
+    const std::int32_t* code = codes.code + g * KvRow4::kGroup;
+    for (int i = 0; i < 16; ++i) row[16 * g + i] = static_cast<std::uint8_t>((code[i] + 8) | (code[16 + i] + 8) << 4);
+  }
 }
 
 void kv_encode(KvCodec codec, const float* values, void* to) {
@@ -149,9 +213,8 @@ void kv_encode(KvCodec codec, const float* values, void* to) {
   }
   switch (codec) {
     case KvCodec::kFp8:
-      return encode_fp8(values, row);
     case KvCodec::kInt8:
-      return encode_int8(values, row);
+      return encode_8(codec, values, row);
     case KvCodec::kInt4:
       return encode_int4(values, row);
     default:  // copied by the op
@@ -159,19 +222,45 @@ void kv_encode(KvCodec codec, const float* values, void* to) {
   }
 }
 
-// Scale k of a row: the lowest bits of 16 codes. The product moves the bit of byte i to bit 56 + i.
-inline float row_scale(const std::uint8_t* codes, int k) {
-  constexpr std::uint64_t kLowest = 0x0101010101010101U, kGather = 0x0102040810204080U;
-  std::uint64_t word[2];
-  __builtin_memcpy(word, codes + 16 * k, sizeof word);
-  const std::uint64_t low = (word[0] & kLowest) * kGather >> 56, high = (word[1] & kLowest) * kGather >> 56;
-  return float_of(static_cast<std::uint32_t>(low | high << 8) << 16);
+// The lowest bits of eight bytes as eight bits. The product moves the bit of byte i to bit 56 + i.
+inline std::uint64_t lowest_bits(std::uint64_t bytes) {
+  return (bytes & 0x0101010101010101U) * 0x0102040810204080U >> 56;
 }
 
-inline void decode_rotary(const std::uint8_t* codes, float* to) {
-  for (int g = 0; g < kRope / kKvRopeGroup; ++g) {
-    const V scale = set1(row_scale(codes, 2 + g));
-#pragma GCC unroll 8
+// The exclusive or of N bytes at equal index mod M, as words.
+template <int N, int M>
+inline void fold_bytes(const std::uint8_t* row, std::uint64_t (&folded)[M / 8]) {
+  std::uint8_t sum[M];
+  __builtin_memcpy(sum, row, M);
+  for (int i = M; i < N; i += M) {
+    for (int b = 0; b < M; ++b) sum[b] = static_cast<std::uint8_t>(sum[b] ^ row[i + b]);
+  }
+  __builtin_memcpy(folded, sum, M);
+}
+
+inline std::uint64_t side_word_8(const std::uint8_t* row) {
+  std::uint64_t folded[8], side = 0;
+  fold_bytes<kLatent, kKvSideBits>(row, folded);
+  for (int i = 0; i < 8; ++i) side |= lowest_bits(folded[i]) << (8 * i);
+  return ~side;
+}
+// 16 bytes hold 16 codes in their lower halves, then 16 in their upper ones.
+inline std::uint64_t side_word_4(const std::uint8_t* row) {
+  std::uint64_t folded[4], side = 0;
+  fold_bytes<kLatent / 2, kKvSideBits / 2>(row, folded);
+  for (int i = 0; i < 4; ++i) {
+    const int at = i / 2 * 32 + i % 2 * 8;
+    side |= lowest_bits(folded[i]) << at | lowest_bits(folded[i] >> 4) << (at + 16);
+  }
+  return ~side;
+}
+inline float latent_scale(std::uint64_t side) { return float_of(static_cast<std::uint32_t>(side) << 16); }
+
+inline void decode_rotary(const std::uint8_t* codes, std::uint64_t side, float* to) {
+  side >>= kKvLatentScaleBits;
+  for (int g = 0; g < kKvRopeGroups; ++g, side >>= kKvRopeScaleBits) {
+    const V scale = set1(float_of((static_cast<std::uint32_t>(side) & 0xfffU) << 19));
+#pragma GCC unroll 4
     for (int i = g * kKvRopeGroup; i < (g + 1) * kKvRopeGroup; i += kLanes)
       store(to + i, mul(load_int8(codes + i), scale));
   }
@@ -189,7 +278,7 @@ inline void decode_int4(const std::uint8_t* row, float* to) {
       store(to + g * KvRow4::kGroup + 16 + i, fma(high, scale, offset));
     }
   }
-  decode_rotary(row + KvRow4::kRotary, to + kLatent);
+  decode_rotary(row + KvRow4::kRotary, side_word_4(row), to + kLatent);
 }
 
 // A cache row as floats [576].
@@ -201,14 +290,16 @@ inline void kv_decode(KvCodec codec, const void* from, float* to) {
     case KvCodec::kBF16:
       return widen<BF16>(from, to, kKvRow);
     case KvCodec::kFp8: {
-      const V scale = set1(row_scale(row + KvRow8::kRotary, 0) * 0x1p8F);
+      const std::uint64_t side = side_word_8(row);
+      const V scale = set1(latent_scale(side) * 0x1p8F);
       for (int i = 0; i < kLatent; i += kLanes) store(to + i, mul(load_f8(row + i), scale));
-      return decode_rotary(row + KvRow8::kRotary, to + kLatent);
+      return decode_rotary(row + KvRow8::kRotary, side, to + kLatent);
     }
     case KvCodec::kInt8: {
-      const V scale = set1(row_scale(row + KvRow8::kRotary, 0));
+      const std::uint64_t side = side_word_8(row);
+      const V scale = set1(latent_scale(side));
       for (int i = 0; i < kLatent; i += kLanes) store(to + i, mul(load_int8(row + i), scale));
-      return decode_rotary(row + KvRow8::kRotary, to + kLatent);
+      return decode_rotary(row + KvRow8::kRotary, side, to + kLatent);
     }
     case KvCodec::kInt4:
       return decode_int4(row, to);
