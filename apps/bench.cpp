@@ -11,6 +11,9 @@
 
 #include "backends/cpu/cpu.hpp"
 #include "backends/cpu/peaks.hpp"
+#ifdef GLINT_CUDA
+#include "backends/cuda/cuda.hpp"
+#endif
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
 #include "base/json.hpp"
@@ -58,7 +61,53 @@ double median(std::vector<double> v) {
 std::unique_ptr<Ops> make_backend(const EngineOptions& o) {
   if (o.device == "cpu") return make_cpu_ops({.isa = o.isa, .threads = o.threads});
   if (o.device == "reference") return make_reference_ops();
-  throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu or reference"});
+#ifdef GLINT_CUDA
+  if (o.device == "cuda") return make_cuda_ops({});
+#endif
+  throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu, cuda (where built) or reference"});
+}
+
+// What a device does with a large copy (bytes read and written) and a large product of its own.
+CpuPeaks measure_device(Ops& ops) {
+  const auto best_of = [&](auto work) {
+    double best = 1e30;
+    for (int i = 0; i < 6; ++i) {
+      ops.synchronize();
+      ops.start_timer();
+      work();
+      best = std::min(best, ops.stop_timer());
+    }
+    return best;
+  };
+  CpuPeaks peaks;
+  {
+    constexpr std::size_t kBytes = std::size_t{1} << 30;
+    const Buffer from = ops.allocate(kBytes), to = ops.allocate(kBytes);
+    peaks.read_gb_s = 2e-9 * kBytes / best_of([&] { ops.copy(to.data(), from.data(), kBytes); });
+  }
+  constexpr std::int64_t kSize = 8192;
+  ops.reserve({.max_rows = kSize, .hidden = kSize / 2});
+  std::vector<float> random(kSize * 64);  // repeated: what counts is that the bits are not all equal
+  std::vector<BF16> random16(random.size());
+  std::uint32_t state = 1;
+  for (std::size_t i = 0; i < random.size(); ++i) {
+    state = state * 1664525U + 1013904223U;
+    random[i] = static_cast<float>(static_cast<std::int32_t>(state)) * 0x1p-31F;
+    random16[i] = to_bf16(random[i]);
+  }
+  constexpr std::size_t kFloats = std::size_t{kSize} * kSize * sizeof(float);
+  const Buffer x = ops.allocate(kFloats), w = ops.allocate(kFloats / 2), y = ops.allocate(kFloats);
+  for (std::int64_t r = 0; r < kSize; r += 64) {
+    ops.upload(static_cast<float*>(x.data()) + r * kSize, random.data(), random.size() * sizeof(float));
+    ops.upload(static_cast<BF16*>(w.data()) + r * kSize, random16.data(), random16.size() * sizeof(BF16));
+  }
+  const Weight weight{.format = WeightFormat::kBF16, .rows = kSize, .cols = kSize, .data = w.data()};
+  peaks.bf16_gflop_s = 2e-9 * kSize * kSize * kSize / best_of([&] {
+                         ops.linear({.x = View{x.data(), DType::kF32, {kSize, kSize}},
+                                     .w = weight,
+                                     .out = {y.data(), DType::kF32, {kSize, kSize}}});
+                       });
+  return peaks;
 }
 
 ModelWeights make_weights(EngineFlags& flags, Ops& ops) {
@@ -78,9 +127,11 @@ ModelWeights make_weights(EngineFlags& flags, Ops& ops) {
 }
 
 // Seconds, bytes and FLOPs of the work between the last Counted::reset() and now.
-void finish_row(BenchRow& row, const Counted& ops, double work_seconds, double n_tokens, const CpuPeaks& peaks) {
+// `share`: how much of that was counted.
+void finish_row(BenchRow& row, const Counted& ops, double work_seconds, double n_tokens, const CpuPeaks& peaks,
+                double share = 1) {
   Cost cost;
-  for (const OpCount& c : ops.table()) cost += c.cost;
+  for (const OpCount& c : ops.table()) cost += {.bytes = c.cost.bytes / share, .flops = c.cost.flops / share};
   row.tokens_per_s = n_tokens / work_seconds;
   row.gb_per_s = cost.bytes / work_seconds * 1e-9;
   row.gflop_per_s = cost.flops / work_seconds * 1e-9;
@@ -94,10 +145,17 @@ BenchRow bench_prefill(BenchModel& model, Counted& ops, const BenchFlags& f, std
   model.reset(1, depth);
   model.prefill(tokens);  // warm-up: page faults and first touches
   std::vector<double> seconds;
+  const bool device = !ops.host_memory();  // counting would make it wait for every op: repeats first, then one counted
+  ops.set_passive(device);
   for (int r = 0; r < f.repeat; ++r) {
     model.reset(1, depth);
     ops.reset();
     seconds.push_back(model.prefill(tokens));
+  }
+  ops.set_passive(false);
+  if (device) {
+    model.reset(1, depth);
+    model.prefill(tokens);
   }
   row.seconds = median(seconds);
   finish_row(row, ops, row.seconds, static_cast<double>(tokens), peaks);
@@ -111,11 +169,15 @@ BenchRow bench_decode(BenchModel& model, Counted& ops, const BenchFlags& f, std:
   model.reset(batch, depth);
   model.decode_step();
   ops.reset();
+  const bool device = !ops.host_memory();
+  if (device) model.decode_step();  // the one that is counted
+  ops.set_passive(device);
   std::vector<double> seconds;
   for (std::int64_t i = 0; i < f.gen_tokens; ++i) seconds.push_back(model.decode_step());
+  ops.set_passive(false);
   row.seconds = median(seconds);
   finish_row(row, ops, row.seconds * static_cast<double>(f.gen_tokens), static_cast<double>(batch * f.gen_tokens),
-             peaks);
+             peaks, device ? 1.0 / static_cast<double>(f.gen_tokens) : 1.0);
   row.hash = model.logits_hash();
   return row;
 }
@@ -176,7 +238,7 @@ void write_csv(const std::string& path, const std::vector<BenchRow>& rows, const
 
 BenchLimits limits_for(const BenchFlags& f) {
   const std::int64_t longest =
-      std::max(*std::max_element(f.prompt_tokens.begin(), f.prompt_tokens.end()), f.gen_tokens + 1);
+      std::max(*std::max_element(f.prompt_tokens.begin(), f.prompt_tokens.end()), f.gen_tokens + 2);
   return {.max_batch = *std::max_element(f.batch.begin(), f.batch.end()),
           .max_context = *std::max_element(f.depth.begin(), f.depth.end()) + longest,
           .chunk_tokens = f.engine.options.chunk_tokens,
@@ -185,7 +247,7 @@ BenchLimits limits_for(const BenchFlags& f) {
 
 int run_bench(BenchFlags& f) {
   Counted ops(make_backend(f.engine.options));
-  const CpuPeaks peaks = measure_peaks(f.engine.options.threads);
+  const CpuPeaks peaks = ops.host_memory() ? measure_peaks(f.engine.options.threads) : measure_device(ops.inner());
   const ModelWeights weights = make_weights(f.engine, ops);
   BenchModel model(weights, ops, limits_for(f));
   if (!f.json) {

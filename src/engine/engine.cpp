@@ -48,8 +48,10 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
   info_ = describe(options_, loaded_);
 
   const ModelConfig& config = loaded_.weights.config;
-  const MemoryState memory{.available_bytes = available_memory(),
-                           .mapped_bytes = options_.synthetic_layers > 0 ? 0 : info_.weight_bytes};
+  const std::int64_t device_bytes = loaded_.ops->available_bytes();  // free after the weights are there
+  const bool mapped = device_bytes < 0 && options_.synthetic_layers == 0;
+  const MemoryState memory{.available_bytes = device_bytes >= 0 ? device_bytes : available_memory(),
+                           .mapped_bytes = mapped ? info_.weight_bytes : 0};
   const CachePlan cache = plan_cache(options_, config, kv_codec(options_), memory);
   info_.max_context = cache.max_context;
 

@@ -3,6 +3,9 @@
 #include <algorithm>
 
 #include "backends/cpu/cpu.hpp"
+#ifdef GLINT_CUDA
+#include "backends/cuda/cuda.hpp"
+#endif
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
 #include "engine/gguf_tokenizer.hpp"
@@ -21,7 +24,15 @@ constexpr std::int64_t kOfficialTokens = 154856;
 std::unique_ptr<Ops> make_ops(const EngineOptions& options) {
   if (options.device == "cpu") return make_cpu_ops({.isa = options.isa, .threads = options.threads});
   if (options.device == "reference") return make_reference_ops();
-  throw Error({.what = "device", .found = '"' + options.device + '"', .expected = "cpu or reference"});
+#ifdef GLINT_CUDA
+  if (options.device == "cuda") return make_cuda_ops({});
+  throw Error({.what = "device", .found = '"' + options.device + '"', .expected = "cpu, cuda or reference"});
+#else
+  throw Error({.what = "device",
+               .found = '"' + options.device + '"',
+               .expected = "cpu or reference",
+               .hint = options.device == "cuda" ? "this build has no CUDA: configure with -DGLINT_CUDA=ON" : ""});
+#endif
 }
 
 std::int64_t count_parameters(const LoadedModel& model) {

@@ -8,7 +8,8 @@ LogitsBuffer::LogitsBuffer(Ops& ops, std::int64_t max_rows, std::int64_t vocab, 
   view_ = View{nullptr, DType::kF32, {max_rows, vocab}};
   buffer_ = ops.allocate(view_.bytes());
   view_.data = buffer_.data();
-  if (placement == Placement::kDevice) staging_.resize(static_cast<std::size_t>(max_rows * vocab));
+  if (placement == Placement::kDevice || !ops.host_memory())
+    staging_.resize(static_cast<std::size_t>(max_rows * vocab));
 }
 
 void LogitsBuffer::fetch(std::int64_t n_rows) {

@@ -10,6 +10,28 @@ double Counted::now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+Cost Counted::cost_of(const MlaAttendParams& p) {
+  if (inner().host_memory()) return glint::cost(p);
+  const auto n = static_cast<std::size_t>(p.batch.n_seqs);
+  std::vector<std::int32_t> offsets(n + 1);
+  std::vector<std::int32_t> contexts(n);
+  inner().download(offsets.data(), p.batch.row_offsets, offsets.size() * sizeof(std::int32_t));
+  inner().download(contexts.data(), p.batch.context_tokens, contexts.size() * sizeof(std::int32_t));
+  MlaAttendParams host = p;
+  host.batch.row_offsets = offsets.data();
+  host.batch.context_tokens = contexts.data();
+  return glint::cost(host);
+}
+
+Cost Counted::cost_of(const MoeParams& p) {
+  if (inner().host_memory()) return glint::cost(p);
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(p.x.shape[0] * p.top_k));
+  inner().download(ids.data(), p.ids, ids.size() * sizeof(std::int32_t));
+  MoeParams host = p;
+  host.ids = ids.data();
+  return glint::cost(host);
+}
+
 void Counted::add(std::string_view op, const OpTag& tag, double seconds, const Cost& cost) {
   const bool named = tag.name != nullptr && *tag.name != '\0';
   const std::string name = named ? tag.name : std::string(op);

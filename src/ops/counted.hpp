@@ -23,7 +23,7 @@ struct OpCount {
 };
 
 // Waits for the inner Ops after every op, so that an asynchronous backend's time lands on the op that took it; such a
-// backend is slower under this decorator. Reads moe ids and attention batches on the host: host backends only for now.
+// backend is slower under this decorator, and downloads what the costs follow from (moe ids, attention batches).
 class Counted final : public DecoratedOps<Counted> {
  public:
   using DecoratedOps::DecoratedOps;
@@ -33,21 +33,35 @@ class Counted final : public DecoratedOps<Counted> {
   // As text: a header line and a line a row.
   std::string report() const;
   void reset() { counts_.clear(); }
+  // While passive, ops pass through uncounted and unhindered.
+  void set_passive(bool passive) { passive_ = passive; }
 
   template <typename Params, typename Run>
   void around(std::string_view op, const Params& p, Run run) {
+    if (passive_) {
+      run();
+      return;
+    }
+    inner().start_timer();
     const double start = now_seconds();
     run();
+    const double own = inner().stop_timer();
     inner().synchronize();
-    const double stop = now_seconds();
-    add(op, p.tag, stop - start, glint::cost(p));
+    add(op, p.tag, own >= 0 ? own : now_seconds() - start, cost_of(p));
   }
 
  private:
   static double now_seconds();
+  template <typename Params>
+  Cost cost_of(const Params& p) {
+    return glint::cost(p);
+  }
+  Cost cost_of(const MlaAttendParams& p);
+  Cost cost_of(const MoeParams& p);
   void add(std::string_view op, const OpTag& tag, double seconds, const Cost& cost);
 
   std::map<std::pair<std::string, std::string>, OpCount> counts_;  // by (name, op)
+  bool passive_ = false;
 };
 
 }  // namespace glint

@@ -29,6 +29,14 @@ class DecoratedOps : public Ops {
   void copy(void* dst, const void* src, std::size_t bytes) override { inner_->copy(dst, src, bytes); }
   void synchronize() override { inner_->synchronize(); }
   void reserve(const OpLimits& limits) override { inner_->reserve(limits); }
+  bool host_memory() const override { return inner_->host_memory(); }
+  std::int64_t available_bytes() const override { return inner_->available_bytes(); }
+  bool fill_from_pool(void* dst, std::int64_t n, const void* pool, std::int64_t pool_n, int element_bytes,
+                      std::uint64_t stream) override {
+    return inner_->fill_from_pool(dst, n, pool, pool_n, element_bytes, stream);
+  }
+  void start_timer() override { inner_->start_timer(); }
+  double stop_timer() override { return inner_->stop_timer(); }
   bool supports(WeightFormat format) const override { return inner_->supports(format); }
   bool supports(KvCodec codec) const override { return inner_->supports(codec); }
 

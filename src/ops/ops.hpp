@@ -41,6 +41,21 @@ class Ops {
   virtual void synchronize() {}
   virtual void reserve(const OpLimits& limits) = 0;
 
+  // Whether params' arrays (ids, offsets, tables) and outputs can be read on the host.
+  virtual bool host_memory() const { return true; }
+  // Bytes that allocate() can still give, -1 where that is the host's memory.
+  virtual std::int64_t available_bytes() const { return -1; }
+  // Random weights made in the backend's memory: n values of element_bytes, in pieces of 64 from hashed places of a
+  // pool (synthetic.cpp says how). False: this backend does not; the caller makes and uploads them.
+  virtual bool fill_from_pool(void* /*dst*/, std::int64_t /*n*/, const void* /*pool*/, std::int64_t /*pool_n*/,
+                              int /*element_bytes*/, std::uint64_t /*stream*/) {
+    return false;
+  }
+
+  // Seconds of the backend's own time between the two calls; negative: not offered, the wall clock has to do.
+  virtual void start_timer() {}
+  virtual double stop_timer() { return -1; }
+
   // True if this backend reads weights of that format / pages of that codec.
   virtual bool supports(WeightFormat format) const = 0;
   virtual bool supports(KvCodec codec) const = 0;

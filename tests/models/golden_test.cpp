@@ -188,7 +188,9 @@ class GoldenBf16 : public ::testing::TestWithParam<Bf16Case> {};
 
 std::vector<Bf16Case> bf16_cases() {
   std::vector<Bf16Case> cases;
-  for (const std::string& backend : cpu_backends()) {
+  std::vector<std::string> backends = cpu_backends();
+  for (const std::string& device : device_backends()) backends.push_back(device);
+  for (const std::string& backend : backends) {
     cases.push_back({backend, KvCodec::kF32});
     cases.push_back({backend, KvCodec::kBF16});
   }

@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "backends/cpu/cpu.hpp"
+#ifdef GLINT_CUDA
+#include "backends/cuda/cuda.hpp"
+#endif
 #include "backends/reference/reference.hpp"
 #include "engine/probe.hpp"
 #include "weights/safetensors.hpp"
@@ -19,6 +22,9 @@ inline constexpr std::array kPrompts = {"story", "wiki", "code", "chat", "think"
 // "reference", or "cpu:ISA".
 inline std::unique_ptr<Ops> make_ops(const std::string& backend, int threads = 1) {
   if (backend == "reference") return make_reference_ops();
+#ifdef GLINT_CUDA
+  if (backend == "cuda") return make_cuda_ops({});
+#endif
   return make_cpu_ops({.isa = backend.substr(4), .threads = threads});
 }
 
@@ -26,6 +32,16 @@ inline std::vector<std::string> cpu_backends() {
   std::vector<std::string> names;
   for (const std::string& isa : cpu_isas()) names.push_back("cpu:" + isa);
   return names;
+}
+
+// "cuda" where this build and this machine have it. Its absence is said aloud.
+inline std::vector<std::string> device_backends() {
+#ifdef GLINT_CUDA
+  std::string why;
+  if (cuda_available(&why)) return {"cuda"};
+  std::printf("  *** NOT TESTED: no usable CUDA device here (%s) ***\n", why.c_str());
+#endif
+  return {};
 }
 
 inline std::vector<std::string> all_backends() {

@@ -68,6 +68,8 @@ class Pool {
       store_from_float(values_.view.data, dtype, static_cast<std::size_t>(i), scale * random.normal());
   }
 
+  const View& values() const { return values_.view; }
+
   // Fills n values at dst; the same (seed, stream) gives the same values.
   void fill(void* dst, std::int64_t n, std::uint64_t stream) const {
     if (dtype_bytes(values_.view.dtype) == 2) fill_as<std::uint16_t>(dst, n, stream);
@@ -102,6 +104,7 @@ struct Job {
   std::optional<QuantSpec> spec;
   Shape shape;
   float deviation = 0;
+  std::size_t bytes = 0;  // at dst, padding included
 };
 
 class Generator {
@@ -222,21 +225,44 @@ class Generator {
                         .stream = stream,
                         .spec = block,
                         .shape = shape,
-                        .deviation = deviation(spec, shape[1])});
+                        .deviation = deviation(spec, shape[1]),
+                        .bytes = bytes_of(spec, layer)});
       } else if (auto* const* w = std::get_if<Weight*>(&slot)) {
         **w = {.format = options_.format, .rows = shape[0], .cols = shape[1], .data = base + offset};
-        jobs.push_back(
-            {.dst = host_base + offset, .n = shape.elements(), .pool = &pool(spec, shape[1]), .stream = stream});
+        const Pool& values = pool(spec, shape[1]);
+        if (!fill_in_place(base + offset, shape.elements(), values, stream))
+          jobs.push_back({.dst = host_base + offset,
+                          .n = shape.elements(),
+                          .pool = &values,
+                          .stream = stream,
+                          .bytes = bytes_of(spec, layer)});
       } else {
         *std::get<ConstView*>(slot) = {base + offset, DType::kF32, shape};
-        fill_f32(spec, reinterpret_cast<float*>(host_base + offset), shape.elements(), stream);
+        auto* values = reinterpret_cast<float*>(host_base + offset);
+        fill_f32(spec, values, shape.elements(), stream);
+        if (!host_) ops_.upload(base + offset, values, bytes_of(spec, layer));
       }
       offset += bytes_of(spec, layer);
     });
     run(jobs);
-    if (!host_) ops_.upload(base, host_base, bytes);
+    if (!host_) {
+      for (const Job& job : jobs)
+        ops_.upload(base + (static_cast<std::byte*>(job.dst) - host_base), job.dst, job.bytes);
+    }
     done_bytes_ += bytes;
     if (progress_) progress_(done_bytes_, total_bytes_);
+  }
+
+  // A device makes its own matrices from the same pool: the values are those of a host backend.
+  bool fill_in_place(void* dst, std::int64_t n, const Pool& pool, std::uint64_t stream) {
+    if (ops_.host_memory()) return false;
+    const View& values = pool.values();
+    Buffer& copy = device_pools_[&pool];
+    if (copy.data() == nullptr) {
+      copy = ops_.allocate(values.bytes());
+      ops_.upload(copy.data(), values.data, values.bytes());
+    }
+    return ops_.fill_from_pool(dst, n, copy.data(), kPool, static_cast<int>(dtype_bytes(dtype_)), stream);
   }
 
   template <typename F>
@@ -306,6 +332,7 @@ class Generator {
   const LoadProgress& progress_;
   bool host_;
   std::map<float, std::unique_ptr<Pool>> pools_;
+  std::map<const Pool*, Buffer> device_pools_;
   std::vector<Buffer> buffers_;
   std::uint64_t done_bytes_ = 0;
   std::uint64_t total_bytes_ = 0;

@@ -1,0 +1,177 @@
+// Multi-head latent attention: projections, the cache write, and attention in the absorbed form.
+
+#include <cmath>
+#include <numbers>
+
+#include "backends/cuda/cuda_ops.hpp"
+
+namespace glint::cuda {
+namespace {
+
+constexpr int kHeadRows = kNope + kValue;  // rows of a head in kv_b: 192 W_UK, then 256 W_UV
+
+}  // namespace
+
+const RopeJob CudaOps::rope(const std::int32_t* positions, float theta) {
+  if (theta != rope_theta_) {
+    for (int i = 0; i < kRope / 2; ++i)
+      frequencies_.revolutions[i] = std::pow(static_cast<double>(theta), -2.0 * i / kRope) / (2 * std::numbers::pi);
+    rope_theta_ = theta;
+  }
+  return {.positions = positions, .frequencies = frequencies_};
+}
+
+void CudaOps::mla_project(const MlaProjectParams& p) {
+  const Launch& l = begin();
+  Scratch scratch = device_.scratch();
+  const std::int64_t rows = p.x.shape[0], q_lora = p.q_a.rows, heads = p.q.shape[1];
+  if (rows == 0) return;
+  const Mat q_a = mat_of(p.q_a), kv_a = mat_of(p.kv_a), q_b = mat_of(p.q_b);
+  const RopeJob rotary = rope(p.positions, p.rope_theta);
+  Act x{.data = p.x.data, .stride = p.x.shape[1]};
+
+  auto* low = scratch.take<float>(rows * q_lora * 4);
+  auto* low_normed = scratch.take<>(rows * q_lora * 2);
+  if (skinny_takes(q_a, x, rows) && skinny_fits(kv_a) && q_a.shape.format == kv_a.shape.format &&
+      (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr)) {
+    SkinnyDense d;
+    d.shape[0] = q_a.shape;
+    d.shape[1] = kv_a.shape;
+    d.at[0] = q_a.at;
+    d.at[1] = kv_a.at;
+    d.out[0] = low;
+    d.out[1] = p.kv.as<float>();
+    d.out_stride[0] = q_lora;
+    d.out_stride[1] = kKvRow;
+    d.n_mats = 2;
+    d.x = x;
+    d.rows = rows;
+    skinny_dense(l, d);
+  } else {
+    if (rows > kSkinnyRows && tiled_fits(q_a) && tiled_fits(kv_a)) x = packed(x, rows, q_a.shape.cols, scratch);
+    product({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, scratch);
+    product({.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows}, scratch);
+  }
+  norm_pair(l,
+            {.x = low,
+             .x_stride = q_lora,
+             .weight = p.q_a_norm.as<float>(),
+             .n = q_lora,
+             .out = low_normed,
+             .out_stride = q_lora,
+             .out_bf16 = true},
+            {.x = p.kv.as<float>(),
+             .x_stride = kKvRow,
+             .weight = p.kv_a_norm.as<float>(),
+             .n = kLatent,
+             .out = p.kv.data,
+             .out_stride = kKvRow,
+             .rope_tail = true},
+            p.latent_eps, rotary, rows);
+
+  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
+  if (skinny_takes(q_b, normed, rows)) {
+    SkinnyDense d;
+    d.shape[0] = q_b.shape;
+    d.at[0] = q_b.at;
+    d.out[0] = p.q.as<float>();
+    d.out_stride[0] = heads * kQk;
+    d.x = normed;
+    d.rows = rows;
+    d.epilogue = Epilogue::kRope;
+    d.rope = rotary;
+    skinny_dense(l, d);
+  } else {
+    product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows}, scratch);
+    rope_heads(l, p.q.as<float>(), rows, heads, rotary);
+  }
+}
+
+void CudaOps::mla_append(const MlaAppendParams& p) {
+  append(begin(), p.kv.as<float>(), p.slots, p.pages.base, p.pages.page_stride_bytes, p.pages.codec == KvCodec::kF32,
+         p.kv.shape[0]);
+}
+
+void CudaOps::mla_attend(const MlaAttendParams& p) {
+  const Launch& l = begin();
+  Scratch scratch = device_.scratch();
+  const std::int64_t rows = p.q.shape[0];
+  const auto heads = static_cast<int>(p.q.shape[1]);
+  if (rows == 0) return;
+  const Mat kv_b = mat_of(p.kv_b);
+  CHECK(tiled_fits(kv_b), "kv_b: scales must cover eights of columns");
+  const std::int64_t pairs = rows * heads;
+  auto* query = scratch.take<std::uint16_t>(pairs * kKvRow * 2);
+  auto* latent = scratch.take<std::uint16_t>(pairs * kLatent * 2);
+
+  if (rows <= kSkinnyRows) {
+    latent_query(l, kv_b, p.q.as<float>(), rows, heads, query);
+  } else {
+    auto* nope = scratch.take<>(pairs * kNope * 2);
+    split_query(l, p.q.as<float>(), rows, heads, nope, query);
+    Tiled t;
+    t.w = kv_b;
+    t.w.shape.rows = kNope;
+    t.w_is_kn = true;
+    t.x = nope;
+    t.x_stride = heads * kNope;
+    t.rows = rows;
+    t.out = query;
+    t.out_stride = heads * kKvRow;
+    t.out_kind = TiledOut::kBF16;
+    t.batch = heads;
+    t.x_batch = kNope;
+    t.w_batch_rows = kHeadRows;
+    t.out_batch = kKvRow;
+    tiled(l, t);
+  }
+
+  AttendJob j;
+  j.query = query;
+  j.T = rows;
+  j.heads = heads;
+  j.pages = p.pages.base;
+  j.page_stride = p.pages.page_stride_bytes;
+  j.f32 = p.pages.codec == KvCodec::kF32;
+  j.n_seqs = p.batch.n_seqs;
+  j.row_offsets = p.batch.row_offsets;
+  j.context_tokens = p.batch.context_tokens;
+  j.page_table = p.batch.page_table;
+  j.max_pages = p.batch.max_pages;
+  j.window = p.window_tokens;
+  j.partial_rows = partial_rows(limits_);
+  j.partial = scratch.take<float>(j.partial_rows * kLatent * 4);
+  j.partial_ml = scratch.take<float2>(j.partial_rows * 8);
+  j.latent = latent;
+  attend(l, j);
+
+  if (rows <= kSkinnyRows && skinny_fits(kv_b)) {
+    SkinnyHeads h;
+    h.w = kv_b;
+    h.heads = heads;
+    h.head_rows = kHeadRows;
+    h.first_row = kNope;
+    h.out_rows = kValue;
+    h.x_bf16 = latent;
+    h.out = p.out.as<float>();
+    h.rows = rows;
+    skinny_heads(l, h);
+    return;
+  }
+  Tiled t;
+  t.w = kv_b;
+  t.w.shape.rows = kValue;
+  t.x = latent;
+  t.x_stride = heads * kLatent;
+  t.rows = rows;
+  t.out = p.out.data;
+  t.out_stride = heads * kValue;
+  t.batch = heads;
+  t.x_batch = kLatent;
+  t.w_first_row = kNope;
+  t.w_batch_rows = kHeadRows;
+  t.out_batch = kValue;
+  tiled(l, t);
+}
+
+}  // namespace glint::cuda

@@ -1,0 +1,205 @@
+// Router, experts and the dense MLP.
+
+#include <algorithm>
+
+#include "backends/cuda/cuda_ops.hpp"
+
+namespace glint::cuda {
+
+// One call's experts as kernels take them. All routed experts have one format; the shared expert may have another, and
+// is then computed by itself.
+struct CudaOps::MoeCall {
+  Act x;
+  std::int64_t T = 0, hidden = 0, inner = 0, shared_inner = 0;
+  int K = 0, n_experts = 0;
+  bool has_shared = false;  // in the tables
+  const std::int32_t* ids = nullptr;
+  MatShape gate, down, shared_gate, shared_down;
+  ExpertTable gates, ups, downs;
+  float* y = nullptr;  // [T·K + T, hidden]
+
+  std::int64_t slots() const { return T * K; }
+  std::int64_t widest() const { return std::max(inner, shared_inner); }
+};
+
+namespace {
+
+bool same_format(const MatShape& a, const MatPtr& ap, const MatShape& b, const MatPtr& bp) {
+  return a.format == b.format && a.group == b.group && a.group_rows == b.group_rows && a.scale_dtype == b.scale_dtype &&
+         (ap.mins == nullptr) == (bp.mins == nullptr);
+}
+
+bool all_fit(const ExpertWeights& e, bool (*fits)(const Mat&)) {
+  return fits(mat_of(e.gate)) && fits(mat_of(e.up)) && fits(mat_of(e.down));
+}
+
+}  // namespace
+
+void CudaOps::route(const RouteParams& p) {
+  const Launch& l = begin();
+  Scratch scratch = device_.scratch();
+  const std::int64_t rows = p.x.shape[0], n_experts = p.w.shape[0];
+  auto* scores = scratch.take<float>(rows * n_experts * 4);
+  CHECK(n_experts <= kMaxExperts && static_cast<std::int64_t>(route_counters_.bytes() / 4) * kRouteRows >= rows);
+  cuda::route(l, p.x.as<float>(), p.w.as<float>(), p.bias.as<float>(), rows, p.x.shape[1], static_cast<int>(n_experts),
+              p.top_k, p.normalize, p.scale, p.ids, p.weights, scores, static_cast<unsigned*>(route_counters_.data()));
+}
+
+void CudaOps::mlp(const MlpParams& p) {
+  begin();
+  Scratch scratch = device_.scratch();
+  gated(p.mlp, {.data = p.x.data, .stride = p.x.shape[1]}, p.out.as<float>(), p.x.shape[0], scratch);
+}
+
+void CudaOps::moe(const MoeParams& p) {
+  const Launch& l = begin();
+  Scratch scratch = device_.scratch();
+  CHECK(!p.experts.empty() && p.experts.size() <= kMaxExperts, std::to_string(p.experts.size()) + " experts");
+  MoeCall c;
+  c.T = p.x.shape[0];
+  if (c.T == 0) return;
+  c.x = {.data = p.x.data, .stride = p.x.shape[1]};
+  c.hidden = p.x.shape[1];
+  c.K = p.top_k;
+  c.n_experts = static_cast<int>(p.experts.size());
+  c.ids = p.ids;
+  bool skinny = c.T <= kSkinnyMoeRows, tiled = true;
+  for (std::size_t e = 0; e < p.experts.size(); ++e) {
+    const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
+    if (e == 0) {
+      c.gate = gate.shape;
+      c.down = down.shape;
+      c.inner = gate.shape.rows;
+    }
+    CHECK(same_format(gate.shape, gate.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) &&
+              same_format(up.shape, up.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) &&
+              same_format(down.shape, down.at, c.down, e == 0 ? down.at : c.downs.at[0]),
+          "the experts of a layer have several formats");
+    c.gates.at[e] = gate.at;
+    c.ups.at[e] = up.at;
+    c.downs.at[e] = down.at;
+    skinny = skinny && all_fit(p.experts[e], skinny_fits);
+    tiled = tiled && all_fit(p.experts[e], tiled_fits);
+  }
+  c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
+
+  const bool shared = static_cast<bool>(p.shared.gate);
+  if (shared) {
+    const Mat gate = mat_of(p.shared.gate), up = mat_of(p.shared.up), down = mat_of(p.shared.down);
+    const bool fits_in = gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
+                         (gate.at.mins == nullptr) == (c.gates.at[0].mins == nullptr) &&
+                         (down.at.mins == nullptr) == (c.downs.at[0].mins == nullptr) &&
+                         (!skinny || all_fit(p.shared, skinny_fits)) && (!tiled || all_fit(p.shared, tiled_fits));
+    if (fits_in) {
+      c.has_shared = true;
+      c.shared_gate = gate.shape;
+      c.shared_down = down.shape;
+      c.shared_inner = gate.shape.rows;
+      c.gates.at[kMaxExperts] = gate.at;
+      c.ups.at[kMaxExperts] = up.at;
+      c.downs.at[kMaxExperts] = down.at;
+    } else {
+      gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, scratch);
+    }
+  }
+  if (skinny) {
+    moe_skinny(c, scratch);
+  } else if (tiled) {
+    moe_tiled(c, scratch);
+  } else {
+    moe_any(c, scratch);
+  }
+  moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+}
+
+MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
+  const std::int64_t most = std::min(c.slots(), c.n_experts + c.slots() / item_rows);
+  const GroupBuffers buffers{.order = scratch.take<std::int32_t>((c.slots() + c.T) * 4),
+                             .items = scratch.take<int4>(most * 16),
+                             .n_items = scratch.take<std::int32_t>(4)};
+  group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
+  return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
+}
+
+void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  SkinnyMoe m;
+  m.item_rows = c.T <= 8 ? 8 : 16;
+  if (c.slots() > kInlineSlots) m.groups = grouped(c, m.item_rows, scratch);
+  m.T = static_cast<std::int32_t>(c.T);
+  m.K = c.K;
+  m.n_experts = c.n_experts;
+  m.has_shared = c.has_shared;
+  m.ids = c.ids;
+  m.h_stride = (c.widest() + 7) / 8 * 8;  // whole 16-byte units
+  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
+  m.y = c.y;
+  m.y_stride = c.hidden;
+
+  m.shape = c.gate;
+  m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
+  m.first = c.gates;
+  m.second = c.ups;
+  m.x = c.x;
+  skinny_moe(l, m);
+
+  m.down = true;
+  m.shape = c.down;
+  m.shared_shape = c.has_shared ? c.shared_down : c.down;
+  m.first = c.downs;
+  m.x = {.data = m.h, .stride = m.h_stride, .bf16 = true};
+  skinny_moe(l, m);
+}
+
+void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  TiledMoe m;
+  m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
+  m.groups = grouped(c, m.item_rows, scratch);
+  m.T = static_cast<std::int32_t>(c.T);
+  m.K = c.K;
+  m.n_experts = c.n_experts;
+  m.has_shared = c.has_shared;
+  m.h_stride = (c.widest() + 7) / 8 * 8;
+  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
+  m.y = c.y;
+  m.y_stride = c.hidden;
+
+  const Act x = packed(c.x, c.T, c.hidden, scratch);
+  m.shape = c.gate;
+  m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
+  m.first = c.gates;
+  m.second = c.ups;
+  m.x = x.data;
+  m.x_stride = x.stride;
+  tiled_moe(l, m);
+
+  m.down = true;
+  m.shape = c.down;
+  m.shared_shape = c.has_shared ? c.shared_down : c.down;
+  m.first = c.downs;
+  m.x = m.h;
+  m.x_stride = m.h_stride;
+  tiled_moe(l, m);
+}
+
+void CudaOps::moe_any(const MoeCall& c, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  const std::int64_t stride = c.widest();
+  auto* h = scratch.take<>((c.slots() + c.T) * stride * 2);
+  MoeAny m{.T = static_cast<std::int32_t>(c.T),
+           .K = c.K,
+           .hidden = static_cast<std::int32_t>(c.hidden),
+           .inner = static_cast<std::int32_t>(c.inner),
+           .shared_inner = static_cast<std::int32_t>(c.shared_inner),
+           .n_experts = c.n_experts,
+           .ids = c.ids,
+           .gate = c.gate,
+           .down = c.down,
+           .shared_gate = c.shared_gate,
+           .shared_down = c.shared_down};
+  moe_any_up(l, m, c.gates, c.ups, static_cast<const float*>(c.x.data), h, stride);
+  moe_any_down(l, m, c.downs, h, stride, c.y);
+}
+
+}  // namespace glint::cuda

@@ -1,0 +1,288 @@
+// Memory, and the dense ops: embedding, norm, linear, language-model head, MTP input.
+
+#include "backends/cuda/cuda_ops.hpp"
+
+#include <algorithm>
+
+#include "base/error.hpp"
+
+namespace glint {
+
+std::unique_ptr<Ops> make_cuda_ops(const CudaOptions& options) { return std::make_unique<cuda::CudaOps>(options); }
+
+namespace cuda {
+namespace {
+
+bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+
+}  // namespace
+
+Mat mat_of(const Weight& w) {
+  Mat m;
+  m.shape = {.rows = static_cast<std::int32_t>(w.rows),
+             .cols = static_cast<std::int32_t>(w.cols),
+             .group = static_cast<std::int32_t>(std::max<std::int64_t>(1, w.group)),
+             .group_rows = static_cast<std::int32_t>(w.group_rows),
+             .groups_a_row = static_cast<std::int32_t>(w.groups_a_row()),
+             .format = w.format,
+             .scale_dtype = w.scale_dtype};
+  m.at = {.data = w.data, .scales = w.scales, .mins = w.mins};
+  return m;
+}
+
+CudaOps::CudaOps(const CudaOptions& options) : device_(options) {
+  for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
+}
+
+CudaOps::~CudaOps() {
+  for (const cudaEvent_t e : timer_) cudaEventDestroy(e);
+}
+
+void CudaOps::start_timer() {
+  begin();
+  check(cudaEventRecord(timer_[0], device_.stream()), "event");
+}
+
+double CudaOps::stop_timer() {
+  begin();
+  check(cudaEventRecord(timer_[1], device_.stream()), "event");
+  check(cudaEventSynchronize(timer_[1]), "the ops before a timer's end");
+  float ms = 0;
+  check(cudaEventElapsedTime(&ms, timer_[0], timer_[1]), "timer");
+  return 1e-3 * static_cast<double>(ms);
+}
+
+std::string CudaOps::name() const {
+  return "cuda (" + device_.info().name + ", sm_" + std::to_string(device_.info().sm) + ")";
+}
+
+const Launch& CudaOps::begin() {
+  device_.activate();
+  return device_.launch();
+}
+
+void CudaOps::copy(void* dst, const void* src, std::size_t bytes) {
+  begin();
+  check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, device_.stream()), "copy");
+}
+
+std::int64_t CudaOps::available_bytes() const {
+  device_.activate();
+  std::size_t free = 0;
+  std::size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<std::int64_t>(free);
+}
+
+bool CudaOps::fill_from_pool(void* dst, std::int64_t n, const void* pool, std::int64_t pool_n, int element_bytes,
+                             std::uint64_t stream) {
+  cuda::fill_from_pool(begin(), dst, n, pool, pool_n, element_bytes, stream);
+  return true;
+}
+
+// ---- workspace ------------------------------------------------------------------------------------------------------
+
+std::int64_t CudaOps::partial_rows(const OpLimits& l) const {
+  constexpr std::int64_t kSplit = 128;
+  const std::int64_t pieces = std::min<std::int64_t>(kMaxSplits, (l.max_context + kSplit - 1) / kSplit);
+  return l.n_heads * std::min<std::int64_t>(32 * kMaxSplits, pieces * l.max_rows);
+}
+
+// The largest of what the ops take; each line follows the takes of one op.
+std::size_t CudaOps::workspace_for(const OpLimits& l) const {
+  constexpr std::int64_t kSlack = 64 * 256;  // rounding up of each take
+  const std::int64_t t = std::max<std::int64_t>(l.max_rows, 1), h = l.hidden, slots = t * (l.top_k + 1);
+  const std::int64_t inner = std::max(l.dense_inner, l.expert_inner), some = std::min(t, kPartRows);
+  const std::int64_t widest = std::max({2 * h, l.n_heads * kValue, l.q_lora, inner, std::int64_t{kLatent}});
+  const std::int64_t linear = std::max(t, l.max_logits) * widest * 2;
+  const std::int64_t project = t * h * 4 + t * l.q_lora * 8;
+  const std::int64_t attend =
+      t * l.n_heads * (2 * kKvRow + 2 * kNope + 2 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
+  const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
+  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated;
+  const std::int64_t route = t * l.n_experts * 4;
+  const std::int64_t mtp = t * h * 4 + linear;
+  return static_cast<std::size_t>(std::max({linear, project, attend, moe, route, mtp}) + kSlack);
+}
+
+void CudaOps::reserve(const OpLimits& limits) {
+  if (limits.n_experts > kMaxExperts || limits.top_k > 32) {
+    throw Error({.what = name(),
+                 .found = std::to_string(limits.n_experts) + " experts, " + std::to_string(limits.top_k) + " a token",
+                 .expected = "at most " + std::to_string(kMaxExperts) + ", 32 a token"});
+  }
+  const auto grow = [](std::int64_t& known, std::int64_t wanted) { known = std::max(known, wanted); };
+  grow(limits_.max_rows, limits.max_rows);
+  grow(limits_.max_logits, limits.max_logits);
+  grow(limits_.max_context, limits.max_context);
+  grow(limits_.hidden, limits.hidden);
+  grow(limits_.n_heads, limits.n_heads);
+  grow(limits_.q_lora, limits.q_lora);
+  grow(limits_.dense_inner, limits.dense_inner);
+  grow(limits_.expert_inner, limits.expert_inner);
+  grow(limits_.n_experts, limits.n_experts);
+  grow(limits_.top_k, limits.top_k);
+  grow(limits_.vocab, limits.vocab);
+  device_.grow_workspace(workspace_for(limits_));
+  const auto counters = static_cast<std::size_t>(limits_.max_rows / kRouteRows + 1) * sizeof(unsigned);
+  if (route_counters_.bytes() < counters) {
+    device_.synchronize();
+    route_counters_ = device_.allocate(counters);
+  }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+bool CudaOps::skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const {
+  return rows <= kSkinnyRows && skinny_fits(w) && aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
+}
+
+Act CudaOps::packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch) {
+  if (x.bf16 && x.rows_index == nullptr && aligned(x.data) && x.stride % 8 == 0) return x;
+  auto* out = scratch.take<>(rows * cols * 2);
+  pack(device_.launch(), x, out, rows, cols);
+  return {.data = out, .stride = cols, .bf16 = true};
+}
+
+void CudaOps::product(const Product& p, Scratch& scratch) {
+  if (p.rows == 0) return;
+  const Launch& l = device_.launch();
+  const std::int64_t valid = p.valid > 0 ? p.valid : p.w.shape.rows;
+  if (skinny_takes(p.w, p.x, p.rows)) {
+    SkinnyDense d;
+    d.shape[0] = p.w.shape;
+    d.at[0] = p.w.at;
+    d.out[0] = p.out;
+    d.out_stride[0] = p.out_stride;
+    d.x = p.x;
+    d.rows = p.rows;
+    d.valid = valid;
+    skinny_dense(l, d);
+  } else if (tiled_fits(p.w)) {
+    const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch);
+    Tiled t;
+    t.w = p.w;
+    t.x = x.data;
+    t.x_stride = x.stride;
+    t.rows = p.rows;
+    t.out = p.out;
+    t.out_stride = p.out_stride;
+    t.valid = valid;
+    tiled(l, t);
+  } else {
+    linear_any(l, p.w, p.x, p.out, p.out_stride, p.rows, valid);
+  }
+}
+
+void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch) {
+  if (rows == 0) return;
+  const Launch& l = device_.launch();
+  const Mat gate = mat_of(w.gate), up = mat_of(w.up), down = mat_of(w.down);
+  const std::int64_t inner = gate.shape.rows, hidden = down.shape.rows;
+  const bool same = gate.shape.format == up.shape.format && gate.shape.group == up.shape.group &&
+                    gate.shape.group_rows == up.shape.group_rows && gate.shape.scale_dtype == up.shape.scale_dtype &&
+                    (gate.at.mins == nullptr) == (up.at.mins == nullptr);
+  auto* h = scratch.take<std::uint16_t>(rows * inner * 2);
+  if (same && skinny_takes(gate, x, rows) && skinny_fits(up)) {
+    SkinnyDense d;
+    d.shape[0] = gate.shape;
+    d.shape[1] = up.shape;
+    d.at[0] = gate.at;
+    d.at[1] = up.at;
+    d.out_stride[0] = inner;
+    d.out_bf16 = h;
+    d.n_mats = 2;
+    d.x = x;
+    d.rows = rows;
+    d.epilogue = Epilogue::kSiluMul;
+    skinny_dense(l, d);
+  } else if (same && tiled_fits(gate) && tiled_fits(up)) {
+    const Act px = packed(x, rows, gate.shape.cols, scratch);
+    Tiled t;
+    t.w = gate;
+    t.up = up.at;
+    t.x = px.data;
+    t.x_stride = px.stride;
+    t.rows = rows;
+    t.out = h;
+    t.out_stride = inner;
+    t.out_kind = TiledOut::kSiluMul;
+    tiled(l, t);
+  } else {
+    auto* g = scratch.take<float>(std::min(rows, kPartRows) * inner * 4);
+    auto* u = scratch.take<float>(std::min(rows, kPartRows) * inner * 4);
+    CHECK(x.rows_index == nullptr);
+    for (std::int64_t r = 0; r < rows; r += kPartRows) {
+      const std::int64_t n = std::min(kPartRows, rows - r);
+      Act part = x;
+      part.data = static_cast<const std::byte*>(x.data) + r * x.stride * (x.bf16 ? 2 : 4);
+      linear_any(l, gate, part, g, inner, n, inner);
+      linear_any(l, up, part, u, inner, n, inner);
+      silu_mul(l, g, u, h + r * inner, n * inner);
+    }
+  }
+  product({.w = down, .x = {.data = h, .stride = inner, .bf16 = true}, .out = out, .out_stride = hidden, .rows = rows},
+          scratch);
+}
+
+// ---- dense ops ------------------------------------------------------------------------------------------------------
+
+void CudaOps::embed(const EmbedParams& p) {
+  cuda::embed(begin(), mat_of(p.table), p.ids, p.out.as<float>(), p.out.shape[0]);
+}
+
+void CudaOps::rms_norm(const RmsNormParams& p) {
+  cuda::rms_norm(begin(), p.hidden.as<float>(), p.delta.as<float>(), p.weight.as<float>(), p.eps, p.out.as<float>(),
+                 p.hidden.shape[0], p.hidden.shape[1]);
+}
+
+void CudaOps::linear(const LinearParams& p) {
+  begin();
+  Scratch scratch = device_.scratch();
+  product({.w = mat_of(p.w),
+           .x = {.data = p.x.data, .stride = p.x.shape[1]},
+           .out = p.out.as<float>(),
+           .out_stride = p.out.shape[1],
+           .rows = p.x.shape[0]},
+          scratch);
+}
+
+void CudaOps::lm_head(const LmHeadParams& p) {
+  begin();
+  Scratch scratch = device_.scratch();
+  product({.w = mat_of(p.w),
+           .x = {.data = p.x.data, .stride = p.x.shape[1], .rows_index = p.rows},
+           .out = p.logits.as<float>(),
+           .out_stride = p.logits.shape[1],
+           .rows = p.logits.shape[0],
+           .valid = p.valid_vocab},
+          scratch);
+}
+
+void CudaOps::mtp_input(const MtpInputParams& p) {
+  const Launch& l = begin();
+  Scratch scratch = device_.scratch();
+  const std::int64_t rows = p.embed.shape[0], hidden = p.embed.shape[1];
+  auto* both = scratch.take<std::uint16_t>(rows * 2 * hidden * 2);
+  const NormPart embed{.x = p.embed.as<float>(),
+                       .x_stride = hidden,
+                       .weight = p.e_norm.as<float>(),
+                       .n = hidden,
+                       .out = both,
+                       .out_stride = 2 * hidden,
+                       .out_bf16 = true};
+  NormPart stream = embed;
+  stream.x = p.hidden.as<float>();
+  stream.weight = p.h_norm.as<float>();
+  stream.out = both + hidden;
+  norm_pair(l, embed, stream, p.eps, {}, rows);
+  product({.w = mat_of(p.eh_proj),
+           .x = {.data = both, .stride = 2 * hidden, .bf16 = true},
+           .out = p.out.as<float>(),
+           .out_stride = p.out.shape[1],
+           .rows = rows},
+          scratch);
+}
+
+}  // namespace cuda
+}  // namespace glint

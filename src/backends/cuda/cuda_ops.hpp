@@ -1,0 +1,91 @@
+#pragma once
+// The backend's Ops: picks a kernel for each product by its shape, and strings kernels together on one stream. Nothing
+// here reads device memory: grids follow from the sizes that the host knows.
+
+#include <optional>
+
+#include "backends/cuda/device.hpp"
+
+namespace glint::cuda {
+
+class CudaOps final : public Ops {
+ public:
+  explicit CudaOps(const CudaOptions& options);
+  ~CudaOps() override;
+  CudaOps(const CudaOps&) = delete;
+  CudaOps& operator=(const CudaOps&) = delete;
+
+  std::string name() const override;
+  Buffer allocate(std::size_t bytes) override { return device_.allocate(bytes); }
+  void upload(void* dst, const void* host_src, std::size_t bytes) override { device_.upload(dst, host_src, bytes); }
+  void download(void* host_dst, const void* src, std::size_t bytes) override { device_.download(host_dst, src, bytes); }
+  void copy(void* dst, const void* src, std::size_t bytes) override;
+  void synchronize() override { device_.synchronize(); }
+  void reserve(const OpLimits& limits) override;
+  bool supports(WeightFormat format) const override { return has_kernels(format); }
+  bool supports(KvCodec codec) const override { return codec == KvCodec::kF32 || codec == KvCodec::kBF16; }
+
+  bool host_memory() const override { return false; }
+  std::int64_t available_bytes() const override;
+  bool fill_from_pool(void* dst, std::int64_t n, const void* pool, std::int64_t pool_n, int element_bytes,
+                      std::uint64_t stream) override;
+
+  void start_timer() override;
+  double stop_timer() override;
+
+  void embed(const EmbedParams& p) override;
+  void rms_norm(const RmsNormParams& p) override;
+  void linear(const LinearParams& p) override;
+  void mla_project(const MlaProjectParams& p) override;
+  void mla_append(const MlaAppendParams& p) override;
+  void mla_attend(const MlaAttendParams& p) override;
+  void route(const RouteParams& p) override;
+  void moe(const MoeParams& p) override;
+  void mlp(const MlpParams& p) override;
+  void lm_head(const LmHeadParams& p) override;
+  void mtp_input(const MtpInputParams& p) override;
+
+ private:
+  // Up to so many rows, dense products go through the skinny kernel.
+  static constexpr std::int64_t kSkinnyRows = 16;
+  // The same for experts, whose items have 16 rows at most: reading the weights is still what takes the time.
+  static constexpr std::int64_t kSkinnyMoeRows = 128;
+  // Rows at once where gated products of odd shapes need fp32 buffers.
+  static constexpr std::int64_t kPartRows = 256;
+
+  const Launch& begin();  // every op starts here
+
+  struct Product {
+    Mat w;
+    Act x;
+    float* out = nullptr;
+    std::int64_t out_stride = 0;
+    std::int64_t rows = 0;
+    std::int64_t valid = 0;
+  };
+  void product(const Product& p, Scratch& scratch);
+  bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
+  // BF16 rows of x, dense, as the tiled kernels read them.
+  Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
+  // out = down(silu(gate x) ⊙ up x).
+  void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
+
+  struct MoeCall;
+  void moe_skinny(const MoeCall& c, Scratch& scratch);
+  void moe_tiled(const MoeCall& c, Scratch& scratch);
+  void moe_any(const MoeCall& c, Scratch& scratch);
+  MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
+
+  std::size_t workspace_for(const OpLimits& l) const;
+  std::int64_t partial_rows(const OpLimits& l) const;
+  const RopeJob rope(const std::int32_t* positions, float theta);
+
+  Device device_;
+  OpLimits limits_;
+  Buffer route_counters_;  // zero between calls
+  cudaEvent_t timer_[2] = {};
+  float rope_theta_ = 0;
+  RopeFrequencies frequencies_{};
+};
+
+}  // namespace glint::cuda

@@ -1,0 +1,184 @@
+// The router, the grouping of its choices by expert, and the weighted sum of the experts' answers.
+
+#include "backends/cuda/common.cuh"
+
+namespace glint::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+
+// Block (eight experts, kRouteRows rows): a warp an expert, in fp32. The last block to finish a group of rows chooses:
+// a warp a row.
+__global__ void route_kernel(const float* x, const float* w, const float* bias, int rows, int hidden, int n_experts,
+                             int top_k, bool normalize, float scale, std::int32_t* ids, float* weights, float* scores,
+                             unsigned* counters) {
+  __shared__ bool last;
+  pdl_launch();
+  pdl_wait();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int expert = blockIdx.x * kWarps + warp, first = blockIdx.y * kRouteRows;
+  if (expert < n_experts) {
+    const float* we = w + static_cast<std::int64_t>(expert) * hidden;
+    float sum[kRouteRows] = {};
+    if (hidden % 4 == 0) {
+      for (int c = 4 * lane; c < hidden; c += 128) {
+        const float4 a = *reinterpret_cast<const float4*>(we + c);
+#pragma unroll
+        for (int t = 0; t < kRouteRows; ++t) {
+          if (first + t >= rows) break;
+          const float4 b = *reinterpret_cast<const float4*>(x + static_cast<std::int64_t>(first + t) * hidden + c);
+          sum[t] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+        }
+      }
+    } else {
+      for (int c = lane; c < hidden; c += 32) {
+#pragma unroll
+        for (int t = 0; t < kRouteRows; ++t) {
+          if (first + t < rows) sum[t] += we[c] * x[static_cast<std::int64_t>(first + t) * hidden + c];
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kRouteRows; ++t) {
+      const float s = warp_sum(sum[t]);
+      if (lane == 0 && first + t < rows)
+        scores[static_cast<std::int64_t>(first + t) * n_experts + expert] = 1.0F / (1.0F + expf(-s));
+    }
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counters + blockIdx.y, 1U) == gridDim.x - 1;
+    if (last) counters[blockIdx.y] = 0;  // for the next call
+  }
+  __syncthreads();
+  if (!last || warp >= kRouteRows || first + warp >= rows) return;
+  __threadfence();
+
+  constexpr int kPerLane = kMaxExperts / 32;
+  const std::int64_t row = first + warp;
+  float score[kPerLane], choice[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = lane + 32 * i;
+    score[i] = e < n_experts ? __ldcg(scores + row * n_experts + e) : 0.0F;
+    choice[i] = e < n_experts ? score[i] + bias[e] : -INFINITY;
+    if (!(choice[i] > -3e38F) && e < n_experts) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
+  }
+  float total = 0, mine = 0;
+  int my_id = 0;
+  for (int k = 0; k < top_k; ++k) {
+    float best = -INFINITY, best_score = 0;
+    int id = 1 << 30;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+      const float other = __shfl_xor_sync(0xffffffffU, best, d),
+                  other_score = __shfl_xor_sync(0xffffffffU, best_score, d);
+      const int other_id = __shfl_xor_sync(0xffffffffU, id, d);
+      if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (lane + 32 * i == id) choice[i] = -INFINITY;
+    }
+    total += best_score;
+    if (lane == k) mine = best_score, my_id = id;
+  }
+  if (lane < top_k) {
+    ids[row * top_k + lane] = my_id;
+    weights[row * top_k + lane] = (normalize ? mine / (total + 1e-20F) : mine) * scale;
+  }
+}
+
+// One block. A warp counts and places the slots of some experts, 32 slots at a time in order: the sort is stable.
+__global__ void group_kernel(const std::int32_t* ids, int slots, int shared_rows, int n_experts, int item_rows,
+                             const __grid_constant__ GroupBuffers out) {
+  __shared__ int count[kMaxExperts], start[kMaxExperts], first_item[kMaxExperts];
+  pdl_launch();
+  pdl_wait();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+  for (int e = warp; e < n_experts; e += n_warps) {
+    int n = 0;
+    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32)
+      n += __popc(__ballot_sync(0xffffffffU, i < slots && ids[i] == e));
+    if (lane == 0) count[e] = n;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int place = 0, item = 0;
+    for (int e = 0; e < n_experts; ++e) {
+      start[e] = place;
+      first_item[e] = item;
+      place += count[e];
+      item += (count[e] + item_rows - 1) / item_rows;
+    }
+    *out.n_items = item;
+  }
+  __syncthreads();
+  for (int e = warp; e < n_experts; e += n_warps) {
+    int place = start[e];
+    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32) {
+      const bool here = i < slots && ids[i] == e;
+      const unsigned mask = __ballot_sync(0xffffffffU, here);
+      if (here) out.order[place + __popc(mask & ((1U << lane) - 1U))] = i;
+      place += __popc(mask);
+    }
+    for (int i = lane; i * item_rows < count[e]; i += 32)
+      out.items[first_item[e] + i] = {e, start[e] + i * item_rows, min(item_rows, count[e] - i * item_rows), 0};
+  }
+  for (int i = threadIdx.x; i < shared_rows; i += blockDim.x) out.order[slots + i] = slots + i;
+}
+
+// Block (row, 256 columns): the row's experts in ascending order, then the shared one.
+__global__ void moe_sum_kernel(const std::int32_t* ids, const float* weights, const float* y, int T, int K, int hidden,
+                               bool has_shared, float* out) {
+  pdl_launch();
+  pdl_wait();
+  const std::int64_t row = blockIdx.x;
+  const int c = blockIdx.y * blockDim.x + threadIdx.x;
+  if (c >= hidden) return;
+  float sum = 0;
+  int done = -1;  // experts up to here are added
+  for (int k = 0; k < K; ++k) {
+    int next = 1 << 30, at = -1;
+    for (int i = 0; i < K; ++i) {
+      const int id = ids[row * K + i];
+      if (id > done && id < next) next = id, at = i;
+    }
+    if (at < 0) break;
+    sum += weights[row * K + at] * y[(row * K + at) * hidden + c];
+    done = next;
+  }
+  if (has_shared) sum += y[(static_cast<std::int64_t>(T) * K + row) * hidden + c];
+  out[row * hidden + c] = sum;
+}
+
+}  // namespace
+
+void route(const Launch& l, const float* x, const float* w, const float* bias, std::int64_t rows, std::int64_t hidden,
+           int n_experts, int top_k, bool normalize, float scale, std::int32_t* ids, float* weights, float* scores,
+           unsigned* counters) {
+  if (rows == 0) return;
+  launch(l, route_kernel, dim3(ceil_div(n_experts, kWarps), ceil_div(rows, kRouteRows)), dim3(32 * kWarps), 0, x, w,
+         bias, static_cast<int>(rows), static_cast<int>(hidden), n_experts, top_k, normalize, scale, ids, weights,
+         scores, counters);
+}
+
+void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
+                 int item_rows, const GroupBuffers& out) {
+  launch(l, group_kernel, dim3(1), dim3(1024), 0, ids, static_cast<int>(slots), static_cast<int>(shared_rows),
+         n_experts, item_rows, out);
+}
+
+void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
+             std::int64_t hidden, bool has_shared, float* out) {
+  if (T == 0) return;
+  launch(l, moe_sum_kernel, dim3(static_cast<unsigned>(T), ceil_div(hidden, 256)), dim3(256), 0, ids, weights, y,
+         static_cast<int>(T), K, static_cast<int>(hidden), has_shared, out);
+}
+
+}  // namespace glint::cuda

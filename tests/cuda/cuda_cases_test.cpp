@@ -1,0 +1,285 @@
+// The case list on the GPU, and what only a device can get wrong: formats that the cases do not make, repeats, graphs.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "backends/cuda/cuda.hpp"
+#include "ops/case_runner.hpp"
+#include "tensor/codec.hpp"
+
+namespace glint {
+namespace {
+
+// Skipping must not look like passing: CI has no GPU, and its log says so.
+#define NEED_GPU()                                                                         \
+  do {                                                                                     \
+    std::string why;                                                                       \
+    if (!cuda_available(&why)) {                                                           \
+      std::printf("  *** NOT TESTED: no usable CUDA device here (%s) ***\n", why.c_str()); \
+      GTEST_SKIP() << why;                                                                 \
+    }                                                                                      \
+  } while (false)
+
+TEST(Cuda, DevicesAreListed) {
+  NEED_GPU();
+  const auto devices = cuda_devices();
+  ASSERT_FALSE(devices.empty());
+  for (const CudaDevice& d : devices) {
+    std::printf("  %d: %s, sm_%d, %.1f of %.1f GiB free\n", d.index, d.name.c_str(), d.sm,
+                static_cast<double>(d.free_bytes) / (1 << 30), static_cast<double>(d.memory_bytes) / (1 << 30));
+    EXPECT_GT(d.memory_bytes, 0);
+    EXPECT_GE(d.sm, 80);
+  }
+}
+
+TEST(Cuda, UnknownDeviceIsRefused) {
+  NEED_GPU();
+  EXPECT_ANY_THROW(make_cuda_ops({.device = 1000}));
+}
+
+TEST(Cuda, CasesAgreeWithTheReference) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  std::printf("  %s\n", ops->name().c_str());
+  expect_all_cases(*ops, Precision::kBF16);
+}
+
+// Every kernel, on few cases: under compute-sanitizer each launch takes long.
+TEST(Cuda, SomeCasesForASanitizer) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  int n = 0;
+  for (std::size_t i = 0; i < all_cases().size(); i += 5) {
+    const Case& c = all_cases()[i];
+    if (!supported(c, *ops)) continue;
+    for (const Output& o : run_outputs(c, *ops, Layout::kScattered)) EXPECT_EQ(o.damage, "") << c.name;
+    ++n;
+  }
+  EXPECT_GT(n, 50);
+}
+
+// Dependent launches overlap kernels: the answers must not change with them.
+TEST(Cuda, DependentLaunchChangesNothing) {
+  NEED_GPU();
+  const auto overlapped = make_cuda_ops({.dependent_launch = true});
+  const auto plain = make_cuda_ops({.dependent_launch = false});
+  overlapped->reserve(case_limits());
+  plain->reserve(case_limits());
+  for (const Case& c : all_cases()) {
+    if (!supported(c, *plain)) continue;
+    const auto a = run_outputs(c, *overlapped, Layout::kScattered), b = run_outputs(c, *plain, Layout::kScattered);
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(0, std::memcmp(a[i].values.data(), b[i].values.data(), a[i].values.size() * sizeof(float)))
+          << c.name << ": " << a[i].name;
+    }
+  }
+}
+
+TEST(Cuda, CopiesLargerThanTheirStagingArriveWhole) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  constexpr std::size_t kWords = (std::size_t{21} << 20) / 4 + 3;  // more than both pinned halves
+  std::vector<std::uint32_t> out(kWords), back(kWords);
+  for (std::size_t i = 0; i < kWords; ++i) out[i] = static_cast<std::uint32_t>(i * 2654435761U);
+  const Buffer a = ops->allocate(kWords * 4), b = ops->allocate(kWords * 4);
+  ops->upload(a.data(), out.data(), kWords * 4);
+  std::memset(out.data(), 0, 64);  // upload has taken its bytes by now
+  ops->copy(b.data(), a.data(), kWords * 4);
+  ops->download(back.data(), b.data(), kWords * 4);
+  for (std::size_t i = 16; i < kWords; ++i) ASSERT_EQ(back[i], static_cast<std::uint32_t>(i * 2654435761U)) << i;
+  ASSERT_EQ(back[5], 5 * 2654435761U);
+}
+
+// ---- block formats: linear and moe against decode_row ---------------------------------------------------------------
+
+struct Quant {
+  const char* name;
+  QuantSpec spec;
+};
+
+const Quant kQuants[] = {
+    {"int4-g128", {.format = WeightFormat::kI4, .group = 128}},
+    {"int4-g128-asym", {.format = WeightFormat::kI4, .group = 128, .symmetric = false}},
+    {"int4-g64", {.format = WeightFormat::kI4, .group = 64}},
+    {"int4-g32", {.format = WeightFormat::kI4, .group = 32, .scale_dtype = DType::kF16}},
+    {"int4-g32-asym", {.format = WeightFormat::kI4, .group = 32, .symmetric = false}},
+    {"int8-channel", {.format = WeightFormat::kI8, .group = 0}},
+    {"int8-g128-asym", {.format = WeightFormat::kI8, .group = 128, .symmetric = false}},
+    {"fp8-channel", {.format = WeightFormat::kF8E4M3, .group = 0, .scale_dtype = DType::kF32}},
+    {"fp8-128x128", {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128, .scale_dtype = DType::kF32}},
+    {"nf4-g64", {.format = WeightFormat::kNF4, .group = 64, .scale_dtype = DType::kF32}},
+};
+
+// A quantised matrix on the device, and what it decodes to on the host.
+struct DeviceMatrix {
+  Buffer codes, scales, mins;
+  Weight w;
+  std::vector<float> values;
+};
+
+Buffer to_device(Ops& ops, const void* data, std::size_t bytes) {
+  Buffer b = ops.allocate(bytes);
+  ops.upload(b.data(), data, bytes);
+  return b;
+}
+
+DeviceMatrix matrix(Ops& ops, Random& random, const QuantSpec& spec, std::int64_t rows, std::int64_t cols) {
+  const auto source = random.normals(rows * cols, 1.0F / std::sqrt(static_cast<float>(cols)));
+  const QuantizedWeight q = quantize_rtn(spec, source.data(), rows, cols);
+  DeviceMatrix m;
+  m.values.resize(source.size());
+  for (std::int64_t r = 0; r < rows; ++r) decode_row(q.w, r, m.values.data() + r * cols);
+  m.w = q.w;
+  m.codes = to_device(ops, q.codes.data(), q.codes.bytes());
+  m.scales = to_device(ops, q.scales.data(), q.scales.bytes());
+  m.w.data = m.codes.data();
+  m.w.scales = m.scales.data();
+  if (q.w.mins != nullptr) {
+    m.mins = to_device(ops, q.mins.data(), q.mins.bytes());
+    m.w.mins = m.mins.data();
+  }
+  return m;
+}
+
+std::vector<float> times(const std::vector<float>& x, std::int64_t rows, const DeviceMatrix& m) {
+  const std::int64_t cols = m.w.cols;
+  std::vector<float> out;
+  for (std::int64_t t = 0; t < rows; ++t) {
+    for (std::int64_t o = 0; o < m.w.rows; ++o) {
+      double sum = 0;
+      for (std::int64_t c = 0; c < cols; ++c)
+        sum += double{x[static_cast<std::size_t>(t * cols + c)]} * m.values[static_cast<std::size_t>(o * cols + c)];
+      out.push_back(static_cast<float>(sum));
+    }
+  }
+  return out;
+}
+
+double nmse(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0, square = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
+    square += double{want[i]} * want[i];
+  }
+  return error / square;  // NaN fails every comparison
+}
+
+constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
+
+TEST(CudaFormats, LinearAgreesWithTheDecoder) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  OpLimits limits = case_limits();
+  limits.dense_inner = 4096;
+  ops->reserve(limits);
+  Random random(7);
+  for (const Quant& q : kQuants) {
+    double worst = 0;
+    for (const auto& [rows, cols] :
+         {std::pair{200, 768}, std::pair{48, 2048}, std::pair{33, 256}, std::pair{19, 384}}) {
+      const DeviceMatrix m = matrix(*ops, random, q.spec, rows, cols);
+      for (const std::int64_t t : {1, 5, 9, 16, 17, 130}) {
+        const auto x = random.normals(t * cols, 1.0F);
+        const Buffer dx = to_device(*ops, x.data(), x.size() * 4),
+                     dy = ops->allocate(static_cast<std::size_t>(t * rows) * 4);
+        ops->linear({.x = {dx.data(), DType::kF32, {t, cols}}, .w = m.w, .out = {dy.data(), DType::kF32, {t, rows}}});
+        std::vector<float> y(static_cast<std::size_t>(t * rows));
+        ops->download(y.data(), dy.data(), y.size() * 4);
+        const double e = nmse(y, times(x, t, m));
+        EXPECT_LT(e, kProductLimit) << q.name << ", T=" << t << ", " << cols << "→" << rows;
+        worst = std::max(worst, e);
+      }
+    }
+    std::printf("  %-16s worst nmse %.2e\n", q.name, worst);
+  }
+}
+
+// The same tokens through the same experts as BF16 matrices of the decoded values: only the format differs.
+TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  const auto reference = make_reference_ops();
+  reference->reserve(case_limits());
+  Random random(8);
+  constexpr std::int64_t kHidden = 256, kInner = 128, kExperts = 6;
+  constexpr int kTopK = 2;
+  for (const Quant& q : kQuants) {
+    std::vector<DeviceMatrix> all;
+    const auto expert = [&](ExpertWeights* device, ExpertWeights* host) {
+      const auto one = [&](std::int64_t rows, std::int64_t cols, Weight* d, Weight* h) {
+        all.push_back(matrix(*ops, random, q.spec, rows, cols));
+        *d = all.back().w;
+        *h = {.format = WeightFormat::kF32, .rows = rows, .cols = cols, .data = all.back().values.data()};
+      };
+      one(kInner, kHidden, &device->gate, &host->gate);
+      one(kInner, kHidden, &device->up, &host->up);
+      one(kHidden, kInner, &device->down, &host->down);
+    };
+    std::vector<ExpertWeights> device(kExperts), host(kExperts);
+    ExpertWeights device_shared, host_shared;
+    for (std::size_t e = 0; e < kExperts; ++e) expert(&device[e], &host[e]);
+    expert(&device_shared, &host_shared);
+    for (const std::int64_t t : {1, 6, 30, 150}) {
+      const auto x = random.normals(t * kHidden, 1.0F);
+      std::vector<std::int32_t> ids;
+      std::vector<float> weights;
+      for (std::int64_t i = 0; i < t; ++i) {
+        const auto order = random.permutation(kExperts);
+        ids.insert(ids.end(), order.begin(), order.begin() + kTopK);
+        for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
+      }
+      std::vector<float> want(x.size()), got(x.size());
+      MoeParams p;
+      p.top_k = kTopK;
+      p.x = {x.data(), DType::kF32, {t, kHidden}};
+      p.ids = ids.data();
+      p.weights = weights.data();
+      p.experts = host;
+      p.shared = host_shared;
+      p.out = {want.data(), DType::kF32, {t, kHidden}};
+      reference->moe(p);
+      const Buffer dx = to_device(*ops, x.data(), x.size() * 4), di = to_device(*ops, ids.data(), ids.size() * 4);
+      const Buffer dw = to_device(*ops, weights.data(), weights.size() * 4), dy = ops->allocate(x.size() * 4);
+      p.x.data = dx.data();
+      p.ids = static_cast<const std::int32_t*>(di.data());
+      p.weights = static_cast<const float*>(dw.data());
+      p.experts = device;
+      p.shared = device_shared;
+      p.out.data = dy.data();
+      ops->moe(p);
+      ops->download(got.data(), dy.data(), got.size() * 4);
+      EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t;
+    }
+  }
+}
+
+// A row's sum has one order for up to 16 rows: alone or in company, the bits are the same.
+TEST(Cuda, FewRowsDoNotSeeEachOther) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  Random random(9);
+  const DeviceMatrix m = matrix(*ops, random, kQuants[0].spec, 100, 768);
+  const auto x = random.normals(16 * 768, 1.0F);
+  const Buffer dx = to_device(*ops, x.data(), x.size() * 4), dy = ops->allocate(16 * 100 * 4);
+  std::vector<float> together(16 * 100), alone(100);
+  for (const std::int64_t n : {2, 8, 9, 16}) {
+    ops->linear({.x = {dx.data(), DType::kF32, {n, 768}}, .w = m.w, .out = {dy.data(), DType::kF32, {n, 100}}});
+    ops->download(together.data(), dy.data(), static_cast<std::size_t>(n) * 400);
+    for (std::int64_t r = 0; r < n; ++r) {
+      ops->linear({.x = {static_cast<const float*>(dx.data()) + r * 768, DType::kF32, {1, 768}},
+                   .w = m.w,
+                   .out = {dy.data(), DType::kF32, {1, 100}}});
+      ops->download(alone.data(), dy.data(), 400);
+      EXPECT_EQ(0, std::memcmp(alone.data(), together.data() + r * 100, 400)) << "row " << r << " of " << n;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace glint
