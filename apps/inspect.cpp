@@ -6,6 +6,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
@@ -17,6 +18,7 @@
 #include "ops/kv_codec.hpp"
 #include "progress.hpp"
 #include "weights/checkpoint.hpp"
+#include "weights/matrix_reader.hpp"
 
 namespace glint::apps {
 namespace {
@@ -35,6 +37,7 @@ struct InspectFlags {
 struct Contents {
   std::array<RoleSize, kRoles> roles;
   std::map<std::string, RoleSize> dtypes;
+  std::map<std::string, RoleSize> schemes;  // how matrices are stored; tensors: matrices
   RoleSize total;
   RoleSize unknown;  // names that the model does not have: load_weights refuses them
   std::int64_t loaded_bytes = 0;
@@ -44,36 +47,67 @@ struct Contents {
   bool fused_experts = false;
 };
 
+std::int64_t bytes_of(const SafetensorsEntry& t) { return static_cast<std::int64_t>(t.end - t.begin); }
+
 void count(RoleSize& size, const SafetensorsEntry& t) {
   ++size.tensors;
   size.params += t.shape.elements();
-  size.bytes += static_cast<std::int64_t>(t.end - t.begin);
+  size.bytes += bytes_of(t);
 }
 
-// Norms and routers are loaded as F32, F8 matrices as BF16, the rest as stored.
-std::int64_t loaded_bytes(const TensorSpec& spec, const SafetensorsEntry& t) {
-  const bool f32 = spec.rank == 1 || spec.role == Role::kRouter;
-  const std::size_t element = f32 ? 4 : t.dtype == DType::kF8E4M3 ? 2 : dtype_bytes(t.dtype);
-  return t.shape.elements() * static_cast<std::int64_t>(element);
+// What a tensor takes in memory. Norms and routers are loaded as F32, kv_b as BF16 if it is quantised, F8 without
+// scales as BF16, FP8 scales of FP4 as F32; the rest as stored. `matrix`: the tensor that stands for a quantised matrix
+// of several.
+std::int64_t loaded_bytes(const TensorSpec& spec, const SafetensorsEntry& t, std::string_view scheme, bool matrix,
+                          std::int64_t params) {
+  if (spec.rank == 1) return t.shape.elements() * 4;
+  if (spec.role == Role::kRouter) return matrix ? params * 4 : 0;
+  const bool quantised = scheme != "plain";
+  if (quantised && spec.field == "layers.kv_b") return matrix ? params * 2 : 0;
+  if (t.dtype != DType::kF8E4M3) return bytes_of(t);
+  if (!quantised) return bytes_of(t) * 2;
+  return scheme.ends_with("nvfp4") ? bytes_of(t) * 4 : bytes_of(t);
+}
+
+// A quantised matrix is several tensors: its parameters count once, with the first.
+void count_matrix(Contents& c, const Checkpoint& checkpoint, const TensorSpec& spec, const SafetensorsEntry& entry,
+                  std::int64_t params, std::set<std::string>& seen) {
+  const std::string base = matrix_base(entry.name);
+  const bool first = seen.insert(base).second;
+  const MatrixScheme* found = find_scheme(checkpoint, base);
+  const std::string scheme(found == nullptr ? "incomplete" : found->name);
+  for (RoleSize* size : {&c.roles[static_cast<std::size_t>(spec.role)], &c.total, &c.schemes[scheme]}) {
+    size->tensors += size == &c.schemes[scheme] && !first ? 0 : 1;
+    size->params += first ? params : 0;
+    size->bytes += bytes_of(entry);
+  }
+  c.loaded_bytes += loaded_bytes(spec, entry, scheme, first, params);
 }
 
 Contents survey(const Checkpoint& checkpoint, const ModelConfig& config) {
   Contents c;
+  std::set<std::string> seen;
   for (const Checkpoint::Tensor& t : checkpoint.tensors()) {
     const SafetensorsEntry& entry = *t.entry;
-    count(c.total, entry);
     count(c.dtypes[std::string(dtype_name(entry.dtype))], entry);
-    const auto place = find_place(entry.name, config);
+    const auto place = find_stored_place(entry.name, config);
     if (!place) {
+      count(c.total, entry);
       if (!is_ignored_tensor(entry.name)) count(c.unknown, entry);
       continue;
     }
-    count(c.roles[static_cast<std::size_t>(place->spec->role)], entry);
-    c.loaded_bytes += loaded_bytes(*place->spec, entry);
+    const TensorSpec& spec = *place->spec;
+    if (spec.rank >= 2) {
+      count_matrix(c, checkpoint, spec, entry, spec.shape(config).elements(), seen);
+    } else {
+      count(c.total, entry);
+      count(c.roles[static_cast<std::size_t>(spec.role)], entry);
+      c.loaded_bytes += loaded_bytes(spec, entry, "plain", true, 0);
+    }
     c.mtp |= place->layer == config.n_layers;
-    c.mtp_embed |= place->spec->field == "mtp.embed";
-    c.mtp_head |= place->spec->field == "mtp.head";
-    c.fused_experts |= place->spec->scope == Scope::kFused;
+    c.mtp_embed |= spec.field == "mtp.embed";
+    c.mtp_head |= spec.field == "mtp.head";
+    c.fused_experts |= spec.scope == Scope::kFused;
   }
   return c;
 }
@@ -146,9 +180,10 @@ json::object config_json(const ModelConfig& c) {
 }
 
 json::object report_json(const Report& r, bool tensors) {
-  json::object roles, dtypes;
+  json::object roles, dtypes, schemes;
   for (std::size_t i = 0; i < kRoles; ++i) roles[role_name(static_cast<Role>(i))] = size_json(r.contents.roles[i]);
   for (const auto& [name, size] : r.contents.dtypes) dtypes[name] = size_json(size);
+  for (const auto& [name, size] : r.contents.schemes) schemes[name] = size_json(size);
   json::object codecs;
   for (const KvCodec codec : kKvCodecs) codecs[kv_codec_name(codec)] = r.config.n_cache_layers() * kv_row_bytes(codec);
   json::array files;
@@ -163,6 +198,7 @@ json::object report_json(const Report& r, bool tensors) {
       {"unknown", size_json(r.contents.unknown)},
       {"roles", std::move(roles)},
       {"dtypes", std::move(dtypes)},
+      {"schemes", std::move(schemes)},
       {"mtp", {{"present", r.contents.mtp}, {"own_embed", r.contents.mtp_embed}, {"own_head", r.contents.mtp_head}}},
       {"experts", r.contents.fused_experts ? "fused" : "one tensor each"},
       {"verified", r.verified},
@@ -230,12 +266,12 @@ void print_config(const Report& r) {
 }
 
 void print_table(std::string_view title, const std::vector<std::pair<std::string, RoleSize>>& rows) {
-  fmt::print("\n{:<16}{:>9}{:>16}{:>12}{:>8}\n", title, "tensors", "parameters", "bytes", "share");
+  fmt::print("\n{:<26}{:>9}{:>16}{:>12}{:>8}\n", title, "tensors", "parameters", "bytes", "share");
   std::int64_t total = 0;
   for (const auto& [name, size] : rows) total += size.bytes;
   for (const auto& [name, size] : rows) {
     if (size.tensors == 0) continue;
-    fmt::print("{:<16}{:>9}{:>16}{:>12}{:>7.1f}%\n", name, size.tensors, size.params, size_text(size.bytes),
+    fmt::print("{:<26}{:>9}{:>16}{:>12}{:>7.1f}%\n", name, size.tensors, size.params, size_text(size.bytes),
                total > 0 ? 100.0 * static_cast<double>(size.bytes) / static_cast<double>(total) : 0.0);
   }
 }
@@ -247,6 +283,7 @@ void print_report(const Report& r, bool tensors) {
   if (r.contents.unknown.tensors > 0) rows.emplace_back("unknown", r.contents.unknown);
   print_table("role", rows);
   print_table("dtype", {r.contents.dtypes.begin(), r.contents.dtypes.end()});
+  print_table("matrices as", {r.contents.schemes.begin(), r.contents.schemes.end()});
 
   const double machine = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
   fmt::print("\nmemory for {} sequence{} of {} tokens\n", r.sequences, r.sequences == 1 ? "" : "s", r.context);
