@@ -285,9 +285,21 @@ TEST(Checked, RefusesSlotsAndPagesAstray) {
       v.mla_attend(), [](auto& p) { p.window_tokens = -1; }, "window_tokens: found -1");
 }
 
+// A backend that reads BF16 weights only.
+class ReadsBf16 final : public DecoratedOps<ReadsBf16> {
+ public:
+  using DecoratedOps::DecoratedOps;
+  bool supports(WeightFormat format) const override { return format == WeightFormat::kBF16; }
+  bool supports(KvCodec codec) const override { return inner().supports(codec); }
+  template <typename Params, typename Run>
+  void around(std::string_view, const Params&, Run run) {
+    run();
+  }
+};
+
 TEST(Checked, RefusesWeightsThatTheBackendDoesNotRead) {
   Valid v;
-  Checked checked(make_reference_ops());
+  Checked checked(std::make_unique<ReadsBf16>(make_reference_ops()));
   LinearParams p = v.linear();
   const float scale = 1;
   p.w.format = WeightFormat::kF8E4M3;

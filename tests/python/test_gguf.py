@@ -227,7 +227,7 @@ def answers(path, golden):
     import glint
 
     with glint.Engine(path) as engine:
-        assert engine.info()["has_mtp"]
+        assert engine.info["has_mtp"]
         return [engine.generate(golden[name]["text"], **GREEDY).ids for name in PROMPTS]
 
 
@@ -271,7 +271,7 @@ def test_missing_gating_function_means_sigmoid(tmp_path, tiny, golden, from_safe
     import glint
 
     with glint.Engine(tmp_path) as engine:
-        assert engine.info()["eos_ids"] == [8128, 8135, 8137]
+        assert engine.info["eos_ids"] == [8128, 8135, 8137]
 
 
 def test_split_files(tmp_path, tiny, golden, from_safetensors):
