@@ -256,12 +256,25 @@ def test_same_tokens_as_the_checkpoint(tmp_path, tiny, golden, from_safetensors,
     assert answers(tmp_path, golden) == from_safetensors
 
 
-# The first token of the story is certain enough for 8 bits, and the 4-bit model still tells one.
-@pytest.mark.parametrize(("kind", "agree"), [("Q8_0", 12), ("Q4_0", 1)])
-def test_block_types_load_and_answer(tmp_path, tiny, golden, from_safetensors, kind, agree):
+def mean_logprob(path, golden):
+    """Nats a token that the model gives to the golden greedy continuations (teacher forcing)."""
+    import glint
+
+    with glint.Engine(path) as engine:
+        total, n = 0.0, 0
+        for name in PROMPTS:
+            prompt = engine.encode(golden[name]["text"])
+            scores = engine.score(list(prompt) + golden[name]["greedy_ids"])[len(prompt) - 1 :]
+            total, n = total + float(sum(scores)), n + len(scores)
+        return total / n
+
+
+# Rounding costs likelihood: 8 bits next to nothing, 4 bits by plain rounding something, a wrong decoder several nats.
+@pytest.mark.parametrize(("kind", "limit"), [("Q8_0", 0.005), ("Q4_0", 0.05)])
+def test_block_types_load_and_answer(tmp_path, tiny, golden, kind, limit):
     make(tmp_path / "model.gguf", tiny, Q[kind])
-    got = answers(tmp_path, golden)[0]
-    assert got[:agree] == from_safetensors[0][:agree]
+    loss = mean_logprob(ROOT / "models/tiny", golden) - mean_logprob(tmp_path, golden)
+    assert abs(loss) < limit
 
 
 def test_missing_gating_function_means_sigmoid(tmp_path, tiny, golden, from_safetensors):
