@@ -30,6 +30,13 @@ GLINT_WIDE void accumulate(const float* r, const Lane* e, std::size_t n, Lane& s
   sum = s;
 }
 
+// to[j] += factor · h[j] for j < n, a factor a lane.
+GLINT_WIDE void spread(const float* h, const Lane& factor, std::size_t n, Lane* to) {
+  for (std::size_t j = 0; j < n; ++j) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) to[j][lane] += h[j] * factor[lane];
+  }
+}
+
 constexpr std::int64_t kPiece = 64;  // rows of x that are added to a Hessian together
 
 // h[j] += a · piece[j] for j < n, piece [n, kPiece].
@@ -114,7 +121,8 @@ class RowBlock {
         base_(static_cast<std::size_t>(f.n)) {}
 
   template <typename Grid>
-  void quantize(QuantizedWeight& q, const float* values, std::int64_t r0, const Grid& grid) {
+  void quantize(QuantizedWeight& q, const float* values, std::int64_t r0, const Grid& grid, int sweeps) {
+    scales_.clear();
     const std::int64_t n_rows = std::min<std::int64_t>(kLanes, q.w.rows - r0);
     for (std::int64_t k = 0; k < f_.n; ++k) {
       for (std::size_t lane = 0; lane < kLanes; ++lane) {
@@ -125,16 +133,15 @@ class RowBlock {
     for (std::int64_t k0 = 0; k0 < f_.n; k0 += q.w.group) {
       const auto begin = static_cast<std::size_t>(k0);
       const auto end = static_cast<std::size_t>(std::min(f_.n, k0 + q.w.group));
-      const Scales s = choose_scales(begin, end, grid);
-      for (std::int64_t lane = 0; lane < n_rows; ++lane) {
-        const auto i = static_cast<std::size_t>(lane);
-        set_scale(q, r0 + lane, k0 / q.w.group, {.scale = s.scale[i], .min = s.min[i]});
-      }
-      round_group(begin, end, s, grid, [&](std::size_t k, std::size_t lane, float x) {
-        if (static_cast<std::int64_t>(lane) < n_rows)
-          set_code(q, r0 + static_cast<std::int64_t>(lane), static_cast<std::int64_t>(k), grid.code(x));
-      });
+      scales_.push_back(choose_scales(begin, end, grid));
+      round_group(begin, end, scales_.back(), grid);
     }
+    if (sweeps > 0) start_sweeps();
+    for (int i = 0; i < sweeps; ++i) {
+      move_codes(q.w.group, grid);
+      if (q.w.mins == nullptr) move_scales(q.w);
+    }
+    emit(q, r0, n_rows, grid);
   }
 
  private:
@@ -145,8 +152,8 @@ class RowBlock {
 
   // Rounds columns [begin, end), whose base_ holds the target without the group's own feedback. Returns the error
   // Σ D_k (target - rounded)².
-  template <typename Grid, typename Emit>
-  Lane round_group(std::size_t begin, std::size_t end, const Scales& s, const Grid& grid, const Emit& emit) {
+  template <typename Grid>
+  Lane round_group(std::size_t begin, std::size_t end, const Scales& s, const Grid& grid) {
     Lane error{};
     for (std::size_t k = begin; k < end; ++k) {
       Lane target = base_[k];
@@ -154,7 +161,6 @@ class RowBlock {
       for (std::size_t lane = 0; lane < kLanes; ++lane) {
         const float x = (target[lane] - s.min[lane]) * s.inverse[lane];
         const float rounded = s.scale[lane] * grid.level(x) + s.min[lane];
-        emit(k, lane, x);
         e_[k][lane] = w_[k][lane] - rounded;
         error[lane] += f_.cost[k] * (target[lane] - rounded) * (target[lane] - rounded);
       }
@@ -187,12 +193,11 @@ class RowBlock {
     }
     // A search runs the group once a factor: too dear for whole rows, where it gains least.
     if (shrink_.size() == 1 || end - begin > kLargestSearched) return best;
-    const auto ignore = [](std::size_t, std::size_t, float) {};
-    Lane least = round_group(begin, end, best, grid, ignore);
+    Lane least = round_group(begin, end, best, grid);
     for (std::size_t f = 1; f < shrink_.size(); ++f) {
       Scales s{};
       for (std::size_t lane = 0; lane < kLanes; ++lane) s.set(lane, shrunk_scale(spec_, plain[lane], shrink_[f]));
-      const Lane error = round_group(begin, end, s, grid, ignore);
+      const Lane error = round_group(begin, end, s, grid);
       for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if (error[lane] >= least[lane]) continue;
         least[lane] = error[lane];
@@ -202,41 +207,131 @@ class RowBlock {
     return best;
   }
 
+  // ---- sweeps: w - e are the rounded values, g = e H ---------------------------------------------------------
+
+  void start_sweeps() {
+    const auto n = static_cast<std::size_t>(f_.n);
+    for (std::size_t j = 0; j < n; ++j) {
+      base_[j] = Lane{};
+      accumulate(f_.moments.data() + j * n, e_.data(), n, base_[j]);  // base_ is g from here on
+    }
+  }
+
+  // The rounded value of column k that makes the error least is ŵ + g_k / H_kk: to the nearest code of it.
+  template <typename Grid>
+  void move_codes(std::int64_t group, const Grid& grid) {
+    const auto n = static_cast<std::size_t>(f_.n);
+    for (std::size_t k = 0; k < n; ++k) {
+      const Scales& s = scales_[k / static_cast<std::size_t>(group)];
+      const float* h = f_.moments.data() + k * n;
+      const float inverse = 1.0F / h[k];
+      Lane back;  // minus the change
+      float any = 0;
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        const float now = w_[k][lane] - e_[k][lane];
+        const float x = (now + base_[k][lane] * inverse - s.min[lane]) * s.inverse[lane];
+        back[lane] = now - (s.scale[lane] * grid.level(x) + s.min[lane]);
+        // A change below half a step is rounding noise of the same code.
+        if (std::fabs(back[lane]) < 0.01F * std::fabs(s.scale[lane])) back[lane] = 0;
+        any += std::fabs(back[lane]);
+      }
+      if (any == 0) continue;
+      for (std::size_t lane = 0; lane < kLanes; ++lane) e_[k][lane] += back[lane];
+      spread(h, back, n, base_.data());
+    }
+  }
+
+  // Scaling a group's rounded values v by 1 + t: the error falls most at t = (v·g) / (v H v).
+  void move_scales(const Weight& w) {
+    const auto n = static_cast<std::size_t>(f_.n);
+    std::vector<Lane> v(static_cast<std::size_t>(w.group));
+    for (std::size_t i = 0; i < scales_.size(); ++i) {
+      const std::size_t begin = i * v.size(), end = std::min(n, begin + v.size());
+      Lane along{}, square{};
+      for (std::size_t k = begin; k < end; ++k) {
+        for (std::size_t lane = 0; lane < kLanes; ++lane) {
+          v[k - begin][lane] = w_[k][lane] - e_[k][lane];
+          along[lane] += v[k - begin][lane] * base_[k][lane];
+        }
+      }
+      for (std::size_t k = begin; k < end; ++k) {
+        Lane hv{};
+        accumulate(f_.moments.data() + k * n + begin, v.data(), end - begin, hv);
+        for (std::size_t lane = 0; lane < kLanes; ++lane) square[lane] += v[k - begin][lane] * hv[lane];
+      }
+      Lane back{};  // minus t, as the scale's type allows it
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        if (!(square[lane] > 0)) continue;
+        const GroupScale now{.scale = scales_[i].scale[lane]};
+        const GroupScale next = shrunk_scale(spec_, now, 1.0F + along[lane] / square[lane]);
+        const float t = next.scale / now.scale - 1.0F;
+        if (!(2 * t * along[lane] > t * t * square[lane])) continue;  // the rounded step does not help
+        scales_[i].set(lane, next);
+        back[lane] = -t;
+      }
+      for (std::size_t k = begin; k < end; ++k) {
+        Lane change;
+        for (std::size_t lane = 0; lane < kLanes; ++lane) {
+          change[lane] = back[lane] * v[k - begin][lane];
+          e_[k][lane] += change[lane];
+        }
+        spread(f_.moments.data() + k * n, change, n, base_.data());
+      }
+    }
+  }
+
+  template <typename Grid>
+  void emit(QuantizedWeight& q, std::int64_t r0, std::int64_t n_rows, const Grid& grid) const {
+    const auto group = static_cast<std::size_t>(q.w.group);
+    for (std::size_t lane = 0; lane < static_cast<std::size_t>(n_rows); ++lane) {
+      const std::int64_t r = r0 + static_cast<std::int64_t>(lane);
+      for (std::size_t k = 0; k < static_cast<std::size_t>(f_.n); ++k) {
+        const Scales& s = scales_[k / group];
+        const auto col = static_cast<std::int64_t>(k);
+        if (k % group == 0) set_scale(q, r, col / q.w.group, {.scale = s.scale[lane], .min = s.min[lane]});
+        set_code(q, r, col, grid.code((w_[k][lane] - e_[k][lane] - s.min[lane]) * s.inverse[lane]));
+      }
+    }
+  }
+
   static constexpr std::size_t kLargestSearched = 256;
 
   const QuantSpec& spec_;
   const HessianFactor& f_;
   const std::vector<float>& shrink_;
-  std::vector<Lane> w_;     // the values
-  std::vector<Lane> e_;     // w - ŵ of the columns done
-  std::vector<Lane> base_;  // targets of the current group without its own feedback
+  std::vector<Lane> w_;         // the values
+  std::vector<Lane> e_;         // w - ŵ of the columns done
+  std::vector<Lane> base_;      // targets of the current group without its own feedback; in the sweeps: e H
+  std::vector<Scales> scales_;  // of the groups done
 };
 
 }  // namespace
 
-// In pieces of 64 rows, transposed, so that an element of H takes a dot product of contiguous memory.
+// Transposed, so that an element of H takes a dot product of contiguous memory.
 void Hessian::add(const float* x, std::int64_t rows, const float* weights, ThreadPool* pool) {
-  std::vector<float> piece(static_cast<std::size_t>(n_ * kPiece));
-  for (std::int64_t r0 = 0; r0 < rows; r0 += kPiece) {
-    const std::int64_t count = std::min(kPiece, rows - r0);
-    for (std::int64_t i = 0; i < n_; ++i) {
-      for (std::int64_t r = 0; r < kPiece; ++r) {
-        float v = 0;
-        if (r < count) {
-          v = x[(r0 + r) * n_ + i];
-          if (weights != nullptr) v *= std::sqrt(weights[r0 + r]);
-        }
-        piece[static_cast<std::size_t>(i * kPiece + r)] = v;
-      }
-    }
-    const auto add_row = [&](std::int64_t i, int) {
-      add_products(&piece[static_cast<std::size_t>(i * kPiece)], piece.data(), i + 1,
-                   &h_[static_cast<std::size_t>(i * n_)]);
-    };
-    if (pool != nullptr) pool->parallel_for(n_, add_row);
-    for (std::int64_t i = 0; pool == nullptr && i < n_; ++i) add_row(i, 0);
+  if (piece_.empty()) piece_.assign(static_cast<std::size_t>(n_ * kPiece), 0.0F);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float factor = weights != nullptr ? std::sqrt(weights[r]) : 1.0F;
+    for (std::int64_t i = 0; i < n_; ++i)
+      piece_[static_cast<std::size_t>(i * kPiece + pending_)] = factor * x[r * n_ + i];
+    if (++pending_ == kPiece) add_piece(pool);
   }
   rows_seen_ += rows;
+}
+
+void Hessian::add_piece(ThreadPool* pool) {
+  const auto add_row = [&](std::int64_t i, int) {
+    add_products(&piece_[static_cast<std::size_t>(i * kPiece)], piece_.data(), i + 1,
+                 &h_[static_cast<std::size_t>(i * n_)]);
+  };
+  if (pool != nullptr) pool->parallel_for(n_, add_row);
+  for (std::int64_t i = 0; pool == nullptr && i < n_; ++i) add_row(i, 0);
+  pending_ = 0;
+  std::fill(piece_.begin(), piece_.end(), 0.0F);
+}
+
+void Hessian::finish() {
+  if (pending_ > 0) add_piece(nullptr);
 }
 
 std::vector<float> Hessian::diagonal() const {
@@ -247,6 +342,7 @@ std::vector<float> Hessian::diagonal() const {
 
 HessianFactor factor(const Hessian& h, double damping) {
   const std::int64_t n = h.size();
+  CHECK(h.is_finished(), "rows are pending");
   double mean = 0;
   for (std::int64_t i = 0; i < n; ++i) mean += static_cast<double>(h.at(i, i)) / static_cast<double>(n);
   if (!(mean > 0)) mean = 1;  // nothing seen: the identity, which makes it plain rounding
@@ -256,7 +352,15 @@ HessianFactor factor(const Hessian& h, double damping) {
 
   HessianFactor f{.n = n,
                   .feedback = std::vector<float>(static_cast<std::size_t>(n * n), 0.0F),
-                  .cost = std::vector<float>(static_cast<std::size_t>(n))};
+                  .cost = std::vector<float>(static_cast<std::size_t>(n)),
+                  .moments = std::vector<float>(static_cast<std::size_t>(n * n))};
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j <= i; ++j) {
+      const double v = (static_cast<double>(h.at(i, j)) + (i == j ? added : 0.0)) / mean;
+      f.moments[static_cast<std::size_t>(i * n + j)] = f.moments[static_cast<std::size_t>(j * n + i)] =
+          static_cast<float>(v);
+    }
+  }
   for (std::int64_t k = 0; k < n; ++k) {
     const std::int64_t m = n - 1 - k;  // k counted from the end
     const double d = l[static_cast<std::size_t>(m * n + m)];
@@ -270,7 +374,7 @@ HessianFactor factor(const Hessian& h, double damping) {
 }
 
 QuantizedWeight quantize_gptq(const QuantSpec& spec, const float* values, std::int64_t rows, std::int64_t cols,
-                              const HessianFactor& f, const ScaleSearch& search, ThreadPool& pool) {
+                              const HessianFactor& f, const ScaleSearch& search, ThreadPool& pool, int sweeps) {
   CHECK(spec.group_rows == 1 && cols == f.n, spec.name() + ", " + std::to_string(f.n));
   QuantizedWeight q = allocate_quantized(spec, rows, cols);
   const std::vector<float> shrink = shrink_factors(spec, search);
@@ -278,7 +382,7 @@ QuantizedWeight quantize_gptq(const QuantSpec& spec, const float* values, std::i
   quantizer::with_grid(spec, [&](const auto& grid) {
     pool.parallel_for((rows + kStep - 1) / kStep, [&](std::int64_t item, int) {
       RowBlock block(spec, f, shrink);
-      block.quantize(q, values, item * kStep, grid);
+      block.quantize(q, values, item * kStep, grid, sweeps);
     });
   });
   return q;

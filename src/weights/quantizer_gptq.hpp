@@ -20,15 +20,23 @@ class Hessian {
 
   std::int64_t size() const { return n_; }
   std::int64_t rows_seen() const { return rows_seen_; }
-  // Adds x [rows, n], row r with weight weights[r] (null: 1). With a pool, by all its threads.
+  // Adds x [rows, n], row r with weight weights[r] (null: 1). With a pool, by all its threads. Rows are gathered into
+  // pieces, so that an expert that gets a few at a time costs no more a row.
   void add(const float* x, std::int64_t rows, const float* weights = nullptr, ThreadPool* pool = nullptr);
-  // Element (i, j), j ≤ i; the other half is not kept up to date.
+  // Adds the last piece. Before reading.
+  void finish();
+  bool is_finished() const { return pending_ == 0; }
+  // Element (i, j), j ≤ i; the other half is not kept.
   float at(std::int64_t i, std::int64_t j) const { return h_[static_cast<std::size_t>(i * n_ + j)]; }
   std::vector<float> diagonal() const;
 
  private:
   std::int64_t n_;
+  void add_piece(ThreadPool* pool);
+
   std::int64_t rows_seen_ = 0;
+  std::int64_t pending_ = 0;  // rows in piece_
+  std::vector<float> piece_;  // [n, 64], transposed
   std::vector<float> h_;
 };
 
@@ -36,15 +44,18 @@ struct HessianFactor {
   std::int64_t n = 0;
   std::vector<float> feedback;  // [n, n]: row k holds R_jk for j < k
   std::vector<float> cost;      // [n]: D_k
+  std::vector<float> moments;   // [n, n]: H itself, damped, in the same units
 };
 
 // damping: share of the mean of the diagonal that is added to it. Grows tenfold until the factor exists.
 HessianFactor factor(const Hessian& h, double damping);
 
 // Rounds values [rows, cols] with feedback; each group's scale is the one of the search that gives the least error with
-// feedback inside the group. spec.group_rows must be 1 and cols the factor's size (CHECK).
+// feedback inside the group. Then `sweeps` times: each code moves to where the others want it (the greedy order could
+// not know the later ones), and each scale to its least squares; neither is done unless the error falls.
+// spec.group_rows must be 1 and cols the factor's size (CHECK).
 QuantizedWeight quantize_gptq(const QuantSpec& spec, const float* values, std::int64_t rows, std::int64_t cols,
-                              const HessianFactor& factor, const ScaleSearch& search, ThreadPool& pool);
+                              const HessianFactor& factor, const ScaleSearch& search, ThreadPool& pool, int sweeps = 4);
 
 // Σ_rows e H eᵀ of a quantised matrix against `values`, through the factor: the error that quantize_gptq minimises.
 double output_error(const QuantizedWeight& q, const float* values, const HessianFactor& factor);

@@ -202,6 +202,7 @@ const HessianFactor* LayerStats::factor(const TensorSpec& spec, std::int64_t exp
   const auto found = hessians_.find({name, expert});
   if (name.empty() || found == hessians_.end()) return nullptr;
   if (last_of_ != &found->second) {
+    found->second.finish();
     last_ = glint::factor(found->second, damping);
     last_of_ = &found->second;
   }
