@@ -1,15 +1,16 @@
 #!/bin/bash
 # One run on a machine with a GPU, under ten minutes: exactness, compute-sanitizer, measured ceilings, and the whole
-# bench table. Usage: tools/gpu_check.sh BIN_DIR [PART …]; parts: exact sanitize golden ceilings decode prefill
+# bench table. Usage: tools/gpu_check.sh BIN_DIR [PART …]; parts: exact ceilings decode prefill quantised golden sanitize
 # (default: all). BIN_DIR holds test_cuda, test_models and glint; libraries beside them in ../lib are found.
 # Logs, CSV and a summary go to $OUT (default: build/gpu_check). A failing part does not stop the others.
 set -uo pipefail
 bin=$(realpath "$1"); shift
-parts=${*:-exact sanitize golden ceilings decode prefill}
+parts=${*:-exact ceilings decode prefill quantised golden sanitize}
 out=${OUT:-build/gpu_check}
 mkdir -p "$out"
 export LD_LIBRARY_PATH="$bin/../lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 layers=${LAYERS:-47}
+deadline=${DEADLINE:-560}  # seconds from the start; what comes late is cut short or left out
 summary=$out/summary.txt
 : >"$summary"
 
@@ -17,7 +18,9 @@ say() { echo "$*" | tee -a "$summary"; }
 wanted() { [[ " $parts " == *" $1 "* ]]; }
 # step NAME SECONDS LOG COMMAND …: runs, logs, and notes how it ended.
 step() {
-  local name=$1 limit=$2 log=$out/$3 start=$SECONDS rc; shift 3
+  local name=$1 limit=$2 log=$out/$3 start=$SECONDS rc left=$((deadline - SECONDS)); shift 3
+  if ((left < 10)); then say "$(printf '%-34s no time left' "$name")"; return 1; fi
+  ((limit > left)) && limit=$left
   timeout -k 5 "$limit" "$@" >>"$log" 2>&1; rc=$?
   say "$(printf '%-34s rc %-3s %4s s' "$name" "$rc" "$((SECONDS - start))")"
   return $rc
@@ -29,17 +32,6 @@ if wanted exact; then
   step "test_cuda" 240 exact.log "$bin/test_cuda" --gtest_color=no
   grep -E "^\[  (FAILED|PASSED)|^  [a-z_]+ +[0-9]+ cases|worst nmse" "$out/exact.log" | head -40
   grep -E "Failure|: (out|q|kv|logits|pages|ids|weights) " "$out/exact.log" | cut -c1-220 | head -25
-fi
-if wanted sanitize; then
-  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-  few=--gtest_filter='Cuda.SomeCasesForASanitizer'
-  step "compute-sanitizer memcheck" 100 sanitize.log "$sanitizer" --tool memcheck --error-exitcode 9 "$bin/test_cuda" "$few"
-  step "compute-sanitizer racecheck" 100 sanitize.log "$sanitizer" --tool racecheck --error-exitcode 9 "$bin/test_cuda" "$few"
-  grep -E "ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard|Uninit" "$out/sanitize.log" | head -12
-fi
-if wanted golden && [[ -f models/tiny/config.json ]]; then
-  step "golden tests, device cuda" 150 golden.log "$bin/test_models" --gtest_color=no --gtest_filter='*/cuda*'
-  grep -E "mean KL|perplexity|near-tie|FAILED|PASSED" "$out/golden.log" | head -20
 fi
 if wanted ceilings; then
   step "ceilings by PyTorch" 90 ceilings.log python3 tools/gpu_ceilings.py
@@ -56,6 +48,21 @@ if wanted decode; then
 fi
 if wanted prefill; then
   bench prefill 60 --prompt-tokens 512,8192 --gen-tokens 0 --chunk 2048 --repeat 2
+fi
+if wanted quantised; then
+  bench int4 60 --weights int4 --prompt-tokens 512 --gen-tokens 32 --batch 1,8,64 --depth 0 --repeat 2
+  bench int8 60 --weights int8 --prompt-tokens 0 --gen-tokens 32 --batch 1,64 --depth 0
+fi
+if wanted golden && [[ -f models/tiny/config.json ]]; then
+  step "golden tests, device cuda" 180 golden.log "$bin/test_models" --gtest_color=no --gtest_filter='*/cuda*'
+  grep -E "mean KL|perplexity|near-tie|FAILED|PASSED" "$out/golden.log" | head -20
+fi
+if wanted sanitize; then
+  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+  few=--gtest_filter='Cuda.SomeCasesForASanitizer'
+  step "compute-sanitizer memcheck" 100 sanitize.log "$sanitizer" --tool memcheck --error-exitcode 9 "$bin/test_cuda" "$few"
+  step "compute-sanitizer racecheck" 100 sanitize.log "$sanitizer" --tool racecheck --error-exitcode 9 "$bin/test_cuda" "$few"
+  grep -E "ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard|Uninit" "$out/sanitize.log" | head -12
 fi
 cat "$out"/*.part.csv 2>/dev/null | awk 'NR == 1 || !/^backend,/' >"$out/bench.csv"
 rm -f "$out"/*.part.csv

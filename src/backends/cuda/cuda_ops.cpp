@@ -53,7 +53,7 @@ double CudaOps::stop_timer() {
 }
 
 std::string CudaOps::name() const {
-  return "cuda (" + device_.info().name + ", sm_" + std::to_string(device_.info().sm) + ")";
+  return "cuda (" + device_.info().name + " sm_" + std::to_string(device_.info().sm) + ")";
 }
 
 const Launch& CudaOps::begin() {
