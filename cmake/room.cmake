@@ -16,6 +16,8 @@ function(glint_room path)
 endfunction()
 
 # glint_test(room DEPS ...): the executable test_<room> of every *_test.cpp in tests/<room>, one CTest entry.
+# The target `tests` builds them all and nothing else.
+add_custom_target(tests)
 function(glint_test room)
   cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
   string(REPLACE "/" "_" name ${room})
@@ -25,6 +27,7 @@ function(glint_test room)
     target_link_libraries(test_${name} PRIVATE ${ARG_DEPS} GTest::gtest_main)
     target_include_directories(test_${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests)
     target_compile_definitions(test_${name} PRIVATE GLINT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+    add_dependencies(tests test_${name})
     add_test(NAME ${name} COMMAND test_${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   endif()
 endfunction()

@@ -26,6 +26,8 @@ std::string_view format_name(WeightFormat f) {
       return "I4";
     case WeightFormat::kNF4:
       return "NF4";
+    case WeightFormat::kF4E2M1:
+      return "F4_E2M1";
   }
   return "?";
 }
