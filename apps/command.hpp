@@ -12,6 +12,7 @@ using Register = void (*)(CLI::App& app, Run& run);
 
 void register_run(CLI::App& app, Run& run);       // run
 void register_chat(CLI::App& app, Run& run);      // chat
+void register_serve(CLI::App& app, Run& run);     // serve
 void register_eval(CLI::App& app, Run& run);      // eval ppl
 void register_bench(CLI::App& app, Run& run);     // bench
 void register_tokenize(CLI::App& app, Run& run);  // tokenize, detokenize

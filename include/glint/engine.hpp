@@ -55,6 +55,10 @@ struct Request {
   std::vector<std::string> stop;       // strings that end the answer; not part of it
   bool ignore_eos = false;
   bool skip_special = true;  // special tokens do not appear in Event::text (think and tool tags are not special)
+  // For callers that cannot sit in next(): called when an event arrives where none was waiting, on the engine's thread,
+  // so it must return at once, must not throw, and may be called before submit() has returned. The receiver then takes
+  // events with next(id, 0 ms) until it gives none.
+  std::function<void()> on_ready;
 };
 
 enum class Finish : std::uint8_t {
@@ -140,6 +144,9 @@ class Engine {
   // Ends the request at once; its pages are free before the next step. Its last event says kCancelled. Unknown ids are
   // ignored.
   virtual void cancel(RequestId id) = 0;
+
+  // cancel(), by someone who will not ask for the events any more: the id is forgotten at once.
+  virtual void abandon(RequestId id) = 0;
 
   // One step of the loop; false when there was nothing to do. Only with use_thread = false.
   virtual bool step() = 0;

@@ -157,6 +157,8 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
 }
 
 RequestId EngineImpl::submit(Request request) {
+  const auto channel = std::make_shared<Channel>();
+  channel->on_ready = std::move(request.on_ready);
   std::unique_ptr<RequestState> state = make_request(std::move(request));
   const RequestId id = next_id_.fetch_add(1);
   state->id = id;
@@ -164,7 +166,7 @@ RequestId EngineImpl::submit(Request request) {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw Error("the engine is closing");
-    channels_.emplace(id, std::make_shared<Channel>());
+    channels_.emplace(id, channel);
     inbox_.push_back(std::move(state));
   }
   wake_.notify_all();
@@ -175,6 +177,21 @@ void EngineImpl::cancel(RequestId id) {
   {
     const std::lock_guard lock(mutex_);
     if (!channels_.contains(id)) return;
+    cancels_.push_back(id);
+  }
+  wake_.notify_all();
+}
+
+void EngineImpl::abandon(RequestId id) {
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = channels_.find(id);
+    if (found == channels_.end()) return;
+    found->second->closed = true;
+    found->second->events.clear();
+    found->second->head = 0;
+    found->second->ready.notify_all();
+    channels_.erase(found);
     cancels_.push_back(id);
   }
   wake_.notify_all();
@@ -223,7 +240,7 @@ bool EngineImpl::accept() {
 
 void EngineImpl::deliver() {
   std::vector<StepLoop::Outgoing>& outgoing = loop_->outgoing();
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   for (StepLoop::Outgoing& out : outgoing) {
     if (out.scored) {
       const auto job = score_jobs_.find(out.request);
@@ -240,11 +257,15 @@ void EngineImpl::deliver() {
     }
     const auto channel = channels_.find(out.request);
     if (channel == channels_.end()) continue;
+    if (channel->second->on_ready && channel->second->empty()) arrived_.push_back(channel->second);
     channel->second->events.push_back(std::move(out.event));
     channel->second->ready.notify_all();
   }
   outgoing.clear();
   stats_ = loop_->stats();
+  lock.unlock();
+  for (const std::shared_ptr<Channel>& channel : arrived_) channel->on_ready();
+  arrived_.clear();
 }
 
 bool EngineImpl::drive() {

@@ -28,6 +28,7 @@ class EngineImpl final : public Engine {
   RequestId submit(Request request) override;
   std::optional<Event> next(RequestId id, std::optional<std::chrono::milliseconds> timeout) override;
   void cancel(RequestId id) override;
+  void abandon(RequestId id) override;
   bool step() override;
   using Engine::score;
   std::vector<float> score(std::span<const std::int32_t> ids, std::int64_t window,
@@ -44,8 +45,9 @@ class EngineImpl final : public Engine {
   struct Channel {
     std::vector<Event> events;
     std::size_t head = 0;  // events before it are taken
-    bool closed = false;   // the last event is taken
+    bool closed = false;   // the last event is taken, or nobody will take it
     std::condition_variable ready;
+    std::function<void()> on_ready;  // set once, before the channel is shared
     bool empty() const { return head == events.size(); }
   };
   // One call of score(). Guarded by mutex_.
@@ -81,6 +83,7 @@ class EngineImpl final : public Engine {
   std::unique_ptr<StepLoop> loop_;
   std::vector<std::unique_ptr<RequestState>> accepted_;  // scratch of accept()
   std::vector<RequestId> cancelled_;                     // scratch of accept()
+  std::vector<std::shared_ptr<Channel>> arrived_;        // scratch of deliver()
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;    // the engine thread: there is something in the inbox

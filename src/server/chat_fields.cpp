@@ -1,0 +1,217 @@
+#include "server/chat_fields.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "server/request_fields.hpp"
+
+namespace glint::server {
+namespace {
+
+using Kind = JsonValue::Kind;
+
+JsonValue read_arguments(const Fields& function) {
+  const JsonValue* arguments = function.get("arguments");
+  if (arguments == nullptr) return JsonValue::make_object();
+  if (arguments->is(Kind::kObject)) return *arguments;
+  if (!arguments->is(Kind::kString)) function.fail("arguments", "the JSON text of an object");
+  if (arguments->text.find_first_not_of(" \t\r\n") == std::string::npos) return JsonValue::make_object();
+  std::optional<JsonValue> parsed = try_parse_json_value(arguments->text);
+  if (!parsed || !parsed->is(Kind::kObject)) {
+    throw bad_field(function.at("arguments"), parsed ? shown(*parsed) : "text that is no JSON",
+                    "the JSON text of an object");
+  }
+  return std::move(*parsed);
+}
+
+void read_calls(const Fields& message, ChatMessage& out, std::vector<std::string>& ids) {
+  const JsonValue* calls = message.array("tool_calls");
+  if (calls == nullptr) return;
+  for (std::size_t i = 0; i < calls->items.size(); ++i) {
+    const Fields call(calls->items[i], fmt::format("{}[{}]", message.at("tool_calls"), i));
+    if (const auto type = call.text("type"); type && *type != "function") {
+      throw unsupported(call.at("type"), "the type \"" + *type + "\"", "function is");
+    }
+    ids.push_back(call.text("id").value_or(""));
+    const JsonValue* inner = call.object("function");
+    if (inner == nullptr) call.fail("function", "an object");
+    const Fields function(*inner, call.at("function"));
+    const std::string name = function.required_text("name");
+    if (!valid_tool_name(name)) function.fail("name", "a function's name");
+    out.tool_calls.push_back({.name = name, .arguments = read_arguments(function)});
+  }
+}
+
+ChatMessage read_assistant(const Fields& message, std::vector<std::string>& ids) {
+  ChatMessage out{.role = "assistant"};
+  if (const auto r = message.text("reasoning_content")) {
+    out.reasoning_content = *r;
+  } else if (const JsonValue* other = message.get("reasoning"); other != nullptr && other->is(Kind::kString)) {
+    out.reasoning_content = other->text;  // the name that some servers give it
+  }
+  read_calls(message, out, ids);
+  const JsonValue* content = message.get("content");
+  if (content == nullptr && out.tool_calls.empty() && !out.reasoning_content) message.fail("content", "a text");
+  out.content = content == nullptr ? JsonValue("") : JsonValue(read_text_parts(*content, message.at("content")));
+  return out;
+}
+
+ChatMessage read_message(const JsonValue& value, const std::string& where, std::vector<std::string>& ids) {
+  const Fields message(value, where);
+  std::string role = message.required_text("role");
+  if (role == "assistant") return read_assistant(message, ids);
+  if (role == "developer") role = "system";  // its new name
+  if (role == "function") throw unsupported(message.at("role"), "the role \"function\"", "use tools and the role tool");
+  if (role != "system" && role != "user" && role != "tool") {
+    message.fail("role", "system, developer, user, assistant or tool");
+  }
+  const JsonValue* content = message.get("content");
+  if (content == nullptr) message.fail("content", "a text");
+  if (role == "tool") ids.push_back(message.text("tool_call_id").value_or(""));
+  std::string text = read_text_parts(*content, message.at("content"));
+  return {.role = std::move(role), .content = JsonValue(std::move(text))};
+}
+
+std::vector<ChatMessage> read_messages(const Fields& body) {
+  const JsonValue* list = body.array("messages");
+  if (list == nullptr || list->items.empty()) body.fail("messages", "an array of at least one message");
+  std::vector<ChatMessage> messages;
+  std::vector<std::vector<std::string>> ids(list->items.size());
+  for (std::size_t i = 0; i < list->items.size(); ++i) {
+    messages.push_back(read_message(list->items[i], fmt::format("messages[{}]", i), ids[i]));
+  }
+  order_results(messages, ids);
+  return messages;
+}
+
+std::vector<JsonValue> read_tools(const Fields& body) {
+  for (const char* old : {"functions", "function_call"}) {
+    if (body.has(old)) throw unsupported(old, "this older form", "use tools and tool_choice");
+  }
+  const JsonValue* list = body.array("tools");
+  if (list == nullptr) return {};
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < list->items.size(); ++i) {
+    const Fields tool(list->items[i], fmt::format("tools[{}]", i));
+    const std::string type = tool.required_text("type");
+    if (type != "function") throw unsupported(tool.at("type"), "the type \"" + type + "\"", "function is");
+    const JsonValue* inner = tool.object("function");
+    if (inner == nullptr) tool.fail("function", "an object");
+    const Fields function(*inner, tool.at("function"));
+    const std::string name = function.required_text("name");
+    if (!valid_tool_name(name)) function.fail("name", "at most 256 characters without spaces, braces and <>");
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      throw bad_field(function.at("name"), '"' + name + "\" again", "names that differ");
+    }
+    names.push_back(name);
+    function.text("description");
+    function.object("parameters");
+  }
+  return list->items;
+}
+
+// auto: true; none: false. What only constrained decoding can promise is refused.
+bool calls_allowed(const Fields& body) {
+  const JsonValue* choice = body.get("tool_choice");
+  if (choice == nullptr) return true;
+  static constexpr std::string_view kInstead = "auto and none are";
+  if (choice->is(Kind::kObject)) throw unsupported("tool_choice", "to force a function", kInstead);
+  if (!choice->is(Kind::kString)) body.fail("tool_choice", "auto or none");
+  if (choice->text == "required") throw unsupported("tool_choice", "\"required\"", kInstead);
+  if (choice->text != "auto" && choice->text != "none") body.fail("tool_choice", "auto or none");
+  return choice->text == "auto";
+}
+
+void check_format(const Fields& body) {
+  const JsonValue* format = body.object("response_format");
+  if (format == nullptr) return;
+  const std::string type = Fields(*format, "response_format").required_text("type");
+  if (type != "text") throw unsupported("response_format.type", "\"" + type + "\"", "text is");
+}
+
+// The most explicit one wins: chat_template_kwargs, enable_thinking, Z.ai's thinking, reasoning_effort.
+void read_thinking(const Fields& body, ChatRequest& chat) {
+  if (const auto effort = body.text("reasoning_effort")) {
+    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh"};
+    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
+      body.fail("reasoning_effort", "none, minimal, low, medium, high or xhigh");
+    }
+    chat.enable_thinking = *effort != "none" && *effort != "minimal";
+  }
+  if (const JsonValue* thinking = body.object("thinking")) {
+    const Fields fields(*thinking, "thinking");
+    if (const auto type = fields.text("type")) {
+      if (*type != "enabled" && *type != "disabled") fields.fail("type", "enabled or disabled");
+      chat.enable_thinking = *type == "enabled";
+    }
+    if (const auto clear = fields.boolean("clear_thinking")) chat.clear_thinking = clear;
+  }
+  const auto read_flags = [&chat](const Fields& fields) {
+    if (const auto v = fields.boolean("enable_thinking")) chat.enable_thinking = v;
+    if (const auto v = fields.boolean("clear_thinking")) chat.clear_thinking = v;
+    if (!fields.boolean("add_generation_prompt").value_or(true)) {
+      throw unsupported(fields.at("add_generation_prompt"), "false", "the answer is always a new message");
+    }
+  };
+  read_flags(body);
+  if (const JsonValue* kwargs = body.object("chat_template_kwargs")) read_flags(Fields(*kwargs, "chat_template_kwargs"));
+}
+
+}  // namespace
+
+std::string read_text_parts(const JsonValue& content, const std::string& where) {
+  if (content.is(Kind::kString)) return content.text;
+  if (!content.is(Kind::kArray)) throw bad_field(where, shown(content), "a text or an array of text parts");
+  std::string out;
+  for (std::size_t i = 0; i < content.items.size(); ++i) {
+    const Fields part(content.items[i], fmt::format("{}[{}]", where, i));
+    const std::string type = part.required_text("type");
+    if (type == "text" || type == "input_text" || type == "output_text") {
+      out += part.required_text("text");
+    } else if (type == "refusal") {
+      out += part.required_text("refusal");
+    } else {
+      throw unsupported(part.at("type"), "the type \"" + type + "\"", "the model reads text only");
+    }
+  }
+  return out;
+}
+
+void order_results(std::vector<ChatMessage>& messages, std::vector<std::vector<std::string>>& ids) {
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    if (messages[i].role != "assistant" || messages[i].tool_calls.size() < 2) continue;
+    const std::vector<std::string>& calls = ids[i];
+    std::size_t end = i + 1;
+    bool known = true;
+    std::vector<std::pair<std::size_t, ChatMessage>> results;
+    for (; end < messages.size() && messages[end].role == "tool"; ++end) {
+      const auto call = std::find(calls.begin(), calls.end(), ids[end].empty() ? "" : ids[end][0]);
+      known = known && call != calls.end();
+      results.emplace_back(call - calls.begin(), messages[end]);
+    }
+    if (!known) continue;
+    std::stable_sort(results.begin(), results.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (std::size_t r = 0; r < results.size(); ++r) messages[i + 1 + r] = std::move(results[r].second);
+  }
+}
+
+Conversation read_conversation(const Fields& body) {
+  Conversation c;
+  c.chat.messages = read_messages(body);
+  c.chat.add_generation_prompt = true;
+  std::vector<JsonValue> tools = read_tools(body);
+  // "none" takes the tools out of the prompt: what the model does not see it does not call.
+  if (calls_allowed(body)) {
+    c.chat.tools = tools;
+    c.parser.tools = std::move(tools);
+  }
+  c.parser.parse_tool_calls = !c.chat.tools.empty();
+  c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
+  check_format(body);
+  read_thinking(body, c.chat);
+  c.parser.thinking_enabled = c.chat.enable_thinking.value_or(true);
+  return c;
+}
+
+}  // namespace glint::server
