@@ -35,7 +35,8 @@ void read_keys(const std::string& path, std::vector<std::string>& keys) {
     while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
     if (!line.empty() && line[0] != '#') keys.push_back(line);
   }
-  if (keys.size() == before) throw Error({.what = "--api-key-file " + path, .found = "no key", .expected = "one a line"});
+  if (keys.size() == before)
+    throw Error({.what = "--api-key-file " + path, .found = "no key", .expected = "one a line"});
 }
 
 std::string default_name(const std::string& model_dir) {

@@ -155,7 +155,8 @@ void read_thinking(const Fields& body, ChatRequest& chat) {
     }
   };
   read_flags(body);
-  if (const JsonValue* kwargs = body.object("chat_template_kwargs")) read_flags(Fields(*kwargs, "chat_template_kwargs"));
+  if (const JsonValue* kwargs = body.object("chat_template_kwargs"))
+    read_flags(Fields(*kwargs, "chat_template_kwargs"));
 }
 
 }  // namespace

@@ -99,7 +99,8 @@ void Generation::take(Choice& choice, Event event) {
   }
   if (event.finish == Finish::kCancelled) {
     choice.ended = true;
-    return fail({.status = 503, .message = "the generation was cut off: the server is shutting down", .code = "cancelled"});
+    return fail(
+        {.status = 503, .message = "the generation was cut off: the server is shutting down", .code = "cancelled"});
   }
   if (event.token >= 0 && call_->first_token_s < 0) call_->first_token_s = call_->age_s();
   if (event.logprob && event.finish != Finish::kEos) {  // end tokens are no part of the answer
@@ -113,9 +114,8 @@ void Generation::take(Choice& choice, Event event) {
   }
   bool cut = false;
   if (!spec_.parallel_calls) {
-    const auto call_end = std::find_if(events.begin(), events.end(), [](const OutputEvent& e) {
-      return e.kind == OutputEvent::Kind::kToolCallEnd;
-    });
+    const auto call_end = std::find_if(events.begin(), events.end(),
+                                       [](const OutputEvent& e) { return e.kind == OutputEvent::Kind::kToolCallEnd; });
     cut = call_end != events.end();
     if (cut) events.erase(call_end + 1, events.end());
   }

@@ -12,9 +12,9 @@
 namespace glint::server {
 
 struct HttpRequest {
-  std::string method;  // "GET"
-  std::string path;    // without the query: "/v1/models"
-  std::string query;   // what follows '?'
+  std::string method;                                        // "GET"
+  std::string path;                                          // without the query: "/v1/models"
+  std::string query;                                         // what follows '?'
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;
   std::string remote;  // "127.0.0.1:51234"

@@ -46,9 +46,10 @@ struct HttpServer::Impl final : SessionHost {
   HttpHandler& handler_;
   std::function<void(int)> signal_handler_;
   int n_signals_ = 0;
+  bool ended_ = false;  // on strand_
   std::atomic<bool> draining_{false};
   std::atomic<bool> closing_{false};  // the destructor runs: ioc_ takes no more work
-  std::mutex mutex_;  // guards sessions_ and accept_paused_
+  std::mutex mutex_;                  // guards sessions_ and accept_paused_
   std::unordered_map<const void*, std::weak_ptr<Session>> sessions_;
   bool accept_paused_ = false;
 
@@ -142,6 +143,7 @@ void HttpServer::Impl::for_sessions(void (Session::*what)()) {
 }
 
 void HttpServer::Impl::await_signal() {
+  if (ended_) return;  // a signal came with the end: nothing must wait any more
   signals_.async_wait([this](const boost::system::error_code& error, int) {
     if (error) return;
     signal_handler_(++n_signals_);
@@ -168,6 +170,7 @@ void HttpServer::Impl::begin_stop() {
 }
 
 void HttpServer::Impl::end_stop() {
+  ended_ = true;
   drain_timer_.cancel();
   signals_.cancel();
   work_.reset();

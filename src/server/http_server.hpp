@@ -1,6 +1,6 @@
 #pragma once
-// The socket side: HTTP/1.1 with keep-alive, chunked streams, limits and timeouts, over Boost.Asio and Beast, which stay
-// in http_server.cpp and http_session.cpp (they are slow to compile).
+// The socket side: HTTP/1.1 with keep-alive, chunked streams, limits and timeouts, over Boost.Asio and Beast, which
+// stay in http_server.cpp and http_session.cpp (they are slow to compile).
 
 #include <chrono>
 #include <cstdint>

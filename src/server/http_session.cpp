@@ -123,9 +123,8 @@ void Session::read_header() {
   parser_.emplace();
   parser_->header_limit(host_.options().max_header_bytes);
   parser_->body_limit(host_.options().max_body_bytes);
-  http::async_read_header(
-      socket_, buffer_, *parser_,
-      [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->on_header(error); });
+  http::async_read_header(socket_, buffer_, *parser_,
+                          [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->on_header(error); });
 }
 
 void Session::on_header(ErrorCode error) {
@@ -212,9 +211,8 @@ void Session::refuse(int status, const std::string& message) {
 
 std::string Session::head_of(const HttpResponse& response, std::optional<std::size_t> body_bytes) {
   if (host_.draining()) keep_alive_ = false;
-  std::string head =
-      fmt::format("HTTP/1.1 {} {}\r\nServer: glint\r\nDate: {:%a, %d %b %Y %H:%M:%S} GMT\r\n", response.status,
-                  status_text(response.status), fmt::gmtime(std::time(nullptr)));
+  std::string head = fmt::format("HTTP/1.1 {} {}\r\nServer: glint\r\nDate: {:%a, %d %b %Y %H:%M:%S} GMT\r\n",
+                                 response.status, status_text(response.status), fmt::gmtime(std::time(nullptr)));
   if (response.status != 304) head += "Content-Type: " + response.content_type + "\r\n";
   if (body_bytes) {
     head += fmt::format("Content-Length: {}\r\n", *body_bytes);

@@ -25,8 +25,8 @@ struct ChatCall {
 
 // What every answer and chunk begins with.
 std::string answer_head(const Call& call, const std::string& id, std::string_view object) {
-  return fmt::format(R"({{"id":"{}","object":"{}","created":{},"model":{})", id, object,
-                     std::time(nullptr), quoted(call.options().model_name));
+  return fmt::format(R"({{"id":"{}","object":"{}","created":{},"model":{})", id, object, std::time(nullptr),
+                     quoted(call.options().model_name));
 }
 
 void refuse_unsupported(const Fields& body) {

@@ -35,7 +35,8 @@ std::vector<std::vector<std::int32_t>> read_prompts(const Fields& body, const En
   if (prompt == nullptr) body.fail("prompt", "a text, token ids, or an array of either");
   const bool prefix = body.boolean("add_special_tokens").value_or(true);
   if (prompt->is(Kind::kString)) return {encode_prompt(engine, prompt->text, prefix)};
-  if (!prompt->is(Kind::kArray) || prompt->items.empty()) body.fail("prompt", "a text, token ids, or an array of either");
+  if (!prompt->is(Kind::kArray) || prompt->items.empty())
+    body.fail("prompt", "a text, token ids, or an array of either");
   if (prompt->items[0].is(Kind::kNumber)) return {read_ids(*prompt, "prompt")};
   if (prompt->items.size() > kMaxPrompts) body.fail("prompt", fmt::format("at most {} prompts", kMaxPrompts));
   std::vector<std::vector<std::int32_t>> prompts;

@@ -100,11 +100,11 @@ void Call::end(int status) {
   const double seconds = age_s();
   service_.metrics().answered(route_, status, seconds);
   if (!options().access_log) return;
-  std::string line = fmt::format(R"({{"time":"{:%Y-%m-%dT%H:%M:%SZ}","id":"{}","remote":{},"method":{},"path":{},)"
-                                 R"("status":{},"ms":{:.1f})",
-                                 fmt::gmtime(std::time(nullptr)), id_, quoted(request_.remote),
-                                 quoted(request_.method.substr(0, 16)), quoted(request_.path.substr(0, 128)), status,
-                                 seconds * 1e3);
+  std::string line =
+      fmt::format(R"({{"time":"{:%Y-%m-%dT%H:%M:%SZ}","id":"{}","remote":{},"method":{},"path":{},)"
+                  R"("status":{},"ms":{:.1f})",
+                  fmt::gmtime(std::time(nullptr)), id_, quoted(request_.remote), quoted(request_.method.substr(0, 16)),
+                  quoted(request_.path.substr(0, 128)), status, seconds * 1e3);
   if (n_choices > 0) {
     line += fmt::format(R"(,"stream":{},"n":{},"prompt_tokens":{},"cached_tokens":{},"generated_tokens":{},)"
                         R"("first_token_ms":{:.1f},"finish":{})",
@@ -123,9 +123,7 @@ std::shared_ptr<Exchange> Service::handle(HttpRequest request, const std::shared
   const auto call = std::make_shared<Call>(*this, std::move(request), responder);
   try {
     return answer(call);
-  } catch (const ApiError& e) {
-    call->send_error(e.parts());
-  } catch (const Error& e) {
+  } catch (const ApiError& e) { call->send_error(e.parts()); } catch (const Error& e) {
     call->send_error(from_error(e).parts());
   } catch (const std::exception& e) {
     call->send_error({.status = 500, .message = e.what(), .code = "internal_error"});
@@ -135,8 +133,8 @@ std::shared_ptr<Exchange> Service::handle(HttpRequest request, const std::shared
 
 std::shared_ptr<Exchange> Service::answer(const std::shared_ptr<Call>& call) {
   const HttpRequest& request = call->request();
-  const bool is_known = std::any_of(routes().begin(), routes().end(),
-                                    [&](const Route& r) { return r.open && matches(r, request.path); });
+  const bool is_known =
+      std::any_of(routes().begin(), routes().end(), [&](const Route& r) { return r.open && matches(r, request.path); });
   if (!is_known) check_key(request);  // before anything is said about paths
   const Route& route = find_route(request);
   call->route_ = route.path;

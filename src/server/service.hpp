@@ -20,8 +20,8 @@ struct ServiceOptions {
   std::vector<std::string> api_keys;  // none: everyone is served
   // What a request gets that does not say: Z.ai's recommendation for the model (model facts §6.7).
   SamplingParams sampling{.temperature = 1.0F, .top_p = 0.95F};
-  std::int64_t max_in_flight = 512;  // generations that run or wait; more are refused with 429
-  double keep_alive_s = 10;          // a stream that has been silent for so long says so
+  std::int64_t max_in_flight = 512;                    // generations that run or wait; more are refused with 429
+  double keep_alive_s = 10;                            // a stream that has been silent for so long says so
   std::function<void(const std::string&)> access_log;  // one line of JSON an answer, without its end; from any thread
 };
 
@@ -106,8 +106,8 @@ struct Route {
   std::string_view method;
   std::string_view path;  // one that ends in '/' stands for all below it
   Endpoint endpoint;
-  bool open = false;         // served without a key
-  bool needs_model = true;   // 503 until the model is loaded
+  bool open = false;        // served without a key
+  bool needs_model = true;  // 503 until the model is loaded
 };
 
 class Service final : public HttpHandler {

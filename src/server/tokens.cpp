@@ -1,4 +1,5 @@
-// POST /tokenize, /detokenize: text and token ids, in the words of vLLM ("prompt", "messages") and llama.cpp ("content").
+// POST /tokenize, /detokenize: text and token ids, in the words of vLLM ("prompt", "messages") and llama.cpp
+// ("content").
 
 #include <fmt/format.h>
 
@@ -41,8 +42,8 @@ std::shared_ptr<Exchange> post_tokenize(const std::shared_ptr<Call>& call) {
   const JsonValue json = parse_body(call->request().body);
   const Fields body(json, "");
   const std::vector<std::int32_t> ids = tokenize(body, call->engine());
-  std::string out = fmt::format(R"({{"count":{},"max_model_len":{},"tokens":[)", ids.size(),
-                                call->engine().info().max_context);
+  std::string out =
+      fmt::format(R"({{"count":{},"max_model_len":{},"tokens":[)", ids.size(), call->engine().info().max_context);
   for (std::size_t i = 0; i < ids.size(); ++i) out += (i > 0 ? "," : "") + std::to_string(ids[i]);
   out += ']';
   if (body.boolean("return_token_strs").value_or(false)) {

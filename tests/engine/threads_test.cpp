@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 
 #include "engine/engine_fixture.hpp"
@@ -103,6 +105,64 @@ TEST(EngineThread, DestructionEndsRunningRequests) {
     EXPECT_EQ(finish, Finish::kCancelled);
     engine.reset();  // with the other request still running
   }
+}
+
+// on_ready instead of a thread that waits: every event is announced, and none is announced twice while it waits.
+TEST(EngineThread, OnReadyAnnouncesEvents) {
+  const auto engine = Engine::open(threaded_options());
+  const Answer want = answer(*engine, greedy(*engine, kStory, 24));
+  std::mutex mutex;
+  std::condition_variable changed;
+  int announced = 0;
+  Request r = greedy(*engine, kStory, 24);
+  r.on_ready = [&] {
+    const std::lock_guard lock(mutex);
+    ++announced;
+    changed.notify_all();
+  };
+  const RequestId id = engine->submit(r);
+  std::vector<std::int32_t> ids;
+  for (bool over = false; !over;) {
+    {
+      std::unique_lock lock(mutex);
+      ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(60), [&] { return announced > 0; }));
+      announced = 0;
+    }
+    while (!over) {
+      const auto event = engine->next(id, std::chrono::milliseconds(0));
+      if (!event) break;
+      if (event->token >= 0) ids.push_back(event->token);
+      over = event->finish != Finish::kNone;
+    }
+  }
+  EXPECT_EQ(ids, want.ids);
+  EXPECT_EQ(announced, 0);
+}
+
+TEST(EngineThread, AbandonedRequestsAreForgottenAtOnce) {
+  const auto engine = Engine::open(threaded_options());
+  Request r = greedy(*engine, kStory, 900);
+  r.ignore_eos = true;
+  std::atomic<int> announced{0};
+  r.on_ready = [&announced] { ++announced; };
+  const RequestId waited_for = engine->submit(r);
+  std::thread reader([&] {  // whoever waits for it is told
+    EXPECT_THROW(while (engine->next(waited_for)){}, Error);
+  });
+  while (announced == 0) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  engine->abandon(waited_for);
+  reader.join();
+  EXPECT_THROW(engine->next(waited_for, std::chrono::milliseconds(0)), Error);
+  engine->abandon(engine->submit(r));
+  engine->abandon(waited_for);
+  engine->abandon(12345);
+  for (int i = 0; i < 500 && engine->stats().running_requests + engine->stats().cache_tokens_used > 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_EQ(engine->stats().running_requests, 0);
+  EXPECT_EQ(engine->stats().waiting_requests, 0);
+  EXPECT_EQ(engine->stats().cache_tokens_used, 0);
 }
 
 // A thread that waits while the engine goes away gets the end of its request.

@@ -57,7 +57,8 @@ class FakeEngine final : public Engine {
       e.usage = usage;
       if (request.sampling.logprobs >= 0) {
         e.logprob = TokenLogprob{piece.empty() ? 'a' : static_cast<unsigned char>(piece[0]), -0.5F};
-        for (int i = 0; i < request.sampling.logprobs; ++i) e.top_logprobs.push_back({'a' + i, -0.5F - static_cast<float>(i)});
+        for (int i = 0; i < request.sampling.logprobs; ++i)
+          e.top_logprobs.push_back({'a' + i, -0.5F - static_cast<float>(i)});
       }
       events.push_back(std::move(e));
     }
@@ -170,8 +171,8 @@ struct Reply {
   std::string content_type;
   std::string body;  // of a stream all that was written
   bool finished = false;
-  JsonValue json;                 // of a whole answer
-  std::vector<JsonValue> chunks;  // of a stream, without [DONE]
+  JsonValue json;                   // of a whole answer
+  std::vector<JsonValue> chunks;    // of a stream, without [DONE]
   std::vector<std::string> events;  // their names, where they have some
   bool done_marker = false;
   std::string header(std::string_view name) const {
@@ -234,8 +235,11 @@ class ServiceFixture {
   Reply call(std::string method, std::string path, std::string body,
              std::vector<std::pair<std::string, std::string>> headers = {}) {
     const auto connection = std::make_shared<FakeConnection>();
-    server::HttpRequest request{.method = std::move(method), .path = std::move(path), .headers = std::move(headers),
-                                .body = std::move(body), .remote = "127.0.0.1:1"};
+    server::HttpRequest request{.method = std::move(method),
+                                .path = std::move(path),
+                                .headers = std::move(headers),
+                                .body = std::move(body),
+                                .remote = "127.0.0.1:1"};
     const auto exchange = service.handle(std::move(request), connection);
     connection->pump();
     Reply reply{.status = connection->response.status,
