@@ -111,7 +111,29 @@ std::vector<JsonValue> read_tools(const Fields& body) {
   return list->items;
 }
 
-// auto: true; none: false. What only constrained decoding can promise is refused.
+void check_format(const Fields& body) {
+  const JsonValue* format = body.object("response_format");
+  if (format == nullptr) return;
+  const std::string type = Fields(*format, "response_format").required_text("type");
+  if (type != "text") throw unsupported("response_format.type", "\"" + type + "\"", "text is");
+}
+
+// The most explicit one wins: chat_template_kwargs, enable_thinking, Z.ai's thinking, reasoning_effort.
+void read_thinking(const Fields& body, ChatRequest& chat) {
+  read_effort(body, "reasoning_effort", chat);
+  if (const JsonValue* thinking = body.object("thinking")) {
+    const Fields fields(*thinking, "thinking");
+    if (const auto type = fields.text("type")) {
+      if (*type != "enabled" && *type != "disabled") fields.fail("type", "enabled or disabled");
+      chat.enable_thinking = *type == "enabled";
+    }
+    if (const auto clear = fields.boolean("clear_thinking")) chat.clear_thinking = clear;
+  }
+  read_template_flags(body, chat);
+}
+
+}  // namespace
+
 bool calls_allowed(const Fields& body) {
   const JsonValue* choice = body.get("tool_choice");
   if (choice == nullptr) return true;
@@ -123,30 +145,17 @@ bool calls_allowed(const Fields& body) {
   return choice->text == "auto";
 }
 
-void check_format(const Fields& body) {
-  const JsonValue* format = body.object("response_format");
-  if (format == nullptr) return;
-  const std::string type = Fields(*format, "response_format").required_text("type");
-  if (type != "text") throw unsupported("response_format.type", "\"" + type + "\"", "text is");
+void read_effort(const Fields& fields, std::string_view name, ChatRequest& chat) {
+  const auto effort = fields.text(name);
+  if (!effort) return;
+  static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh"};
+  if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
+    fields.fail(name, "none, minimal, low, medium, high or xhigh");
+  }
+  chat.enable_thinking = *effort != "none" && *effort != "minimal";
 }
 
-// The most explicit one wins: chat_template_kwargs, enable_thinking, Z.ai's thinking, reasoning_effort.
-void read_thinking(const Fields& body, ChatRequest& chat) {
-  if (const auto effort = body.text("reasoning_effort")) {
-    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh"};
-    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
-      body.fail("reasoning_effort", "none, minimal, low, medium, high or xhigh");
-    }
-    chat.enable_thinking = *effort != "none" && *effort != "minimal";
-  }
-  if (const JsonValue* thinking = body.object("thinking")) {
-    const Fields fields(*thinking, "thinking");
-    if (const auto type = fields.text("type")) {
-      if (*type != "enabled" && *type != "disabled") fields.fail("type", "enabled or disabled");
-      chat.enable_thinking = *type == "enabled";
-    }
-    if (const auto clear = fields.boolean("clear_thinking")) chat.clear_thinking = clear;
-  }
+void read_template_flags(const Fields& body, ChatRequest& chat) {
   const auto read_flags = [&chat](const Fields& fields) {
     if (const auto v = fields.boolean("enable_thinking")) chat.enable_thinking = v;
     if (const auto v = fields.boolean("clear_thinking")) chat.clear_thinking = v;
@@ -158,8 +167,6 @@ void read_thinking(const Fields& body, ChatRequest& chat) {
   if (const JsonValue* kwargs = body.object("chat_template_kwargs"))
     read_flags(Fields(*kwargs, "chat_template_kwargs"));
 }
-
-}  // namespace
 
 std::string read_text_parts(const JsonValue& content, const std::string& where) {
   if (content.is(Kind::kString)) return content.text;

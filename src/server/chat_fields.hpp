@@ -24,6 +24,15 @@ Conversation read_conversation(const Fields& body);
 // A text, or a list of text parts, as one text. Throws for parts that are no text.
 std::string read_text_parts(const JsonValue& content, const std::string& where);
 
+// tool_choice: whether calls are allowed (auto, none). What only constrained decoding can promise is refused.
+bool calls_allowed(const Fields& body);
+
+// An effort of reasoning: none and minimal turn thinking off, the others on.
+void read_effort(const Fields& fields, std::string_view name, ChatRequest& chat);
+
+// enable_thinking and clear_thinking, in the body itself or in chat_template_kwargs.
+void read_template_flags(const Fields& body, ChatRequest& chat);
+
 // The results of parallel calls stand in the order of the calls: the model's format has no ids to tell them apart.
 // ids[i] lists the ids of message i's calls, or the one call that message i answers.
 void order_results(std::vector<ChatMessage>& messages, std::vector<std::vector<std::string>>& ids);

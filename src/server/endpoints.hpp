@@ -15,6 +15,11 @@ std::span<const Route> routes();
 std::shared_ptr<Exchange> post_chat_completions(const std::shared_ptr<Call>& call);
 // openai_completions.cpp
 std::shared_ptr<Exchange> post_completions(const std::shared_ptr<Call>& call);
+// responses.cpp
+std::shared_ptr<Exchange> post_responses(const std::shared_ptr<Call>& call);
+// anthropic.cpp
+std::shared_ptr<Exchange> post_messages(const std::shared_ptr<Call>& call);
+std::shared_ptr<Exchange> post_count_tokens(const std::shared_ptr<Call>& call);
 // about.cpp
 std::shared_ptr<Exchange> get_models(const std::shared_ptr<Call>& call);
 std::shared_ptr<Exchange> get_model(const std::shared_ptr<Call>& call);
@@ -23,5 +28,7 @@ std::shared_ptr<Exchange> get_metrics(const std::shared_ptr<Call>& call);
 // tokens.cpp
 std::shared_ptr<Exchange> post_tokenize(const std::shared_ptr<Call>& call);
 std::shared_ptr<Exchange> post_detokenize(const std::shared_ptr<Call>& call);
+// web.cpp
+std::shared_ptr<Exchange> get_page(const std::shared_ptr<Call>& call);
 
 }  // namespace glint::server

@@ -60,18 +60,22 @@ void Generation::submit() {
     choice.in_reasoning = spec_.parser && spec_.parser->thinking_enabled;
     choice.ended = true;  // until it is submitted
   }
+  const std::size_t n_prompt_ids = spec_.requests[0].ids.size();
   for (std::size_t i = 0; i < choices_.size(); ++i) {
     Request& request = spec_.requests[i];
     request.on_ready = on_ready;
     choices_[i].id = call_->engine().submit(std::move(request));
     choices_[i].ended = false;
   }
+  const auto prompt_tokens = static_cast<std::int64_t>(n_prompt_ids);
   spec_.requests.clear();
   call_->n_choices = choices_.size();
   call_->stream = spec_.stream != nullptr;
   if (!spec_.stream) return;
   call_->start_stream({.content_type = "text/event-stream; charset=utf-8",
                        .headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
+  spec_.stream->open(prompt_tokens, out_);
+  flush();
 }
 
 void Generation::drain() {

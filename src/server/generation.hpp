@@ -55,6 +55,8 @@ std::string openai_usage(const Totals& totals);
 class StreamWriter {
  public:
   virtual ~StreamWriter() = default;
+  // The request is on its way.
+  virtual void open(std::int64_t prompt_tokens, std::string& out) { (void)prompt_tokens, (void)out; }
   // The first token is there, or the end.
   virtual void begin(std::string& out) { (void)out; }
   virtual void events(Choice& choice, const std::vector<OutputEvent>& events, std::string& out) = 0;

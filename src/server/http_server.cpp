@@ -18,7 +18,7 @@
 namespace glint::server {
 
 namespace asio = boost::asio;
-using tcp = asio::ip::tcp;
+using Tcp = asio::ip::tcp;
 
 struct HttpServer::Impl final : SessionHost {
   Impl(const HttpOptions& options, HttpHandler& handler) : options_(options), handler_(handler) {}
@@ -57,7 +57,7 @@ struct HttpServer::Impl final : SessionHost {
   asio::io_context ioc_;
   asio::executor_work_guard<asio::io_context::executor_type> work_{ioc_.get_executor()};
   asio::strand<asio::io_context::executor_type> strand_{asio::make_strand(ioc_)};  // acceptor, signals, stopping
-  tcp::acceptor acceptor_{strand_};
+  Tcp::acceptor acceptor_{strand_};
   asio::steady_timer drain_timer_{strand_};
   asio::steady_timer accept_timer_{strand_};
   asio::signal_set signals_{strand_};
@@ -67,21 +67,21 @@ struct HttpServer::Impl final : SessionHost {
 void HttpServer::Impl::listen() {
   const std::string where = fmt::format("{}:{}", options_.host, options_.port);
   boost::system::error_code error;
-  tcp::resolver resolver(ioc_);
+  Tcp::resolver resolver(ioc_);
   const auto found = resolver.resolve(options_.host, std::to_string(options_.port),
-                                      tcp::resolver::passive | tcp::resolver::numeric_service, error);
+                                      Tcp::resolver::passive | Tcp::resolver::numeric_service, error);
   if (error || found.empty()) {
     throw Error({.what = "--host " + options_.host,
                  .found = error ? error.message() : "no address",
                  .expected = "an address of this machine, e.g. 127.0.0.1 or 0.0.0.0"});
   }
-  const tcp::endpoint endpoint = found.begin()->endpoint();
+  const Tcp::endpoint endpoint = found.begin()->endpoint();
   const auto step = [&](const char* name) {
     if (error) throw Error({.what = "cannot listen on " + where, .found = std::string(name) + ": " + error.message()});
   };
   acceptor_.open(endpoint.protocol(), error);
   step("open");
-  acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
+  acceptor_.set_option(Tcp::acceptor::reuse_address(true), error);
   step("reuse_address");
   acceptor_.bind(endpoint, error);
   step("bind");
@@ -95,7 +95,7 @@ void HttpServer::Impl::accept() {
     accept_paused_ = sessions_.size() >= static_cast<std::size_t>(options_.max_connections);
     if (accept_paused_ || draining_) return;
   }
-  acceptor_.async_accept(asio::make_strand(ioc_), [this](const boost::system::error_code& error, tcp::socket socket) {
+  acceptor_.async_accept(asio::make_strand(ioc_), [this](const boost::system::error_code& error, Tcp::socket socket) {
     if (draining_ || error == asio::error::operation_aborted) return;
     if (error) {  // no file descriptors left, most likely: others must close first
       accept_timer_.expires_after(std::chrono::milliseconds(100));

@@ -4,9 +4,8 @@
 
 #include <ctime>
 
-#include "server/chat_fields.hpp"
+#include "server/chat_start.hpp"
 #include "server/endpoints.hpp"
-#include "server/generation.hpp"
 #include "server/request_fields.hpp"
 #include "server/sse.hpp"
 
@@ -193,24 +192,19 @@ class ChatStream final : public StreamWriter {
 std::shared_ptr<Exchange> post_chat_completions(const std::shared_ptr<Call>& call) {
   const JsonValue json = parse_body(call->request().body);
   ChatCall c = read_chat_call(Fields(json, ""), call->options());
-  GenerationSpec spec;
-  spec.slots = call->admit(static_cast<std::int64_t>(c.n));
-  c.request.ids = call->engine().encode(render_chat(c.conversation.chat));
-  check_fits(c.request.ids.size(), call->engine(), "messages");
-  spec.choices_a_prompt = c.n;
-  spec.parser = std::move(c.conversation.parser);
-  spec.parallel_calls = c.conversation.parallel_calls;
-  append_choices(c.request, c.n, spec.requests);
+  ChatStart start{.n = c.n};
   if (c.stream) {
-    spec.stream = std::make_unique<ChatStream>(*call, c);
+    start.stream = std::make_unique<ChatStream>(*call, c);
   } else {
     const bool with_scores = c.request.sampling.logprobs >= 0;
     // The generation owns this and the call, so a plain reference is good.
-    spec.whole = [&answered = *call, with_scores](std::vector<Choice>& choices) {
+    start.whole = [&answered = *call, with_scores](std::vector<Choice>& choices) {
       return whole_answer(answered, with_scores, choices);
     };
   }
-  return start_generation(call, std::move(spec));
+  start.conversation = std::move(c.conversation);
+  start.request = std::move(c.request);
+  return start_chat(call, std::move(start));
 }
 
 }  // namespace glint::server
