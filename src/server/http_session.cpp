@@ -5,8 +5,6 @@
 
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/write.hpp>
-#include <boost/beast/http/read.hpp>
 #include <ctime>
 #include <utility>
 
@@ -16,7 +14,6 @@ namespace {
 namespace asio = boost::asio;
 namespace http = boost::beast::http;
 
-constexpr std::size_t kWatchBytes = 4096;
 constexpr std::size_t kMaxPipelinedBytes = 64 << 10;  // read ahead of an unfinished answer; then the client must wait
 constexpr std::size_t kMaxLingerBytes = 256 << 20;    // thrown away so that a refused client gets to read why
 constexpr std::chrono::seconds kLingerTime{3};
@@ -85,19 +82,20 @@ void Session::await_request() {
   answered_ = done_ = chunked_ = body_unread_ = false;
   path_.clear();
   if (host_.draining()) return close();
-  if (buffer_.size() > 0) return read_header();
-  if (!watching_) watch();
+  if (!buffer_.empty()) return begin_request();
+  read();
 }
 
-void Session::watch() {
-  watching_ = true;
-  socket_.async_read_some(
-      buffer_.prepare(kWatchBytes),
-      [self = shared_from_this()](const ErrorCode& error, std::size_t n) { self->on_bytes(error, n); });
+// One read is pending at most, whatever the state: bytes that arrive with the end of an answer go to the next request.
+void Session::read() {
+  if (std::exchange(reading_, true)) return;
+  socket_.async_read_some(asio::buffer(incoming_), [self = shared_from_this()](const ErrorCode& error, std::size_t n) {
+    self->on_bytes(error, n);
+  });
 }
 
 void Session::on_bytes(ErrorCode error, std::size_t n) {
-  watching_ = false;
+  reading_ = false;
   if (state_ == State::kClosed) return;
   if (error) {
     // A client may close its sending side once it has asked. An answer that is complete still goes out; one in the
@@ -111,50 +109,48 @@ void Session::on_bytes(ErrorCode error, std::size_t n) {
   if (state_ == State::kLingering) {
     lingered_ += n;
     if (lingered_ > kMaxLingerBytes) return close();
-    return watch();
+    return read();
   }
-  buffer_.commit(n);
-  if (state_ == State::kIdle) return read_header();
-  if (buffer_.size() < kMaxPipelinedBytes) watch();
+  buffer_.append(incoming_.data(), n);
+  if (state_ == State::kIdle) return begin_request();
+  if (state_ != State::kAnswering) return parse();
+  if (buffer_.size() < kMaxPipelinedBytes) read();
 }
 
-void Session::read_header() {
+void Session::begin_request() {
   enter(State::kHeader);
   parser_.emplace();
   parser_->header_limit(host_.options().max_header_bytes);
   parser_->body_limit(host_.options().max_body_bytes);
-  http::async_read_header(socket_, buffer_, *parser_,
-                          [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->on_header(error); });
+  parse();
 }
 
-void Session::on_header(ErrorCode error) {
-  if (state_ == State::kClosed) return;
-  if (state_ != State::kHeader) return;  // refused meanwhile, by a timeout
-  if (error) return refuse_for(error);
+// Header and body from buffer_, as far as they are there.
+void Session::parse() {
+  for (;;) {
+    ErrorCode error;
+    const std::size_t n = parser_->put(asio::buffer(buffer_), error);
+    buffer_.erase(0, n);
+    if (error == http::error::need_more) return read();
+    if (error) return refuse_for(error);
+    if (state_ == State::kHeader && parser_->is_header_done() && !accept_header()) return;
+    if (parser_->is_done()) return dispatch();
+    if (buffer_.empty()) return read();
+  }
+}
+
+// The header is there: false if it is refused.
+bool Session::accept_header() {
   enter(State::kBody);
   const auto expect = parser_->get().find(http::field::expect);
-  if (expect == parser_->get().end()) return read_body();
+  if (expect == parser_->get().end()) return true;
   if (lower({expect->value().data(), expect->value().size()}) != "100-continue") {
-    return refuse(400, "Expect: only 100-continue is known");
+    refuse(400, "Expect: only 100-continue is known");
+    return false;
   }
-  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(socket_, asio::buffer(kContinue),
-                    [self = shared_from_this()](const ErrorCode& failed, std::size_t) {
-                      if (self->state_ != State::kBody) return;
-                      if (failed) return self->close();
-                      self->read_body();
-                    });
-}
-
-void Session::read_body() {
-  http::async_read(socket_, buffer_, *parser_,
-                   [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->on_body(error); });
-}
-
-void Session::on_body(ErrorCode error) {
-  if (state_ != State::kBody) return;
-  if (error) return refuse_for(error);
-  dispatch();
+  out_ += "HTTP/1.1 100 Continue\r\n\r\n";
+  flush();
+  return true;
 }
 
 void Session::dispatch() {
@@ -177,7 +173,7 @@ void Session::dispatch() {
   chunked_ = message.version() >= 11;
   parser_.reset();
   enter(State::kAnswering);
-  if (buffer_.size() < kMaxPipelinedBytes) watch();
+  if (buffer_.size() < kMaxPipelinedBytes) read();
   try {
     std::shared_ptr<Exchange> exchange = host_.handler().handle(std::move(request), shared_from_this());
     if (state_ == State::kAnswering && !done_) exchange_ = std::move(exchange);
@@ -187,10 +183,8 @@ void Session::dispatch() {
 // ---- answering -------------------------------------------------------------------------------------------------
 
 void Session::refuse_for(ErrorCode error) {
-  const bool of_http = error.category() == http::make_error_code(http::error::end_of_stream).category();
-  const bool client_left = error == http::error::end_of_stream || error == http::error::partial_message;
-  if (!of_http || client_left) return close();
-  if (parser_) path_ = std::string(parser_->get().target().substr(0, parser_->get().target().find('?')));
+  const std::string target(parser_->get().target());
+  path_ = target.substr(0, target.find('?'));
   if (error == http::error::body_limit) {
     return refuse(413, fmt::format("the body has more than {} bytes", host_.options().max_body_bytes));
   }
@@ -200,11 +194,11 @@ void Session::refuse_for(ErrorCode error) {
   refuse(400, "not HTTP/1.1: " + error.message());
 }
 
-// After a timeout a read into parser_ is still pending: it ends when the socket closes, and until then parser_ stays.
 void Session::refuse(int status, const std::string& message) {
   HttpResponse response = host_.handler().refusal(status, path_, message);
+  parser_.reset();
   keep_alive_ = head_only_ = false;
-  body_unread_ = status != 408;
+  body_unread_ = true;
   enter(State::kAnswering);
   send(std::move(response));
 }
@@ -262,16 +256,16 @@ void Session::flush() {
   if (!in_flight_.empty() || out_.empty()) return;
   in_flight_.swap(out_);
   written_ = 0;
-  since_ = Clock::now();
+  if (state_ == State::kAnswering) since_ = Clock::now();
   socket_.async_write_some(
       asio::buffer(in_flight_),
       [self = shared_from_this()](const ErrorCode& error, std::size_t n) { self->on_written(error, n); });
 }
 
 void Session::on_written(ErrorCode error, std::size_t n) {
-  if (state_ != State::kAnswering) return;
+  if (state_ == State::kClosed) return;
   if (error) return client_gone();
-  since_ = Clock::now();
+  if (state_ == State::kAnswering) since_ = Clock::now();
   written_ += n;
   if (written_ < in_flight_.size()) {
     socket_.async_write_some(
@@ -297,8 +291,8 @@ void Session::linger() {
   enter(State::kLingering);
   ErrorCode ignored;
   socket_.shutdown(Socket::shutdown_send, ignored);
-  buffer_.consume(buffer_.size());
-  if (!watching_) watch();
+  buffer_.clear();
+  read();
 }
 
 // ---- time ------------------------------------------------------------------------------------------------------

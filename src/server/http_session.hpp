@@ -5,12 +5,11 @@
 // Everything runs on the socket's strand. While an answer is in the making the socket is read on, so that a client that
 // goes away is noticed at once and its work stops.
 
-#include <atomic>
+#include <array>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
-#include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <chrono>
@@ -61,12 +60,11 @@ class Session final : public Responder, public std::enable_shared_from_this<Sess
 
   void enter(State state);
   void await_request();
-  void watch();
+  void read();
   void on_bytes(ErrorCode error, std::size_t n);
-  void read_header();
-  void on_header(ErrorCode error);
-  void read_body();
-  void on_body(ErrorCode error);
+  void begin_request();
+  void parse();
+  bool accept_header();
   void dispatch();
   void refuse(int status, const std::string& message);
   void refuse_for(ErrorCode error);
@@ -85,10 +83,11 @@ class Session final : public Responder, public std::enable_shared_from_this<Sess
   boost::asio::steady_timer timer_;
   std::string remote_;
   State state_ = State::kIdle;
-  Clock::time_point since_;  // when the state was entered, or something was written in it
-  boost::beast::flat_buffer buffer_;
+  Clock::time_point since_;          // when the state was entered, or something was written in it
+  std::array<char, 8192> incoming_;  // where the pending read puts its bytes
+  std::string buffer_;               // bytes that no request has taken yet
   std::optional<Parser> parser_;
-  bool watching_ = false;  // a read is pending in watch()
+  bool reading_ = false;  // a read is pending
 
   // The answer in the making.
   std::shared_ptr<Exchange> exchange_;

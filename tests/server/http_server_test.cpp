@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -34,6 +35,8 @@ class Client {
     address.sin_port = htons(port);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     connected_ = ::connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+    const int on = 1;  // pieces go out as they are sent
+    ::setsockopt(fd_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     timeval limit{.tv_sec = 10, .tv_usec = 0};
     ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   }
@@ -168,6 +171,20 @@ TEST_F(HttpServerTest, KeepAliveAndPipelining) {
   EXPECT_NE(rest.find("Connection: close"), std::string::npos);
 }
 
+// The next request arrives in pieces while the server has not yet noticed that its last answer is out.
+TEST_F(HttpServerTest, RequestsInPiecesOnOneConnection) {
+  open();
+  Client c(port());
+  for (int i = 0; i < 1000; ++i) {
+    c.send("POST /b HTTP/1.1\r\nContent-Length: 6\r\n\r\n");
+    c.send("abc");
+    if (i % 8 == 0) std::this_thread::sleep_for(1ms);
+    c.send("def");
+    const std::string answer = c.read_until("POST /b? abcdef");
+    ASSERT_TRUE(answer.starts_with("HTTP/1.1 200") && answer.ends_with("abcdef")) << i << ": " << answer;
+  }
+}
+
 TEST_F(HttpServerTest, OldClientsAndHead) {
   open();
   const std::string old = ask("GET /short HTTP/1.0\r\n\r\n");
@@ -183,6 +200,7 @@ TEST_F(HttpServerTest, LimitsAreAnsweredAndReadable) {
   EXPECT_TRUE(ask("nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
   EXPECT_TRUE(ask("GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n").starts_with("HTTP/1.1 400 "));
   EXPECT_TRUE(ask("GET / HTTP/1.1\r\nLong: " + std::string(3000, 'a') + "\r\n\r\n").starts_with("HTTP/1.1 431 "));
+  EXPECT_TRUE(ask("GET / HTTP/1.1\r\nNever: " + std::string(30'000, 'a')).starts_with("HTTP/1.1 431 "));
   // The body follows although it is refused: the answer must reach the client all the same.
   const std::string big(200'000, 'b');
   EXPECT_TRUE(ask("POST /p HTTP/1.1\r\nContent-Length: 200000\r\n\r\n" + big).starts_with("HTTP/1.1 413 "));
