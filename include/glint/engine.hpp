@@ -20,7 +20,7 @@ struct EngineOptions {
   std::string device = "cpu";       // "cpu" or "reference"
   std::string isa;                  // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16
   int threads = 0;                  // cpu: 0 = one a core
-  std::string kv = "bf16";          // cache format: "bf16", "fp8", "int8", "int4" or "f32"
+  std::string kv = "auto";          // cache format: "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: f16, cuda bf16
   std::string weights;              // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored
   std::int64_t max_context = 0;     // tokens a request may hold; 0: the model's own limit
   std::int64_t cache_tokens = 0;    // tokens the whole cache holds; 0: as many as fit in a share of the free memory

@@ -2,7 +2,7 @@
  *
  * Strings are UTF-8. Options and requests are JSON objects with the field names of the C++ structs EngineOptions and
  * Request (engine.hpp); a field left out or null keeps its default, an unknown one is refused by name:
- *   options {"model_dir": "models/tiny", "device": "cpu", "threads": 2, "kv": "bf16", "max_context": 4096, ...}
+ *   options {"model_dir": "models/tiny", "device": "cpu", "threads": 2, "kv": "int8", "max_context": 4096, ...}
  *   request {"ids": [8130, 8132, 17], "max_tokens": 64, "stop": ["\n\n"],
  *            "sampling": {"temperature": 0.7, "top_p": 0.95, "seed": 1, "logit_bias": [[17, -1.5]], "logprobs": 5}}
  *

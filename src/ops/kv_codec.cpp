@@ -9,7 +9,7 @@
 namespace glint {
 namespace {
 
-constexpr std::array<std::string_view, kKvCodecs.size()> kNames{"f32", "bf16", "fp8", "int8", "int4"};
+constexpr std::array<std::string_view, kKvCodecs.size()> kNames{"f32", "bf16", "f16", "fp8", "int8", "int4"};
 
 float largest(const float* v, int n) {
   float top = 0;
@@ -209,6 +209,22 @@ void decode_8(KvCodec codec, const std::uint8_t* row, float* v) {
   decode_rotary(row + KvRow8::kRotary, side, v + kLatent);
 }
 
+// The element type of a row without codes.
+std::optional<DType> plain_type(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kF32:
+      return DType::kF32;
+    case KvCodec::kBF16:
+      return DType::kBF16;
+    case KvCodec::kF16:
+      return DType::kF16;
+    default:
+      return std::nullopt;
+  }
+}
+
+constexpr float kLargestHalf = 65504.0F;
+
 }  // namespace
 
 std::string_view kv_codec_name(KvCodec codec) { return kNames[static_cast<std::size_t>(codec)]; }
@@ -235,9 +251,11 @@ void kv_hadamard(float* v) {
 
 void encode_kv_row(KvCodec codec, const float* values, void* row) {
   auto* bytes = static_cast<std::uint8_t*>(row);
-  if (codec == KvCodec::kF32 || codec == KvCodec::kBF16) {
-    const DType dtype = codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16;
-    for (std::size_t i = 0; i < kKvRow; ++i) store_from_float(row, dtype, i, values[i]);
+  if (const auto dtype = plain_type(codec)) {
+    for (std::size_t i = 0; i < kKvRow; ++i) {
+      const bool clamped = codec == KvCodec::kF16 && std::isfinite(values[i]);
+      store_from_float(row, *dtype, i, clamped ? std::clamp(values[i], -kLargestHalf, kLargestHalf) : values[i]);
+    }
     return;
   }
   if (!in_range(values, kKvRow)) {
@@ -250,9 +268,8 @@ void encode_kv_row(KvCodec codec, const float* values, void* row) {
 
 void decode_kv_row(KvCodec codec, const void* row, float* values) {
   const auto* bytes = static_cast<const std::uint8_t*>(row);
-  if (codec == KvCodec::kF32 || codec == KvCodec::kBF16) {
-    const DType dtype = codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16;
-    for (std::size_t i = 0; i < kKvRow; ++i) values[i] = load_as_float(row, dtype, i);
+  if (const auto dtype = plain_type(codec)) {
+    for (std::size_t i = 0; i < kKvRow; ++i) values[i] = load_as_float(row, *dtype, i);
     return;
   }
   if (codec == KvCodec::kInt4) return decode_int4(bytes, values);

@@ -4,6 +4,7 @@
 //
 //   F32   2,304 B  576 floats
 //   BF16  1,152 B  576 bfloat16
+//   F16   1,152 B  576 halves: eight times as fine as BF16. Finite values beyond 65,504 become that
 //   FP8     576 B  [512 latent, E4M3 | 64 rotary]           latent = code · scale, a power of two
 //   INT8    576 B  [512 latent, int8 | 64 rotary]           H latent = code · scale
 //   INT4    336 B  [256 latent, int4 | 16 scales | 64 rotary]  H latent = code · scale of its group
@@ -45,9 +46,10 @@
 
 namespace glint {
 
-inline constexpr std::array kKvCodecs{KvCodec::kF32, KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4};
+inline constexpr std::array kKvCodecs{KvCodec::kF32, KvCodec::kBF16, KvCodec::kF16,
+                                      KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4};
 
-// "f32", "bf16", "fp8", "int8", "int4": the values of --kv.
+// "f32", "bf16", "f16", "fp8", "int8", "int4": the values of --kv.
 std::string_view kv_codec_name(KvCodec codec);
 std::optional<KvCodec> kv_codec_from_name(std::string_view name);
 

@@ -63,6 +63,14 @@ int clamp_round(float v, int low, int high) {
   return static_cast<int>(std::nearbyint(clamped));
 }
 
+// The min that stands for a whole zero point: files hold that, and zero stays zero.
+float whole_min(const QuantSpec& spec, float scale, float min) {
+  const float lowest = spec.format == WeightFormat::kI4 ? 0.0F : -128.0F;
+  const float zero =
+      std::clamp(std::nearbyint(-min / scale), lowest, spec.format == WeightFormat::kI4 ? 15.0F : 127.0F);
+  return round_to(spec.scale_dtype, -scale * zero);
+}
+
 }  // namespace
 
 std::string QuantSpec::name() const {
@@ -181,15 +189,15 @@ GroupScale plain_scale(const QuantSpec& spec, const float* values, std::int64_t 
     }
   }
   s.scale = round_to(spec.scale_dtype, s.scale);
-  s.min = round_to(spec.scale_dtype, s.min);
   if (s.scale == 0) s.scale = 1;  // all zero, or too small for the scale's type
+  if (!spec.symmetric) s.min = whole_min(spec, s.scale, s.min);
   return s;
 }
 
 GroupScale shrunk_scale(const QuantSpec& spec, const GroupScale& plain, float shrink) {
-  GroupScale s{.scale = round_to(spec.scale_dtype, plain.scale * shrink),
-               .min = round_to(spec.scale_dtype, plain.min * shrink)};
-  if (s.scale == 0) s.scale = plain.scale;
+  GroupScale s{.scale = round_to(spec.scale_dtype, plain.scale * shrink)};
+  if (s.scale == 0) return plain;
+  if (!spec.symmetric) s.min = whole_min(spec, s.scale, plain.min * shrink);
   return s;
 }
 

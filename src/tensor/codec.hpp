@@ -62,9 +62,11 @@ struct QuantizedWeight {
 QuantizedWeight allocate_quantized(const QuantSpec& spec, std::int64_t rows, std::int64_t cols);
 
 // The scale (and min) of one group of values by the plain rule of each format:
-//   kI4, kI8 symmetric   scale = max|v| / 7.5 or 127.5 (compressed-tensors' rule), codes clipped to [-8, 7] or [-128,
-//   127] asymmetric           the range [min(v, 0), max(v, 0)] over 15 or 255 steps kF8E4M3              max|v| / 448
-//   kNF4   max|v|
+//   kI4, kI8   symmetric: scale = max|v| / 7.5 or 127.5 (compressed-tensors' rule), codes clipped to [-8, 7] or
+//              [-128, 127]; asymmetric: the range [min(v, 0), max(v, 0)] over 15 or 255 steps, min a whole number of
+//              them
+//   kF8E4M3    max|v| / 448
+//   kNF4       max|v|
 // Scales are rounded to scale_dtype before they are used. A group of zeros has scale 1.
 struct GroupScale {
   float scale = 1;

@@ -11,8 +11,8 @@
 
 namespace glint {
 
-// Throws Error when no convention holds the spec for a matrix of that shape: asymmetric codes, NF4 in other blocks than
-// 64, rows that do not fill 32-bit words. `base` names the matrix ("model.layers.0.mlp.up_proj").
+// Throws Error when no convention holds the spec for a matrix of that shape: NF4 in other blocks than 64, rows that do
+// not fill 32-bit words. `base` names the matrix ("model.layers.0.mlp.up_proj").
 void check_storable(const QuantSpec& spec, std::string_view base, std::int64_t rows, std::int64_t cols);
 
 // The tensors of such a matrix.
@@ -21,9 +21,9 @@ std::vector<TensorInfo> stored_tensors(const QuantSpec& spec, std::string_view b
 
 void write_quantized(SafetensorsWriter& writer, const QuantSpec& spec, std::string_view base, const QuantizedWeight& q);
 
-// The matrix in a file that write_quantized filled, in place.
-Weight stored_weight(const SafetensorsFile& file, const QuantSpec& spec, std::string_view base, std::int64_t rows,
-                     std::int64_t cols);
+// The matrix in a file that write_quantized filled: in place but for mins, which files hold as zero points.
+QuantizedWeight stored_weight(const SafetensorsFile& file, const QuantSpec& spec, std::string_view base,
+                              std::int64_t rows, std::int64_t cols);
 
 // One kind of matrix in quantization_config: its spec and the regular expressions of the modules' names.
 struct QuantGroup {

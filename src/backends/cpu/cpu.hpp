@@ -1,5 +1,5 @@
 #pragma once
-// The CPU backend: F32 activations; F32, F16 and BF16 weights read where they lie; F32 and BF16 cache pages.
+// The CPU backend: F32 activations; F32, F16 and BF16 weights read where they lie; cache pages of every codec.
 // One kernel source, compiled once per instruction set, chosen at run time. A row's result has the same bits however
 // many other rows, chunks or threads a call has (docs/experiments/2026-11-24-cpu-kernels.md says how).
 

@@ -100,7 +100,7 @@ struct Table {
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   void (*dot)(const DotArgs& a) = nullptr;
   void (*combine)(const CombineArgs& a) = nullptr;
-  // values [576] → a cache row of one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
+  // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
   void (*kv_encode)(KvCodec codec, const float* values, void* row) = nullptr;
   void (*hadamard)(float* latent) = nullptr;
   // Rows of INT8 and INT4 pages are used as they lie: q and the answer are then under the Hadamard transform.

@@ -205,7 +205,26 @@ inline void encode_int4(const float* v, std::uint8_t* row) {
   }
 }
 
+// Nearest even; finite values beyond 65,504 become that.
+inline std::uint32_t half_bits(std::uint32_t u) {
+  const std::uint32_t sign = u >> 16 & 0x8000U, top = u & 0x7fffffffU;
+  const std::uint32_t magnitude = top > 0x477fe000U ? 0x477fe000U : top;
+  const std::uint32_t normal = ((magnitude + 0xfffU + ((magnitude >> 13) & 1U)) >> 13) - (112U << 10);
+  // Below 2^-14 halves are multiples of 2^-24, the last place of 0.5.
+  const std::uint32_t small = bits_of(float_of(magnitude) + 0.5F) - bits_of(0.5F);
+  const std::uint32_t finite = magnitude < (113U << 23) ? small : normal;
+  return sign | (top > 0x7f800000U ? 0x7e00U : top == 0x7f800000U ? 0x7c00U : finite);
+}
+
+inline void encode_f16(const float* v, void* to) {
+  std::uint16_t halves[kKvRow];
+  for (int i = 0; i < kKvRow; ++i)
+    halves[i] = static_cast<std::uint16_t>(half_bits(reinterpret_cast<const Bits*>(v)[i]));
+  __builtin_memcpy(to, halves, sizeof halves);
+}
+
 void kv_encode(KvCodec codec, const float* values, void* to) {
+  if (codec == KvCodec::kF16) return encode_f16(values, to);
   auto* row = static_cast<std::uint8_t*>(to);
   if (largest_bits<kKvRow>(values) > bits_of(kKvLargest)) {
     __builtin_memset(row, 0xff, codec == KvCodec::kInt4 ? KvRow4::kBytes : KvRow8::kBytes);
@@ -289,6 +308,8 @@ inline void kv_decode(KvCodec codec, const void* from, float* to) {
       return widen<float>(from, to, kKvRow);
     case KvCodec::kBF16:
       return widen<BF16>(from, to, kKvRow);
+    case KvCodec::kF16:
+      return widen<F16>(from, to, kKvRow);
     case KvCodec::kFp8: {
       const std::uint64_t side = side_word_8(row);
       const V scale = set1(latent_scale(side) * 0x1p8F);

@@ -264,11 +264,12 @@ class Job {
     const auto file = std::make_unique<SafetensorsFile>(partial_ + "/" + shard.file);
     for_each_layer(shard, [&](std::size_t first, std::size_t last) {
       const std::int64_t layer = items_[first].tensor.layer;
+      std::vector<QuantizedWeight> kept;  // owns mins
       for (std::size_t i = first; i < last; ++i) {
         Item& item = items_[i];
         if (item.spec && calibrated(layer)) {
-          *item.tensor.weight =
-              stored_weight(*file, *item.spec, item.tensor.base(), item.tensor.weight->rows, item.tensor.weight->cols);
+          Weight& w = *item.tensor.weight;
+          w = kept.emplace_back(stored_weight(*file, *item.spec, item.tensor.base(), w.rows, w.cols)).w;
         }
         advance_progress(item);
       }
