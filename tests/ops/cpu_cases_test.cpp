@@ -18,7 +18,7 @@ TEST_P(CpuCases, AgreeWithTheReference) {
   const Precision precision = GetParam().starts_with("avx512bf16") ? Precision::kBF16 : Precision::kF32;
   for (const int threads : {1, 3}) {
     const auto ops = make_cpu_ops({.isa = GetParam(), .threads = threads});
-    expect_all_cases(*ops, precision);
+    expect_all_cases(*ops, precision, Precision::kI8);
   }
 }
 
