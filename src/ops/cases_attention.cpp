@@ -149,10 +149,8 @@ void add_attention_cases(std::vector<Case>& list) {
   for (const std::int64_t T : {17, 64, 65}) add_project(list, kBF16, {T, 256, 128, 4});
   for (const std::int64_t heads : {20, 10, 5, 4}) add_project(list, kBF16, {3, 2048, 768, heads});
   for (const std::int64_t T : {1, 17, 64}) add_project(list, kBF16, {T, 2048, 768, 20});
-  for (const QuantSpec& q : kBlockSpecs) {
-    for (const std::int64_t T : {1, 17}) add_project(list, q, {T, 256, 128, 4});
-  }
-  add_project(list, QuantSpec{}, {3, 2048, 768, 20});
+  for (const QuantSpec& q : kBlockSpecs) add_project(list, q, {3, 256, 128, 2});
+  add_project(list, QuantSpec{}, {17, 2048, 768, 4});
   for (const WeightFormat f : kAllFormats) add_project(list, f, {5, 100, 40, 3});
 
   for (const KvCodec codec : kKvCodecs) {

@@ -215,11 +215,12 @@ void add_expert_cases(std::vector<Case>& list) {
   add_moe(list, kBF16, {7, 256, 64, 1, 1, 64});
   for (const WeightFormat f : kAllFormats) add_moe(list, f, {5, 100, 37, 9, 2, 24, Routing::kHoles});
   for (const QuantSpec& q : kBlockSpecs) {
-    for (const std::int64_t T : {1, 7, 40}) add_moe(list, q, {T, 256, 128, 9, 3, 192});
-    add_moe(list, q, {5, 100, 38, 5, 2, 24, Routing::kHoles});
+    for (const std::int64_t T : {1, 11}) add_moe(list, q, {T, 128, 64, 5, 2, 192});
+    add_moe(list, q, {5, 100, 38, 3, 2, 24, Routing::kHoles});
   }
   for (const std::int64_t T : {1, 5, 33}) add_mixed_moe(list, T);
-  add_moe(list, QuantSpec{}, {1, 2048, 1536, 6, 4, 1536});
+  add_moe(list, QuantSpec{}, {40, 256, 128, 9, 3, 192});
+  add_moe(list, QuantSpec{}, {1, 2048, 1536, 3, 2, 1536});
   add_moe(list, kBF16, {1, 2048, 1536, 6, 4, 1536});  // real sizes, few experts
   add_moe(list, kBF16, {5, 2048, 1536, 6, 4, 1536, Routing::kSkewed});
 
@@ -228,10 +229,11 @@ void add_expert_cases(std::vector<Case>& list) {
     add_mlp(list, f, 3, 100, 37);
   }
   for (const QuantSpec& q : kBlockSpecs) {
-    for (const std::int64_t T : {1, 7, 65}) add_mlp(list, q, T, 256, 320);
+    add_mlp(list, q, 7, 256, 320);
     add_mlp(list, q, 3, 100, 38);
   }
-  add_mlp(list, QuantSpec{}, 3, 2048, 10240);
+  add_mlp(list, QuantSpec{}, 65, 256, 320);
+  add_mlp(list, QuantSpec{}, 3, 2048, 1536);
   add_mlp(list, kBF16, 1, 2048, 10240);
   add_mlp(list, kBF16, 5, 2048, 1536);
 }

@@ -292,7 +292,7 @@ constexpr QuantSpec kSpecs[] = {{WeightFormat::kI4, 128, 1, true},    {WeightFor
 
 TEST_P(BatchInvariance, BlockFormats) {
   for (const QuantSpec& spec : kSpecs) {
-    for (const auto& [in, out_size] : {std::pair<std::int64_t, std::int64_t>{256, 67}, {2176, 9}, {100, 9}}) {
+    for (const auto& [in, out_size] : {std::pair<std::int64_t, std::int64_t>{256, 19}, {2176, 3}, {100, 3}}) {
       const Floats x = random_floats(kRows * in, 1);
       const OwnedWeight w = random_weight(out_size, in, spec, 2);
       const auto n_in = in, n_out = out_size;
@@ -309,7 +309,7 @@ TEST_P(BatchInvariance, BlockFormatsInExperts) {
   Floats weights = random_floats(kRows * kTopK, 61);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(kRows * kTopK));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>((i + i / 5) % 3);
-  for (const QuantSpec& spec : kSpecs) {
+  for (const QuantSpec& spec : {kSpecs[0], kSpecs[5]}) {  // the kernels are those of BlockFormats
     std::vector<OwnedExpert> owned;
     std::vector<ExpertWeights> experts;
     for (std::uint32_t e = 0; e < 4; ++e) owned.push_back(random_expert(300 + 3 * e, spec, 128));

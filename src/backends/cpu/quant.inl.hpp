@@ -10,6 +10,7 @@
 
 inline constexpr std::int64_t kStepCols = 2048;  // columns of a step: 8 rows of codes are 16 KB, half of L1
 inline constexpr std::int64_t kStepBlocks = kStepCols / 64;
+inline constexpr int kAhead = 4;                            // rows that W is fetched ahead
 inline constexpr int kCodesM = 4;                           // rows of x in a tile
 inline constexpr float kNf4Scale = 112.03F;                 // see cpu_quant.cpp
 inline constexpr std::int64_t kTilePitch = kStepCols + 64;  // rows of a tile do not share their L1 sets
@@ -106,7 +107,8 @@ template <typename F, int Sub, bool Small, int M, int N>
       for (int sub = 0; sub < Sub; ++sub) {
         codes[sub] = F::load(from + sub * F::kBytes);
         // The rows that come next, into L2: the hardware's own prefetch stops at each page.
-        if (F::kStream && sub * F::kBytes % 64 == 0) __builtin_prefetch(from + N * s.w_stride + sub * F::kBytes, 0, 2);
+        if (F::kStream && sub * F::kBytes % 64 == 0)
+          __builtin_prefetch(from + kAhead * s.w_stride + sub * F::kBytes, 0, 2);
       }
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
@@ -185,7 +187,8 @@ inline void codes_rows(const CodesStep& s, std::int64_t m) {
       }
     }
   }
-  constexpr int kN = M <= 2 ? 4 : kCodesN;
+  // One row of x: a row of W at a time, one stream that the hardware's prefetch follows. Rows of 4 bits are short.
+  constexpr int kN = M == 1 ? 1 : M == 2 ? 4 : kCodesN;
   for (int j = 0; j < s.count; j += kN) codes_tile<F, Sub, Small, M, kN>(s, m, j, products);
 }
 
