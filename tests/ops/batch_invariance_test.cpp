@@ -75,6 +75,9 @@ std::vector<std::vector<std::int64_t>> all_cuts(std::initializer_list<std::int64
   return cuts;
 }
 
+// Emulated tables take some cuts only: all widths of tiles are in them.
+bool is_slow(const std::string& isa) { return isa.find("emulated") != std::string::npos; }
+
 void expect_same(const Floats& whole, const Floats& cut, const std::string& what) {
   ASSERT_EQ(whole.size(), cut.size());
   for (std::size_t i = 0; i < whole.size(); ++i) {
@@ -98,7 +101,7 @@ class BatchInvariance : public testing::TestWithParam<std::string> {
       Floats again(whole.size());
       fn(*ops, 0, kRows, again.data());
       expect_same(whole, again, name + ", whole");
-      for (const auto& cut : all_cuts()) {
+      for (const auto& cut : is_slow(GetParam()) ? all_cuts({1, 7}) : all_cuts()) {
         Floats out(whole.size());
         std::int64_t at = 0;
         for (const std::int64_t n : cut) {
@@ -217,7 +220,8 @@ void check_attend(const std::string& isa, KvCodec codec, int window) {
   for (Ops* ops : {one.get(), two.get(), five.get()}) {
     for (const std::int64_t other : {0, 30}) {
       if (other == 0 && ops == two.get()) continue;  // the longest test: each choice once is enough
-      for (const auto& cut : all_cuts({1, 7, 64})) {
+      if (is_slow(isa) && (other == 0 || ops != five.get())) continue;
+      for (const auto& cut : is_slow(isa) ? all_cuts({7}) : all_cuts({1, 7, 64})) {
         Floats out(whole.size());
         std::int64_t at = 0;
         for (const std::int64_t n : cut) {
