@@ -1,8 +1,10 @@
 // Every heavy op of the CPU backend on the shapes of GLM-4.7-Flash: time, GB/s, GFLOP/s, share of the measured peak.
 //   cpu_ops_bench [--threads N] [--isa NAME] [--op SUBSTRING] [--rows 1,4,32,512] [--context N] [--csv FILE]
+//                 [--format bf16|int4|int4-g32|int8|nf4|fp8]
 // Weights are sets far larger than L3 and used in turn, so that each run reads them from memory. The share is of the
 // binding ceiling: bytes / read bandwidth or flops / multiply-add peak, whichever takes longer. Time is the median of
-// wall times; `cpu` is the CPU time of all threads over threads · wall: below 1, something else ran on the cores.
+// wall times; `cpu` is the CPU time of all threads over threads · wall: below 1, something else ran on the cores, and
+// `cpu us`, the median CPU time of a call over the threads, is what the call would take alone.
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +23,7 @@
 #include "base/clock.hpp"
 #include "base/thread_pool.hpp"
 #include "ops/cost.hpp"
+#include "tensor/codec.hpp"
 
 namespace glint {
 namespace {
@@ -36,7 +39,18 @@ struct Flags {
   std::vector<int> rows{1, 4, 32, 512};
   std::int64_t context = 2048;
   std::string csv;
+  std::string format = "bf16";
 };
+
+// kv_b stays BF16 in every format.
+QuantSpec spec_of(const std::string& name) {
+  if (name == "int4") return {.format = WeightFormat::kI4, .group = 128};
+  if (name == "int4-g32") return {.format = WeightFormat::kI4, .group = 32, .symmetric = false};
+  if (name == "int8") return {.format = WeightFormat::kI8, .group = 0};
+  if (name == "nf4") return {.format = WeightFormat::kNF4, .group = 64};
+  if (name == "fp8") return {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128};
+  return {.format = WeightFormat::kBF16};
+}
 
 double cpu_seconds() {
   timespec t{};
@@ -79,14 +93,15 @@ class Bench {
                    .vocab = kVocab});
     std::printf("%s, %d threads: read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n", ops_->name().c_str(),
                 peaks_.threads, peaks_.read_gb_s, peaks_.f32_gflop_s, peaks_.bf16_gflop_s);
-    std::printf("%-12s %5s %10s %8s %8s %9s %9s %6s\n", "op", "rows", "us", "GB/s", "GFLOP/s", "% read", "% bf16",
-                "cpu");
+    std::printf("%-12s %5s %10s %8s %8s %9s %9s %6s %10s %8s %8s\n", "op", "rows", "us", "GB/s", "GFLOP/s", "% read",
+                "% bf16", "cpu", "cpu us", "GB/s", "GFLOP/s");
     if (!flags.csv.empty()) {
       csv_ = std::fopen(flags.csv.c_str(), "w");
       if (csv_ == nullptr) std::perror(flags.csv.c_str());
       if (csv_ != nullptr)
-        std::fprintf(
-            csv_, "isa,threads,op,rows,context,us,gb_s,gflop_s,share_of_read,share_of_bf16,read_gb_s,bf16_gflop_s\n");
+        std::fprintf(csv_,
+                     "isa,threads,op,rows,context,us,gb_s,gflop_s,share_of_read,share_of_bf16,read_gb_s,bf16_gflop_s,"
+                     "format,cpu_us\n");
     }
   }
   ~Bench() {
@@ -98,13 +113,14 @@ class Bench {
   void run_all() {
     for (const int rows : flags_.rows) {
       const double before = total_us_;
+      const double cpu_before = total_cpu_us_;
       const Cost cost_before = total_;
       projections(rows);
       attend(rows);
       experts(rows);
       if (flags_.op.empty())
         report("moe layer", rows, total_us_ - before,
-               {total_.bytes - cost_before.bytes, total_.flops - cost_before.flops}, 1);
+               {total_.bytes - cost_before.bytes, total_.flops - cost_before.flops}, 1, total_cpu_us_ - cpu_before);
       others(rows);
     }
   }
@@ -117,6 +133,29 @@ class Bench {
   }
   View activations(std::initializer_list<std::int64_t> dims) { return tensor(DType::kF32, Shape(dims), 1); }
   Weight weight(std::int64_t rows, std::int64_t cols) {
+    const QuantSpec spec = spec_of(flags_.format);
+    if (!has_scales(spec.format)) return plain_weight(rows, cols);
+    QuantizedWeight q = allocate_quantized(spec, rows, cols);
+    // Any code will do, but for FP8's NaN.
+    static const std::vector<std::uint32_t> bits = [] {
+      std::mt19937 rng(2);
+      std::vector<std::uint32_t> r(1 << 14);
+      for (std::uint32_t& b : r) b = static_cast<std::uint32_t>(rng()) & 0xbfbfbfbfU;
+      return r;
+    }();
+    auto* codes = static_cast<char*>(q.codes.data());
+    for (std::size_t i = 0; i < q.codes.bytes(); i += 4 * bits.size())
+      std::memcpy(codes + i, bits.data(), std::min(4 * bits.size(), q.codes.bytes() - i));
+    const auto fill_table = [&](const Buffer& b, float value) {
+      for (std::size_t i = 0; i < b.bytes() / dtype_bytes(spec.scale_dtype); ++i)
+        store_from_float(b.data(), spec.scale_dtype, i, value);
+    };
+    fill_table(q.scales, 1e-3F);
+    if (q.w.mins != nullptr) fill_table(q.mins, -8e-3F);
+    blocks_.push_back(std::move(q));
+    return blocks_.back().w;
+  }
+  Weight plain_weight(std::int64_t rows, std::int64_t cols) {
     const View v = tensor(DType::kBF16, {rows, cols}, 1.0F / std::sqrt(static_cast<float>(cols)));
     return {WeightFormat::kBF16, rows, cols, v.data};
   }
@@ -134,37 +173,48 @@ class Bench {
     constexpr double kSeconds = 0.4;
     fn(0);
     std::vector<double> times;
+    std::vector<double> cpu_times;
     const double begin = now_s();
     const double cpu = cpu_seconds();
     while (times.size() < 5 || (now_s() - begin < kSeconds && times.size() < 2000)) {
+      const double cpu_start = cpu_seconds();
       const double start = now_s();
       fn(times.size() + 1);
       times.push_back(now_s() - start);
+      cpu_times.push_back((cpu_seconds() - cpu_start) / peaks_.threads);
     }
     const double share = (cpu_seconds() - cpu) / ((now_s() - begin) * peaks_.threads);
-    std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
-    const double us = times[times.size() / 2] * 1e6;
+    const double us = median(times) * 1e6;
     if (in_layer) {
       total_us_ += us;
+      total_cpu_us_ += median(cpu_times) * 1e6;
       total_ += cost;
     }
-    report(op, rows, us, cost, share);
+    report(op, rows, us, cost, share, median(cpu_times) * 1e6);
   }
 
-  void report(const char* op, int rows, double us, const Cost& c, double cpu) {
+  static double median(std::vector<double>& v) {
+    const auto middle = v.begin() + static_cast<std::ptrdiff_t>(v.size() / 2);
+    std::nth_element(v.begin(), middle, v.end());
+    return *middle;
+  }
+
+  void report(const char* op, int rows, double us, const Cost& c, double cpu, double cpu_us) {
     const double gb = c.bytes / us / 1e3;
     const double gflop = c.flops / us / 1e3;
-    std::printf("%-12s %5d %10.1f %8.1f %8.1f %8.0f%% %8.0f%% %6.2f\n", op, rows, us, gb, gflop,
-                gb / peaks_.read_gb_s * 100, gflop / peaks_.bf16_gflop_s * 100, cpu);
+    std::printf("%-12s %5d %10.1f %8.1f %8.1f %8.0f%% %8.0f%% %6.2f %10.1f %8.1f %8.1f\n", op, rows, us, gb, gflop,
+                gb / peaks_.read_gb_s * 100, gflop / peaks_.bf16_gflop_s * 100, cpu, cpu_us, c.bytes / cpu_us / 1e3,
+                c.flops / cpu_us / 1e3);
     std::fflush(stdout);
     if (csv_ != nullptr)
-      std::fprintf(csv_, "%s,%d,%s,%d,%lld,%.1f,%.2f,%.2f,%.3f,%.3f,%.2f,%.1f\n", peaks_.isa.c_str(), peaks_.threads,
-                   op, rows, static_cast<long long>(flags_.context), us, gb, gflop, gb / peaks_.read_gb_s,
-                   gflop / peaks_.bf16_gflop_s, peaks_.read_gb_s, peaks_.bf16_gflop_s);
+      std::fprintf(csv_, "%s,%d,%s,%d,%lld,%.1f,%.2f,%.2f,%.3f,%.3f,%.2f,%.1f,%s,%.1f\n", peaks_.isa.c_str(),
+                   peaks_.threads, op, rows, static_cast<long long>(flags_.context), us, gb, gflop,
+                   gb / peaks_.read_gb_s, gflop / peaks_.bf16_gflop_s, peaks_.read_gb_s, peaks_.bf16_gflop_s,
+                   flags_.format.c_str(), cpu_us);
   }
 
   void projections(int rows) {
-    keep_.clear();
+    clear();
     const View x = activations({rows, kHidden});
     if (wanted("rms_norm")) {
       const RmsNormParams p{.hidden = x,
@@ -196,7 +246,7 @@ class Bench {
       });
     }
     if (wanted("linear")) {  // o_proj
-      keep_.clear();
+      clear();
       const auto sets = copies(2 * kHidden * kHeads * kValue, [&] { return weight(kHidden, kHeads * kValue); });
       LinearParams p{.x = activations({rows, kHeads * kValue}), .w = sets[0], .out = activations({rows, kHidden})};
       time("linear o", rows, cost(p), true, [&](std::size_t i) {
@@ -209,11 +259,11 @@ class Bench {
   // One sequence. rows ≤ 4: the last `rows` tokens of `context`; more: a prefill from position 0.
   void attend(int rows) {
     if (!wanted("mla_attend")) return;
-    keep_.clear();
+    clear();
     const std::int64_t context = rows <= 4 ? flags_.context : rows;
     const std::int64_t pages = (context + kPageTokens - 1) / kPageTokens;
     const auto sets = copies(kHeads * (kNope + kValue) * kLatent * 2, [&] {
-      return std::pair{weight(kHeads * (kNope + kValue), kLatent),
+      return std::pair{plain_weight(kHeads * (kNope + kValue), kLatent),
                        tensor(DType::kBF16, {pages * kPageTokens, kKvRow}, 1)};
     });
     std::vector<std::int32_t> table(static_cast<std::size_t>(pages));
@@ -237,7 +287,7 @@ class Bench {
   }
 
   void experts(int rows) {
-    keep_.clear();
+    clear();
     const View x = activations({rows, kHidden});
     const auto n = static_cast<std::size_t>(rows * kTopK);
     std::vector<std::int32_t> ids(n);
@@ -274,7 +324,7 @@ class Bench {
   }
 
   void others(int rows) {
-    keep_.clear();
+    clear();
     const View x = activations({rows, kHidden});
     if (wanted("mlp")) {
       const auto sets = copies(6 * kInner * kHidden, [&] { return expert(kInner); });
@@ -285,7 +335,7 @@ class Bench {
       });
     }
     if (wanted("lm_head") && rows <= 32) {
-      keep_.clear();
+      clear();
       const LmHeadParams p{.x = activations({rows, kHidden}),
                            .w = weight(kVocab, kHidden),
                            .valid_vocab = 154856,
@@ -293,7 +343,7 @@ class Bench {
       time("lm_head", rows, cost(p), false, [&](std::size_t) { ops_->lm_head(p); });
     }
     if (wanted("mtp_input")) {
-      keep_.clear();
+      clear();
       const auto sets = copies(4 * kHidden * kHidden, [&] { return weight(kHidden, 2 * kHidden); });
       MtpInputParams p{.embed = activations({rows, kHidden}),
                        .hidden = activations({rows, kHidden}),
@@ -311,8 +361,15 @@ class Bench {
   Flags flags_;
   std::unique_ptr<Ops> ops_;
   CpuPeaks peaks_;
+  void clear() {
+    keep_.clear();
+    blocks_.clear();
+  }
+
   std::vector<HostTensor> keep_;
+  std::vector<QuantizedWeight> blocks_;
   double total_us_ = 0;
+  double total_cpu_us_ = 0;
   Cost total_;
   std::FILE* csv_ = nullptr;
 };
@@ -327,6 +384,7 @@ int run(int argc, char** argv) {
     if (name == "--op") flags.op = value;
     if (name == "--context") flags.context = std::atoll(value.c_str());
     if (name == "--csv") flags.csv = value;
+    if (name == "--format") flags.format = value;
     if (name == "--rows") {
       flags.rows.clear();
       std::istringstream list(value);

@@ -72,6 +72,15 @@ Limit limit_of(OutputKind kind, Precision precision, const Case& c) {
     case OutputKind::kProduct:
       if (precision == Precision::kF32)
         return {2e-11 * c.slack, 4e-5 * std::sqrt(c.slack), "fp32 products summed in another order" + because};
+      if (precision == Precision::kI8) {
+        const bool gated = c.op == "moe" || c.op == "mlp";
+        return {(gated ? 6e-4 : 2.5e-4) * c.slack, (gated ? 0.2 : 0.1) * std::sqrt(c.slack),
+                std::string("activations rounded to int8, a scale every 64 or 128 columns: of normal values an error "
+                            "of 4e-5 of their square, ") +
+                    (gated ? "of silu(gate) · up, whose tails are longer, 2e-4; "
+                           : "of values times a norm's weight (the cases draw both) 1.3e-4, more in a few outputs; ") +
+                    "NF4's codebook as integers adds 2e-5" + because};
+      }
       return {5e-5 * c.slack, 5e-2 * std::sqrt(c.slack),
               "activations rounded to bf16 (8 bits: 2^-9 relative) before up to three products in a row" + because};
   }

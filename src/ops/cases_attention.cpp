@@ -13,7 +13,7 @@ struct ProjectShape {
   std::int64_t T, hidden, q_lora, heads;
 };
 
-void add_project(std::vector<Case>& list, WeightFormat format, ProjectShape d) {
+void add_project(std::vector<Case>& list, const Stored& format, ProjectShape d) {
   const auto run = [=](Stage& s) {
     // Positions of two sequences, one of them far out: an angle in fp32 would be visibly wrong there.
     std::vector<std::int32_t> positions;
@@ -22,10 +22,10 @@ void add_project(std::vector<Case>& list, WeightFormat format, ProjectShape d) {
     MlaProjectParams p{.tag = kCaseTag};
     p.x = s.input({d.T, d.hidden});
     p.positions = s.array(positions);
-    p.q_a = s.weight(d.q_lora, d.hidden, format);
+    p.q_a = s.weight(d.q_lora, d.hidden, format.spec);
     p.q_a_norm = s.input({d.q_lora});
-    p.q_b = s.weight(d.heads * kQk, d.q_lora, format);
-    p.kv_a = s.weight(kKvRow, d.hidden, format);
+    p.q_b = s.weight(d.heads * kQk, d.q_lora, format.spec);
+    p.kv_a = s.weight(kKvRow, d.hidden, format.spec);
     p.kv_a_norm = s.input({kLatent});
     p.q = s.output("q", {d.T, d.heads, kQk}, OutputKind::kProduct);
     p.kv = s.output("kv", {d.T, kKvRow}, OutputKind::kProduct);
@@ -35,7 +35,7 @@ void add_project(std::vector<Case>& list, WeightFormat format, ProjectShape d) {
                                                     text("q_lora", d.q_lora), text("N", d.heads)}),
                   .op = "mla_project",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
 void add_append(std::vector<Case>& list, KvCodec codec, std::int64_t T) {
@@ -149,6 +149,8 @@ void add_attention_cases(std::vector<Case>& list) {
   for (const std::int64_t T : {17, 64, 65}) add_project(list, kBF16, {T, 256, 128, 4});
   for (const std::int64_t heads : {20, 10, 5, 4}) add_project(list, kBF16, {3, 2048, 768, heads});
   for (const std::int64_t T : {1, 17, 64}) add_project(list, kBF16, {T, 2048, 768, 20});
+  for (const QuantSpec& q : kBlockSpecs) add_project(list, q, {3, 256, 128, 2});
+  add_project(list, QuantSpec{}, {17, 2048, 768, 4});
   for (const WeightFormat f : kAllFormats) add_project(list, f, {5, 100, 40, 3});
 
   for (const KvCodec codec : kKvCodecs) {

@@ -5,21 +5,21 @@
 namespace glint {
 namespace {
 
-void add_embed(std::vector<Case>& list, WeightFormat format, std::int64_t vocab, std::int64_t hidden, std::int64_t T) {
+void add_embed(std::vector<Case>& list, const Stored& format, std::int64_t vocab, std::int64_t hidden, std::int64_t T) {
   const auto run = [=](Stage& s) {
     std::vector<std::int32_t> ids{static_cast<std::int32_t>(vocab - 1)};
     while (static_cast<std::int64_t>(ids.size()) < T) ids.push_back(static_cast<std::int32_t>(s.random.below(vocab)));
     if (T > 2) ids[2] = 0;
     EmbedParams p{.tag = kCaseTag};
     p.ids = s.array(ids);
-    p.table = s.weight(vocab, hidden, format);
+    p.table = s.weight(vocab, hidden, format.spec);
     p.out = s.output("out", {T, hidden}, OutputKind::kExact);
     s.ops().embed(p);
   };
   list.push_back({.name = case_name("embed", {text(format), text("T", T), text("H", hidden)}),
                   .op = "embed",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
 enum class Norm { kPlain, kDelta, kAddOnly, kInPlace };
@@ -50,18 +50,18 @@ void add_rms_norm(std::vector<Case>& list, Norm kind, std::int64_t T, std::int64
                   .run = run});
 }
 
-void add_linear(std::vector<Case>& list, WeightFormat format, std::int64_t T, std::int64_t in, std::int64_t out) {
+void add_linear(std::vector<Case>& list, const Stored& format, std::int64_t T, std::int64_t in, std::int64_t out) {
   const auto run = [=](Stage& s) {
     LinearParams p{.tag = kCaseTag};
     p.x = s.input({T, in});
-    p.w = s.weight(out, in, format);
+    p.w = s.weight(out, in, format.spec);
     p.out = s.output("out", {T, out}, OutputKind::kProduct);
     s.ops().linear(p);
   };
   list.push_back({.name = case_name("linear", {text(format), text("T", T), text("in", in), text("out", out)}),
                   .op = "linear",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
 struct HeadShape {
@@ -69,7 +69,7 @@ struct HeadShape {
   bool picked;  // rows given
 };
 
-void add_lm_head(std::vector<Case>& list, WeightFormat format, HeadShape h) {
+void add_lm_head(std::vector<Case>& list, const Stored& format, HeadShape h) {
   const auto run = [=](Stage& s) {
     LmHeadParams p{.tag = kCaseTag};
     p.x = s.input({h.T, h.hidden});
@@ -78,7 +78,7 @@ void add_lm_head(std::vector<Case>& list, WeightFormat format, HeadShape h) {
       for (std::int64_t r = 0; r < h.R; ++r) rows.push_back(static_cast<std::int32_t>(h.T - 1 - r * 2 % h.T));
       p.rows = s.array(rows);
     }
-    p.w = s.weight(h.vocab, h.hidden, format);
+    p.w = s.weight(h.vocab, h.hidden, format.spec);
     p.valid_vocab = h.valid;
     p.logits = s.output("logits", {h.R, h.vocab}, OutputKind::kProduct);
     s.ops().lm_head(p);
@@ -88,24 +88,24 @@ void add_lm_head(std::vector<Case>& list, WeightFormat format, HeadShape h) {
                                      text("vocab", h.vocab), text("valid", h.valid), h.picked ? "picked" : "first"}),
        .op = "lm_head",
        .run = run,
-       .format = format});
+       .format = format.spec.format});
 }
 
-void add_mtp_input(std::vector<Case>& list, WeightFormat format, std::int64_t T, std::int64_t hidden) {
+void add_mtp_input(std::vector<Case>& list, const Stored& format, std::int64_t T, std::int64_t hidden) {
   const auto run = [=](Stage& s) {
     MtpInputParams p{.tag = kCaseTag};
     p.embed = s.input({T, hidden}, 0.1F);
     p.hidden = s.input({T, hidden}, 5.0F);
     p.e_norm = s.input({hidden});
     p.h_norm = s.input({hidden});
-    p.eh_proj = s.weight(hidden, 2 * hidden, format);
+    p.eh_proj = s.weight(hidden, 2 * hidden, format.spec);
     p.out = s.output("out", {T, hidden}, OutputKind::kProduct);
     s.ops().mtp_input(p);
   };
   list.push_back({.name = case_name("mtp_input", {text(format), text("T", T), text("H", hidden)}),
                   .op = "mtp_input",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
 }  // namespace
@@ -117,6 +117,7 @@ void add_dense_cases(std::vector<Case>& list) {
     add_embed(list, f, 50, 37, 3);
   }
   add_embed(list, kBF16, 1000, 2048, 17);
+  for (const QuantSpec& q : kBlockSpecs) add_embed(list, q, 30, 256, 5);
 
   for (const Norm kind : {Norm::kPlain, Norm::kDelta, Norm::kAddOnly, Norm::kInPlace}) {
     for (const std::int64_t T : {1, 3, 17, 65}) add_rms_norm(list, kind, T, 256);
@@ -141,17 +142,30 @@ void add_dense_cases(std::vector<Case>& list) {
   }
   for (const std::int64_t T : {64, 65, 200}) add_linear(list, kBF16, T, 2048, 576);
 
+  for (const QuantSpec& q : kBlockSpecs) {
+    for (const std::int64_t T : {1, 3, 7}) add_linear(list, q, T, 256, 29);
+    for (const std::int64_t T : {2, 5}) add_linear(list, q, T, 4224, 11);        // more than two steps of columns
+    for (const std::int64_t in : {2, 100, 520}) add_linear(list, q, 5, in, 11);  // blocks do not fit
+  }
+  add_linear(list, QuantSpec{WeightFormat::kI4, 48, 1, false, DType::kBF16}, 7, 240, 33);
+  add_linear(list, QuantSpec{}, 150, 4224, 19);
+  add_linear(list, QuantSpec{}, 6, 64, 5);
+  add_linear(list, QuantSpec{WeightFormat::kF8E4M3, 128, 128, true, DType::kF32}, 13, 520, 300);
+
   for (const WeightFormat f : kAllFormats) {
     add_lm_head(list, f, {.T = 1, .R = 1, .hidden = 256, .vocab = 8192, .valid = 0, .picked = false});
     add_lm_head(list, f, {.T = 7, .R = 3, .hidden = 256, .vocab = 8192, .valid = 8140, .picked = true});
     add_lm_head(list, f, {.T = 7, .R = 7, .hidden = 100, .vocab = 77, .valid = 77, .picked = true});
   }
+  for (const QuantSpec& q : kBlockSpecs)
+    add_lm_head(list, q, {.T = 7, .R = 3, .hidden = 256, .vocab = 51, .valid = 49, .picked = true});
   add_lm_head(list, kBF16, {.T = 3, .R = 0, .hidden = 256, .vocab = 100, .valid = 0, .picked = false});
   add_lm_head(list, kBF16, {.T = 5, .R = 2, .hidden = 256, .vocab = 100, .valid = 99, .picked = false});
   add_lm_head(list, kBF16, {.T = 17, .R = 17, .hidden = 256, .vocab = 1000, .valid = 0, .picked = false});
   add_lm_head(list, kBF16, {.T = 3, .R = 2, .hidden = 2048, .vocab = 4001, .valid = 3990, .picked = true});
 
   for (const WeightFormat f : kAllFormats) add_mtp_input(list, f, 3, 256);
+  for (const QuantSpec& q : kBlockSpecs) add_mtp_input(list, q, 3, 64);
   for (const std::int64_t T : {1, 17, 65}) add_mtp_input(list, kBF16, T, 256);
   add_mtp_input(list, kBF16, 5, 100);
   add_mtp_input(list, kBF16, 1, 2048);

@@ -108,7 +108,7 @@ std::vector<std::int32_t> pick(Random& random, const MoeShape& m, std::int64_t t
   return ids;
 }
 
-void add_moe(std::vector<Case>& list, WeightFormat format, const MoeShape& m) {
+void add_moe(std::vector<Case>& list, const Stored& format, const MoeShape& m) {
   static constexpr const char* kNames[] = {"random", "skewed", "one", "holes"};
   const auto run = [=](Stage& s) {
     std::vector<std::int32_t> ids;
@@ -120,14 +120,14 @@ void add_moe(std::vector<Case>& list, WeightFormat format, const MoeShape& m) {
       }
     }
     std::vector<ExpertWeights> experts;
-    for (std::int64_t e = 0; e < m.experts; ++e) experts.push_back(s.expert(m.inner, m.hidden, format));
+    for (std::int64_t e = 0; e < m.experts; ++e) experts.push_back(s.expert(m.inner, m.hidden, format.spec));
     MoeParams p{.tag = kCaseTag};
     p.x = s.input({m.T, m.hidden});
     p.top_k = m.top_k;
     p.ids = s.array(ids);
     p.weights = s.array(weights);
     p.experts = experts;
-    if (m.shared_inner > 0) p.shared = s.expert(m.shared_inner, m.hidden, format);
+    if (m.shared_inner > 0) p.shared = s.expert(m.shared_inner, m.hidden, format.spec);
     p.out = s.output("out", {m.T, m.hidden}, OutputKind::kProduct);
     s.ops().moe(p);
     s.ops().synchronize();  // before `experts` goes
@@ -137,21 +137,56 @@ void add_moe(std::vector<Case>& list, WeightFormat format, const MoeShape& m) {
                                             kNames[static_cast<int>(m.routing)]}),
                   .op = "moe",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
-void add_mlp(std::vector<Case>& list, WeightFormat format, std::int64_t T, std::int64_t hidden, std::int64_t inner) {
+// Every matrix in another format: what a recipe by sensitivity can come to.
+void add_mixed_moe(std::vector<Case>& list, std::int64_t T) {
+  const auto run = [=](Stage& s) {
+    constexpr std::int64_t kHidden = 256, kInner = 128, kExperts = 4;
+    constexpr int kTopK = 2;
+    std::vector<std::int32_t> ids;
+    std::vector<float> weights;
+    for (std::int64_t i = 0; i < T * kTopK; ++i) {
+      ids.push_back(static_cast<std::int32_t>(i % kExperts));
+      weights.push_back(0.1F + s.random.uniform());
+    }
+    const Stored formats[] = {QuantSpec{WeightFormat::kI4, 128},   WeightFormat::kBF16,
+                              QuantSpec{WeightFormat::kI8, 64},    QuantSpec{WeightFormat::kNF4, 64},
+                              QuantSpec{WeightFormat::kF8E4M3, 0}, QuantSpec{WeightFormat::kI8, 128}};
+    std::size_t next = 0;
+    const auto format = [&]() -> const QuantSpec& { return formats[next++ % std::size(formats)].spec; };
+    std::vector<ExpertWeights> experts;
+    for (std::int64_t e = 0; e < kExperts; ++e, ++next)
+      experts.push_back({s.weight(kInner, kHidden, format()), s.weight(kInner, kHidden, format()),
+                         s.weight(kHidden, kInner, format())});
+    MoeParams p{.tag = kCaseTag};
+    p.x = s.input({T, kHidden});
+    p.top_k = kTopK;
+    p.ids = s.array(ids);
+    p.weights = s.array(weights);
+    p.experts = experts;
+    p.shared = s.expert(kInner, kHidden, QuantSpec{WeightFormat::kI8, 0});
+    p.out = s.output("out", {T, kHidden}, OutputKind::kProduct);
+    s.ops().moe(p);
+    s.ops().synchronize();
+  };
+  list.push_back(
+      {.name = case_name("moe", {"mixed", text("T", T)}), .op = "moe", .run = run, .format = WeightFormat::kI4});
+}
+
+void add_mlp(std::vector<Case>& list, const Stored& format, std::int64_t T, std::int64_t hidden, std::int64_t inner) {
   const auto run = [=](Stage& s) {
     MlpParams p{.tag = kCaseTag};
     p.x = s.input({T, hidden});
-    p.mlp = s.expert(inner, hidden, format);
+    p.mlp = s.expert(inner, hidden, format.spec);
     p.out = s.output("out", {T, hidden}, OutputKind::kProduct);
     s.ops().mlp(p);
   };
   list.push_back({.name = case_name("mlp", {text(format), text("T", T), text("H", hidden), text("I", inner)}),
                   .op = "mlp",
                   .run = run,
-                  .format = format});
+                  .format = format.spec.format});
 }
 
 }  // namespace
@@ -179,6 +214,13 @@ void add_expert_cases(std::vector<Case>& list) {
   add_moe(list, kBF16, {200, 256, 64, 64, 4, 64});
   add_moe(list, kBF16, {7, 256, 64, 1, 1, 64});
   for (const WeightFormat f : kAllFormats) add_moe(list, f, {5, 100, 37, 9, 2, 24, Routing::kHoles});
+  for (const QuantSpec& q : kBlockSpecs) {
+    for (const std::int64_t T : {1, 11}) add_moe(list, q, {T, 128, 64, 5, 2, 192});
+    add_moe(list, q, {5, 100, 38, 3, 2, 24, Routing::kHoles});
+  }
+  for (const std::int64_t T : {1, 5, 33}) add_mixed_moe(list, T);
+  add_moe(list, QuantSpec{}, {40, 256, 128, 9, 3, 192});
+  add_moe(list, QuantSpec{}, {1, 2048, 1536, 3, 2, 1536});
   add_moe(list, kBF16, {1, 2048, 1536, 6, 4, 1536});  // real sizes, few experts
   add_moe(list, kBF16, {5, 2048, 1536, 6, 4, 1536, Routing::kSkewed});
 
@@ -186,6 +228,12 @@ void add_expert_cases(std::vector<Case>& list) {
     for (const std::int64_t T : {1, 7, 17, 65}) add_mlp(list, f, T, 256, 768);
     add_mlp(list, f, 3, 100, 37);
   }
+  for (const QuantSpec& q : kBlockSpecs) {
+    add_mlp(list, q, 7, 256, 320);
+    add_mlp(list, q, 3, 100, 38);
+  }
+  add_mlp(list, QuantSpec{}, 65, 256, 320);
+  add_mlp(list, QuantSpec{}, 3, 2048, 1536);
   add_mlp(list, kBF16, 1, 2048, 10240);
   add_mlp(list, kBF16, 5, 2048, 1536);
 }

@@ -94,11 +94,22 @@ Weight Stage::weight(std::int64_t rows, std::int64_t cols, WeightFormat format) 
   return {format, rows, cols, place(raw.data(), raw.size())};
 }
 
-ExpertWeights Stage::expert(std::int64_t inner, std::int64_t hidden, WeightFormat format) {
+Weight Stage::weight(std::int64_t rows, std::int64_t cols, const QuantSpec& spec) {
+  if (!has_scales(spec.format)) return weight(rows, cols, spec.format);
+  const std::vector<float> values = random.normals(rows * cols, 1.0F / std::sqrt(static_cast<float>(cols)));
+  const QuantizedWeight q = quantize_rtn(spec, values.data(), rows, cols);
+  Weight w = q.w;
+  w.data = place(q.codes.data(), q.codes.bytes());
+  w.scales = place(q.scales.data(), q.scales.bytes());
+  if (w.mins != nullptr) w.mins = place(q.mins.data(), q.mins.bytes());
+  return w;
+}
+
+ExpertWeights Stage::expert(std::int64_t inner, std::int64_t hidden, const QuantSpec& spec) {
   ExpertWeights w;
-  w.gate = weight(inner, hidden, format);
-  w.up = weight(inner, hidden, format);
-  w.down = weight(hidden, inner, format);
+  w.gate = weight(inner, hidden, spec);
+  w.up = weight(inner, hidden, spec);
+  w.down = weight(hidden, inner, spec);
   return w;
 }
 

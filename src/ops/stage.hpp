@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ops/ops.hpp"
+#include "tensor/codec.hpp"
 
 namespace glint {
 
@@ -72,7 +73,9 @@ class Stage {
   View input(const Shape& shape, float scale = 1.0F) { return input(shape, random.normals(shape.elements(), scale)); }
   // Normal with variance 1 / cols, so that products keep the variance of x.
   Weight weight(std::int64_t rows, std::int64_t cols, WeightFormat format);
-  ExpertWeights expert(std::int64_t inner, std::int64_t hidden, WeightFormat format);
+  // Block formats are rounded to nearest from the same values.
+  Weight weight(std::int64_t rows, std::int64_t cols, const QuantSpec& spec);
+  ExpertWeights expert(std::int64_t inner, std::int64_t hidden, const QuantSpec& spec);
   template <typename T>
   T* array(const std::vector<T>& values) {
     return static_cast<T*>(place(values.data(), values.size() * sizeof(T)));

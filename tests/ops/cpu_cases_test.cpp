@@ -17,8 +17,10 @@ TEST_P(CpuCases, AgreeWithTheReference) {
   // Only the bf16 dot product of AVX-512-BF16 rounds activations.
   const Precision precision = GetParam().starts_with("avx512bf16") ? Precision::kBF16 : Precision::kF32;
   for (const int threads : {1, 3}) {
+    if (threads == 1 && GetParam() == "generic") continue;  // how work is divided is the same for all
+
     const auto ops = make_cpu_ops({.isa = GetParam(), .threads = threads});
-    expect_all_cases(*ops, precision);
+    expect_all_cases(*ops, precision, Precision::kI8);
   }
 }
 

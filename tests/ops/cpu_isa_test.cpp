@@ -22,7 +22,7 @@ TEST(CpuEmulated, TablesAgreeWithTheReference) {
   for (const std::string& name : names) {
     SCOPED_TRACE(name);
     Checked ops(make_cpu_ops({.isa = name, .threads = 2}));
-    expect_all_cases(ops, name.find("bf16") == std::string::npos ? Precision::kF32 : Precision::kBF16);
+    expect_all_cases(ops, name.find("bf16") == std::string::npos ? Precision::kF32 : Precision::kBF16, Precision::kI8);
   }
 }
 
@@ -42,12 +42,11 @@ TEST(Cpu, UnknownTablesAndThreadCountsAreRefused) {
   EXPECT_THROW(make_cpu_ops({.threads = 100000}), Error);
 }
 
-TEST(Cpu, ReadsPlainFormatsOnly) {
+TEST(Cpu, ReadsEveryWeightFormat) {
   const auto ops = make_cpu_ops({.threads = 1});
-  for (const WeightFormat f : {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16})
+  for (const WeightFormat f : {WeightFormat::kF32, WeightFormat::kF16, WeightFormat::kBF16, WeightFormat::kF8E4M3,
+                               WeightFormat::kI8, WeightFormat::kI4, WeightFormat::kNF4, WeightFormat::kF4E2M1})
     EXPECT_TRUE(ops->supports(f));
-  for (const WeightFormat f : {WeightFormat::kF8E4M3, WeightFormat::kI8, WeightFormat::kI4, WeightFormat::kNF4})
-    EXPECT_FALSE(ops->supports(f));
 }
 
 }  // namespace

@@ -56,14 +56,14 @@ void CpuOps::mla_project(const MlaProjectParams& p) {
   update_rope(p.positions, rows, p.rope_theta);
   auto* low = arena.take<float>(rows * q_lora);
   auto* kv = p.kv.as<float>();
-  const Packed x = packed(arena, p.x.as<float>(), rows, p.x.shape[1], p.q_a.format);
+  const Packed x = packed(arena, p.x.as<float>(), rows, p.x.shape[1], pack_kind(p.q_a));
   const DotJob down[2] = {{x, p.q_a, low, q_lora}, {x, p.kv_a, kv, kKvRow}};
-  if (p.kv_a.format == p.q_a.format) {
+  if (pack_kind(p.kv_a).index() == pack_kind(p.q_a).index()) {
     dot(down);
   } else {
     Arena again(arena);  // its own packed x, released at once
     dot({down, 1});
-    const DotJob other{packed(again, p.x.as<float>(), rows, p.x.shape[1], p.kv_a.format), p.kv_a, kv, kKvRow};
+    const DotJob other{packed(again, p.x.as<float>(), rows, p.x.shape[1], pack_kind(p.kv_a)), p.kv_a, kv, kKvRow};
     dot({&other, 1});
   }
   norm_rows({.x = low, .weight = p.q_a_norm.as<float>(), .out = low, .n = q_lora, .eps = p.latent_eps}, rows, q_lora);
@@ -72,7 +72,7 @@ void CpuOps::mla_project(const MlaProjectParams& p) {
     table_.norm({.x = row, .weight = p.kv_a_norm.as<float>(), .out = row, .n = kLatent, .eps = p.latent_eps});
     rope_rows(row + kLatent, t);
   }
-  const DotJob up{packed(arena, low, rows, q_lora, p.q_b.format), p.q_b, p.q.as<float>(), heads * kQk};
+  const DotJob up{packed(arena, low, rows, q_lora, pack_kind(p.q_b)), p.q_b, p.q.as<float>(), heads * kQk};
   dot({&up, 1});
   for_items(rows, static_cast<double>(rows * heads * kRope), [&](std::int64_t t, int) {
     for (std::int64_t h = 0; h < heads; ++h) rope_rows(p.q.as<float>() + (t * heads + h) * kQk + kNope, t);
@@ -176,6 +176,7 @@ std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads) {
 }
 
 void CpuOps::mla_attend(const MlaAttendParams& p) {
+  CHECK(!has_scales(p.kv_b.format), "kv_b is read along both its axes: the loader gives it as BF16, F16 or F32");
   const std::int64_t heads = p.q.shape[1];
   const std::int64_t width = heads * kValue;
   const std::int64_t rows = p.batch.row_offsets[p.batch.n_seqs];
@@ -186,7 +187,7 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
     AttendRows a{.p = &p, .heads = heads, .row0 = row0, .rows = std::min(kAttendRows, rows - row0)};
     a.q = arena.take<float>(a.rows * heads * kKvRow);
     a.latent = arena.take<Packed>(heads);
-    for (std::int64_t h = 0; h < heads; ++h) a.latent[h] = make_packed(arena, a.rows, kLatent, p.kv_b.format);
+    for (std::int64_t h = 0; h < heads; ++h) a.latent[h] = make_packed(arena, a.rows, kLatent, pack_kind(p.kv_b));
     a.blocks = arena.take<AttendRows::Block>(a.rows * heads / kTileAlign + a.rows + 1);
     a.scratch = arena.take<float>(threads * AttendRows::kThreadFloats);
     latent_queries(a);

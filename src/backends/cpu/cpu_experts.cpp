@@ -12,7 +12,7 @@ void CpuOps::route(const RouteParams& p) {
   const std::int64_t n_experts = p.w.shape[0];
   fit({.max_rows = rows, .hidden = p.x.shape[1], .n_experts = n_experts});
   Arena arena(workspace_);
-  const Packed x = packed(arena, p.x.as<float>(), rows, p.x.shape[1], WeightFormat::kF32);
+  const Packed x = packed(arena, p.x.as<float>(), rows, p.x.shape[1], PackKind{});
   auto* scores = arena.take<float>(rows * n_experts);
   const DotJob job{x, {WeightFormat::kF32, n_experts, p.x.shape[1], p.w.data}, scores, n_experts};
   dot({&job, 1});
@@ -46,6 +46,20 @@ struct CpuOps::ExpertGroup {
   const float* weights = nullptr;       // [count]; null: 1
 };
 
+// The inner activations whose down reads codes, one item a row of a group. A block of codes can be wider than the
+// strips of the loop before, whose width depends on the batch.
+void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
+                            std::int64_t rows) {
+  const std::int64_t cols = values[0].cols;
+  for_items(rows, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
+    std::size_t g = 0;
+    for (; inner[g].quant == 0 || item >= groups[g].count; ++g) {
+      if (inner[g].quant != 0) item -= groups[g].count;
+    }
+    pack_rows(inner[g], static_cast<const float*>(values[g].at(item, 0)), item, item + 1);
+  });
+}
+
 // out = Σ over the groups, in their order, of weight · down(silu(gate x) ⊙ up x). Two loops: the inner activations of
 // all groups, then the outputs, where an item owns some columns of `out` and runs through all groups, so that the order
 // of the sum is that of the groups and nothing is added across threads.
@@ -53,17 +67,27 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   const std::int64_t rows = x.shape[0];
   const std::int64_t hidden = x.shape[1];
   const auto n_groups = static_cast<std::int64_t>(groups.size());
-  Packed x_by_format[2];  // [0] floats, [1] bf16, as the groups' weights want them
-  auto* inner = arena.take<Packed>(n_groups);
+  Packed x_by_kind[kPackKinds];                 // as the groups' weights want it
+  auto* inner = arena.take<Packed>(n_groups);   // what down reads
+  auto* values = arena.take<Packed>(n_groups);  // the same as values, from which codes are made
   auto* first_item = arena.take<std::int64_t>(n_groups + 1);
   std::int64_t w_rows = 0;
+  std::int64_t codes_rows = 0;
   double work = 0;
   for (std::int64_t g = 0; g < n_groups; ++g) {
     const ExpertWeights& w = *groups[g].w;
-    Packed& xs = x_by_format[wants_bf16(w.gate.format) ? 1 : 0];
-    if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, w.gate.format);
-    CHECK(w.gate.format == w.up.format, "gate and up of an expert must share a format");
-    inner[g] = make_packed(arena, groups[g].count, w.gate.rows, w.down.format);
+    for (const PackKind kind : {pack_kind(w.gate), pack_kind(w.up)}) {
+      Packed& xs = x_by_kind[kind.index()];
+      if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, kind);
+    }
+    const PackKind kind = pack_kind(w.down);
+    inner[g] = make_packed(arena, groups[g].count, w.gate.rows, kind);
+    values[g] = inner[g];
+    if (kind.quant != 0) {
+      auto* data = arena.take<float>(groups[g].count * w.gate.rows);
+      values[g] = {.data = data, .rows = groups[g].count, .cols = w.gate.rows, .block = w.gate.rows};
+      codes_rows += groups[g].count;
+    }
     w_rows += w.gate.rows * row_chunks(groups[g].count);
     work += static_cast<double>(w.gate.bytes()) * std::max(1.0, static_cast<double>(groups[g].count) / 8);
   }
@@ -84,7 +108,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
     alignas(64) float gate[kRowChunk * kStrip];
     alignas(64) float up[kRowChunk * kStrip];
-    DotArgs a{.x = &x_by_format[wants_bf16(w.gate.format) ? 1 : 0],
+    DotArgs a{.x = &x_by_kind[pack_kind(w.gate).index()],
               .index = group.index,
               .m0 = chunk_begin(group.count, chunk),
               .m1 = chunk_begin(group.count, chunk + 1),
@@ -94,12 +118,14 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
               .out = gate,
               .out_stride = kStrip};
     table_.dot(a);
+    a.x = &x_by_kind[pack_kind(w.up).index()];
     a.w = w.up;
     a.out = up;
     table_.dot(a);
     for (std::int64_t m = a.m0; m < a.m1; ++m)
-      table_.silu_mul(gate + (m - a.m0) * kStrip, up + (m - a.m0) * kStrip, n1 - n0, inner[g], m, n0);
+      table_.silu_mul(gate + (m - a.m0) * kStrip, up + (m - a.m0) * kStrip, n1 - n0, values[g], m, n0);
   });
+  if (codes_rows > 0) quantize_inner(groups, values, inner, codes_rows);
 
   const std::int64_t out_strip = strip_rows(hidden, 1);
   for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {

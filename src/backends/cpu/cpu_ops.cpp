@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.hpp"
+#include "tensor/codec.hpp"
 
 namespace glint {
 
@@ -49,7 +50,7 @@ void CpuOps::download(void* host_dst, const void* src, std::size_t bytes) { std:
 void CpuOps::copy(void* dst, const void* src, std::size_t bytes) { std::memmove(dst, src, bytes); }
 
 bool CpuOps::supports(WeightFormat format) const {
-  return format == WeightFormat::kF32 || format == WeightFormat::kF16 || format == WeightFormat::kBF16;
+  return weight_code_bits(format) > 0;  // all; kv_b alone must be unquantised (mla_attend)
 }
 bool CpuOps::supports(KvCodec) const { return true; }
 
@@ -84,17 +85,22 @@ void CpuOps::size_workspace() {
   const std::int64_t widest =
       std::max({2 * l.hidden, l.n_heads * kValue, l.q_lora, l.dense_inner, l.expert_inner, std::int64_t{kLatent}});
   const auto packed_few_or_many = [](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
-    return std::max(packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols)) + kPad;
+    return std::max({packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), code_floats(n, cols)}) +
+           kPad;
   };
+  // One x in every form: experts may differ in theirs.
+  const auto packed_all = [&](std::int64_t n, std::int64_t cols) {
+    return 2 * packed_few_or_many(n, cols) + (kPackKinds - 2) * code_floats(n, cols);
+  };
+  // An inner activation as values and as codes.
+  const auto inner = [](std::int64_t cols) { return packed_floats(1, cols) + 2 * kBlock + code_floats(1, cols); };
   const std::int64_t linear = packed_few_or_many(rows, widest);
   const std::int64_t project =
-      packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
+      2 * packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
   const std::int64_t choices = rows * (l.top_k + 1);
-  const std::int64_t moe = 2 * packed_few_or_many(rows, l.hidden) +
-                           choices * (packed_floats(1, l.expert_inner) + 2 * kBlock) + 4 * choices +
-                           64 * (l.n_experts + 8);
-  const std::int64_t mlp =
-      2 * packed_few_or_many(rows, l.hidden) + rows * (packed_floats(1, l.dense_inner) + 2 * kBlock) + 1024;
+  const std::int64_t moe =
+      packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices + 128 * (l.n_experts + 8);
+  const std::int64_t mlp = packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + 1024;
   const std::int64_t route = packed_few_or_many(rows, l.hidden) + rows * l.n_experts;
   const std::int64_t head = packed_few_or_many(std::max(rows, l.max_logits), l.hidden);
   const std::int64_t mtp = packed_few_or_many(rows, 2 * l.hidden) + rows * 2 * l.hidden;
@@ -106,21 +112,25 @@ void CpuOps::size_workspace() {
   rope_rows_ = 0;
 }
 
-Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, WeightFormat format) const {
-  CHECK(supports(format), "weight format " + std::to_string(static_cast<int>(format)));
+Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const {
+  if (kind.quant != 0) return make_codes(arena, rows, cols, kind);
   const std::int64_t block = block_of(rows, cols);
   const std::int64_t n = rows * ((cols + block - 1) / block) * block;
-  return {.data = arena.take<float>(n), .rows = rows, .cols = cols, .block = block, .bf16 = wants_bf16(format)};
+  return {.data = arena.take<float>(n), .rows = rows, .cols = cols, .block = block, .bf16 = kind.bf16};
 }
 
-Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, WeightFormat format) {
-  if (rows < kGemmRows && cols % table_.lanes == 0 && !wants_bf16(format))  // the kernels only read through data
+void CpuOps::pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const {
+  (to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
+}
+
+Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind) {
+  if (rows < kGemmRows && cols % table_.lanes == 0 && kind.index() == 0)  // the kernels only read through data
     return {.data = const_cast<float*>(x), .rows = rows, .cols = cols, .block = cols, .bf16 = false};
-  const Packed to = make_packed(arena, rows, cols, format);
+  const Packed to = make_packed(arena, rows, cols, kind);
   constexpr std::int64_t kRows = 16;
   for_items((rows + kRows - 1) / kRows, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
     const std::int64_t m = item * kRows;
-    table_.pack(to, x + m * cols, cols, m, std::min(rows, m + kRows));
+    pack_rows(to, x + m * cols, m, std::min(rows, m + kRows));
   });
   return to;
 }
@@ -167,9 +177,15 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
 
 void CpuOps::embed(const EmbedParams& p) {
   const std::int64_t hidden = p.out.shape[1];
-  for (std::int64_t t = 0; t < p.out.shape[0]; ++t)
-    table_.to_float(static_cast<const char*>(p.table.data) + p.ids[t] * p.table.row_bytes(), p.table.format,
-                    p.out.as<float>() + t * hidden, hidden);
+  for (std::int64_t t = 0; t < p.out.shape[0]; ++t) {
+    float* out = p.out.as<float>() + t * hidden;
+    if (has_scales(p.table.format)) {
+      decode_row(p.table, p.ids[t], out);
+    } else {
+      table_.to_float(static_cast<const char*>(p.table.data) + p.ids[t] * p.table.row_bytes(), p.table.format, out,
+                      hidden);
+    }
+  }
 }
 
 // The same norm on every row; x, delta and sum advance by n, out by its own stride.
@@ -202,7 +218,7 @@ void CpuOps::rms_norm(const RmsNormParams& p) {
 void CpuOps::linear(const LinearParams& p) {
   fit({.max_rows = p.x.shape[0], .dense_inner = p.w.cols});
   Arena arena(workspace_);
-  const Packed x = packed(arena, p.x.as<float>(), p.x.shape[0], p.x.shape[1], p.w.format);
+  const Packed x = packed(arena, p.x.as<float>(), p.x.shape[0], p.x.shape[1], pack_kind(p.w));
   const DotJob job{x, p.w, p.out.as<float>(), p.w.rows};
   dot({&job, 1});
 }
@@ -215,9 +231,9 @@ void CpuOps::lm_head(const LmHeadParams& p) {
   if (rows == 0) return;
   fit({.max_logits = rows, .hidden = hidden});
   Arena arena(workspace_);
-  const Packed x = make_packed(arena, rows, hidden, p.w.format);
+  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w));
   for (std::int64_t r = 0; r < rows; ++r)
-    table_.pack(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, hidden, r, r + 1);
+    pack_rows(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, r, r + 1);
   const DotJob job{x, p.w.slice_rows(0, valid), p.logits.as<float>(), vocab};
   dot({&job, 1});
   for (std::int64_t r = 0; r < rows; ++r)
@@ -236,7 +252,7 @@ void CpuOps::mtp_input(const MtpInputParams& p) {
   norm_rows(
       {.x = p.hidden.as<float>(), .weight = p.h_norm.as<float>(), .out = both + hidden, .n = hidden, .eps = p.eps},
       rows, 2 * hidden);
-  const Packed x = packed(arena, both, rows, 2 * hidden, p.eh_proj.format);
+  const Packed x = packed(arena, both, rows, 2 * hidden, pack_kind(p.eh_proj));
   const DotJob job{x, p.eh_proj, p.out.as<float>(), p.eh_proj.rows};
   dot({&job, 1});
 }

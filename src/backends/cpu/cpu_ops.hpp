@@ -39,6 +39,15 @@ struct DotJob {
   std::int64_t out_stride = 0;
 };
 
+// The forms of a packed x.
+struct PackKind {
+  bool bf16 = false;
+  std::int64_t quant = 0;  // columns of a block of codes: 64, 128, or 0 for values
+  bool split = false;      // codes in the order of nibbles
+  int index() const { return quant == 0 ? (bf16 ? 1 : 0) : 2 + (quant == 128 ? 2 : 0) + (split ? 1 : 0); }
+};
+inline constexpr int kPackKinds = 6;
+
 class CpuOps final : public Ops {
  public:
   CpuOps(const Table& table, int threads);
@@ -81,11 +90,15 @@ class CpuOps final : public Ops {
   // Bytes of weights, or flops / 8, below which waking another core costs more than it saves (about 10 µs).
   static constexpr double kSharedWork = 96 << 10;
 
-  // Rows of x for kernels that read weights of `format`: where they lie if possible, else a packed copy.
-  Packed packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, WeightFormat format);
+  // How the kernels that read `w` want x: as floats, as bfloat16, or as int8 codes (cpu_quant.cpp).
+  PackKind pack_kind(const Weight& w) const;
+  // Rows of x in that form: where they lie if possible, else a packed copy.
+  Packed packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind);
   // An empty packed matrix.
-  Packed make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, WeightFormat format) const;
-  bool wants_bf16(WeightFormat format) const { return table_.dots_bf16 && format == WeightFormat::kBF16; }
+  Packed make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const;
+  Packed make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const;
+  // Fills rows [m0, m1) of a packed matrix.
+  void pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const;
 
   void dot(std::span<const DotJob> jobs);
   // Rows of W an item takes, so that there are enough items for the threads.
@@ -93,6 +106,8 @@ class CpuOps final : public Ops {
   void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
 
   struct ExpertGroup;
+  void quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
+                      std::int64_t rows);
   void run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out);
 
   struct AttendRows;  // up to kAttendRows rows of one mla_attend
@@ -117,8 +132,9 @@ class CpuOps final : public Ops {
   float rope_theta_ = 0;
 };
 
-// Floats of a packed matrix of that size.
+// Floats of a packed matrix of that size, of values and of codes.
 std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);
+std::int64_t code_floats(std::int64_t rows, std::int64_t cols);
 
 // Rows that one pass of mla_attend handles: bounds its workspace (q and latents: 22 MB at 20 heads).
 inline constexpr std::int64_t kAttendRows = 256;

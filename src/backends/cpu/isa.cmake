@@ -12,7 +12,7 @@ set_source_files_properties(${_cpu_dir}/isa_generic.cpp PROPERTIES COMPILE_FLAGS
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${_cpu_dir}/isa_avx2.cpp PROPERTIES COMPILE_FLAGS "${_avx2_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags}")
-  set_source_files_properties(${_cpu_dir}/isa_avx512bf16.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512bf16")
+  set_source_files_properties(${_cpu_dir}/isa_avx512bf16.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512bf16 -mavx512vnni")
 endif()
 
 # The AVX-512 kernels built from the same source on top of SIMDe, for tests on machines without AVX-512. Linking the

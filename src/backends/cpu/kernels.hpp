@@ -31,6 +31,15 @@ struct Packed {
   std::int64_t cols = 0;   // without the padding
   std::int64_t block = 0;  // a multiple of kPad, or cols itself when x is used where it lies
   bool bf16 = false;
+  // For block-format weights: int8 codes q = round(x / scale), a scale and scale · Σ q for every `quant` columns (64 or
+  // 128, which divide cols). Code (m, k) lies at m · code_stride + k; if split, every 64 columns are stored even ones
+  // first, as nibbles are. Row m of scales and sums begins at m · scale_stride and is filled up with zeros.
+  std::int64_t quant = 0;  // 0: values, as above
+  bool split = false;
+  std::int64_t code_stride = 0;
+  std::int64_t scale_stride = 0;  // a multiple of 16
+  float* scales = nullptr;
+  float* sums = nullptr;
 
   void* at(std::int64_t m, std::int64_t k) const {
     const std::int64_t i = (k / block) * rows * block + m * block + k % block;
@@ -98,6 +107,8 @@ struct Table {
   bool dots_bf16 = false;  // BF16 weights meet activations rounded to bf16
 
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
+  // The same for a matrix of codes (Packed::quant).
+  void (*quantize)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   void (*dot)(const DotArgs& a) = nullptr;
   void (*combine)(const CombineArgs& a) = nullptr;
   // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().

@@ -2,6 +2,7 @@
 //   GLINT_ISA       the namespace (avx2 …), so that no two builds of a function share a name
 //   GLINT_SIMD      its vector wrapper
 //   GLINT_DOT_BF16  if BF16 weights are multiplied as bfloat16
+//   GLINT_VNNI      if AVX-512 VNNI multiplies the codes of block formats
 // and is compiled with its own flags (isa.cmake). Rules for this code: no standard library templates and no inline
 // functions from outside the namespace (their out-of-line copies, built for this instruction set, could be linked into
 // code for every machine), and no contraction of a·b+c, which would let a row's bits depend on the tile it is in.
@@ -15,7 +16,11 @@ namespace {
 
 #include GLINT_SIMD
 
+void dot_quantized(const DotArgs& a);
+
 #include "backends/cpu/linear.inl.hpp"
+
+#include "backends/cpu/quant.inl.hpp"
 
 #include "backends/cpu/elementwise.inl.hpp"
 
@@ -50,6 +55,7 @@ constexpr Table make_table(const char* name) {
   t.name = name;
   t.lanes = kLanes;
   t.pack = pack;
+  t.quantize = quantize;
   t.dot = dot;
   t.combine = combine;
   t.kv_encode = kv_encode;

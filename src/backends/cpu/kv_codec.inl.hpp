@@ -72,9 +72,9 @@ inline void put_integers(LatentCodes& to, int first, const float* v, float inver
     const float steps = v[i] * inverse;
     const float code = round_code(steps, low, high);
     const float off = steps - code;
-    float other = off >= 0 ? code + 1 : code - 1;
-    other = other > high ? code - 1 : other;
-    other = other < low ? code + 1 : other;
+    float way = off >= 0 ? 1.0F : -1.0F;
+    way = code + way > high ? -1.0F : code + way < low ? 1.0F : way;
+    const float other = code + way;
     const float far = steps - other;
     to.code[first + i] = static_cast<std::int32_t>(code);
     to.other[first + i] = static_cast<std::int32_t>(other);
@@ -82,9 +82,14 @@ inline void put_integers(LatentCodes& to, int first, const float* v, float inver
   }
 }
 
+// Chooses by masks: a branch on either side of which floats are computed would not become vector code.
+inline std::uint32_t choose(bool first, std::uint32_t a, std::uint32_t b) {
+  const std::uint32_t mask = 0U - static_cast<std::uint32_t>(first);
+  return (a & mask) | (b & ~mask);
+}
 inline float f8_magnitude(std::uint32_t code) {
-  return code < 8 ? static_cast<float>(static_cast<std::int32_t>(code)) * 0x1p-9F
-                  : float_of((code << 20) + (120U << 23));
+  const float small = static_cast<float>(static_cast<std::int32_t>(code)) * 0x1p-9F;
+  return float_of(choose(code < 8, bits_of(small), (code << 20) + (120U << 23)));
 }
 inline void put_fp8(LatentCodes& to, const float* v, float inverse) {
   float scaled[kLatent];
@@ -95,10 +100,10 @@ inline void put_fp8(LatentCodes& to, const float* v, float inverse) {
     const std::uint32_t normal = ((magnitude + 0x7ffffU + ((magnitude >> 20) & 1U)) >> 20) - (120U << 3);
     // Below 2^-6 codes are multiples of 2^-9, the last place of 2^14.
     const std::uint32_t small = bits_of(float_of(magnitude) + 16384.0F) - bits_of(16384.0F);
-    const std::uint32_t code = magnitude < (121U << 23) ? small : normal;
+    const std::uint32_t code = choose(magnitude < (121U << 23), small, normal);
     const float off = float_of(magnitude) - f8_magnitude(code);
-    std::uint32_t other = off >= 0 ? code + 1 : code - 1;
-    other = other > 0x7eU ? code - 1 : other;
+    const std::uint32_t next = off >= 0 ? code + 1 : code - 1;
+    const std::uint32_t other = next > 0x7eU ? code - 1 : next;
     const float far = float_of(magnitude) - f8_magnitude(other);
     to.code[i] = static_cast<std::int32_t>(code | sign);
     to.other[i] = static_cast<std::int32_t>(other | sign);

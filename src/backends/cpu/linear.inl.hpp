@@ -344,8 +344,8 @@ void dot(const DotArgs& a) {
       if (a.x->bf16) return dot_any<BF16, BF16>(a);
 #endif
       return dot_any<float, BF16>(a);
-    default:  // the ops refuse other formats
-      return;
+    default:
+      return dot_quantized(a);
   }
 }
 

@@ -63,3 +63,5 @@ inline float sum(V v) {
   const __m128 pairs = _mm_hadd_ps(half, half);
   return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
 }
+
+#include "backends/cpu/simd_int_avx2.hpp"

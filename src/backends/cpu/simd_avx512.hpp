@@ -72,3 +72,5 @@ using VB = __m512bh;
 inline VB load_pairs(const BF16* p) { return (VB)_mm512_loadu_si512(p); }
 inline V dot_pairs(V c, VB a, VB b) { return _mm512_dpbf16_ps(c, a, b); }
 #endif
+
+#include "backends/cpu/simd_int_avx512.hpp"

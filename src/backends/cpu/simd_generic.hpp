@@ -82,3 +82,5 @@ inline void sum4(V a, V b, V c, V d, float* to) {
   to[2] = sum(c);
   to[3] = sum(d);
 }
+
+#include "backends/cpu/simd_int_generic.hpp"

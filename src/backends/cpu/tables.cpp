@@ -43,8 +43,10 @@ Features detect() {
   f.avx2 = (b & bit_AVX2) != 0 && fma && f16c;
   constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && (b & kAvx512) == kAvx512;
-  constexpr unsigned kBf16 = 1U << 5;  // leaf 7.1, EAX
-  if (f.avx512 && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) f.avx512bf16 = (a & kBf16) != 0;
+  const bool vnni = (c & (1U << 11)) != 0;  // every CPU with BF16 dot products has it
+  constexpr unsigned kBf16 = 1U << 5;       // leaf 7.1, EAX
+  if (f.avx512 && vnni && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)
+    f.avx512bf16 = (a & kBf16) != 0;
   return f;
 }
 #endif

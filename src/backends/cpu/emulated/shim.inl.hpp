@@ -48,3 +48,5 @@ inline __m512 cvtph_ps(__m256i v) {
 #define _mm512_cvtepu8_epi32(a) ::glint::cpu::emulated::cvtepu8_epi32(a)
 #define _mm512_cvtepi32_ps(a) ::glint::cpu::emulated::cvtepi32_ps(a)
 #define _mm512_cvtph_ps(a) ::glint::cpu::emulated::cvtph_ps(a)
+#undef _mm512_madd_epi16  // SIMDe 0.7 gives it the arguments of the masked form
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)

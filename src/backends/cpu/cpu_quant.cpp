@@ -1,0 +1,50 @@
+// How x meets block-format weights: as int8 codes where the blocks fit, else as floats.
+//
+// int8, symmetric, a scale every 64 or 128 columns, rounded to nearest even: for normally distributed x an error of
+// 3.2e-5 (64 columns) or 3.9e-5 (128) of its square, a hundredth of what rounding W to four bits costs (7e-3). NF4's
+// codebook is rounded to integers as well, after multiplication by 112.03, the factor up to 127.49 with the least mean
+// squared error: 1.8e-5 of the square of W.
+
+#include "backends/cpu/cpu_ops.hpp"
+
+namespace glint::cpu {
+namespace {
+
+// Columns that share a scale of x, 0 if W's groups do not fit the integer kernels. Depends on W alone, never on the
+// number of rows: a row's result must not depend on the batch.
+std::int64_t code_block(const Weight& w) {
+  const bool integer = has_scales(w.format) && w.format != WeightFormat::kF8E4M3;
+  if (!integer || w.cols % 64 != 0 || w.cols == 0) return 0;
+  if (w.group == 16 || w.group == 32) return 64;
+  if (w.group % 64 != 0) return 0;
+  const bool wide = w.format == WeightFormat::kI4 || w.format == WeightFormat::kI8;
+  return wide && w.group % 128 == 0 && w.cols % 128 == 0 ? 128 : 64;
+}
+
+std::int64_t scale_stride(std::int64_t cols, std::int64_t block) { return (cols / block + 15) / 16 * 16; }
+
+}  // namespace
+
+PackKind CpuOps::pack_kind(const Weight& w) const {
+  if (!has_scales(w.format)) return {.bf16 = table_.dots_bf16 && w.format == WeightFormat::kBF16};
+  const std::int64_t block = code_block(w);
+  return {.quant = block, .split = block != 0 && weight_code_bits(w.format) == 4};
+}
+
+Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const {
+  constexpr std::int64_t kApart = 64;  // rows a multiple of 4096 bytes apart would share their L1 sets
+  Packed p{.rows = rows, .cols = cols, .quant = kind.quant, .split = kind.split};
+  p.code_stride = cols + kApart;
+  p.scale_stride = scale_stride(cols, kind.quant);
+  p.data = arena.take<std::int8_t>(rows * p.code_stride);
+  p.scales = arena.take<float>(rows * p.scale_stride);
+  p.sums = arena.take<float>(rows * p.scale_stride);
+  return p;
+}
+
+std::int64_t code_floats(std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kRounding = 3 * 16;  // of the arena's pieces to 64 bytes
+  return rows * ((cols + 64 + 3) / 4 + 2 * scale_stride(cols, 64)) + kRounding;
+}
+
+}  // namespace glint::cpu

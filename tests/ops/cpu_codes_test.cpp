@@ -1,0 +1,90 @@
+// Block-format kernels with inputs that int8 codes hold exactly: then nothing but the order of the sums may differ from
+// the decoded weights, which the wide limits of the cases for rounded activations would not notice.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backends/cpu/cpu.hpp"
+#include "backends/cpu/kernels.hpp"
+#include "tensor/codec.hpp"
+
+namespace glint {
+namespace {
+
+constexpr std::int64_t kCols = 2304, kWRows = 13, kXRows = 7;  // more than one step of columns, no whole tiles
+
+// Integers times a power of two a block of 64; ±127 is in each, so that the scale is the power itself.
+std::vector<float> exact_codes() {
+  std::mt19937 rng(5);
+  std::vector<float> x(static_cast<std::size_t>(kXRows * kCols));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const int code = i % 64 == 17 ? (i % 128 == 17 ? 127 : -127) : static_cast<int>(rng() % 255) - 127;
+    const int power = static_cast<int>(i / 128 % 5) - 2;  // the same for both halves of a block of 128
+    x[i] = std::ldexp(static_cast<float>(code), power);
+  }
+  return x;
+}
+
+TEST(CpuCodes, ExactInputsLoseNothing) {
+  std::vector<float> x = exact_codes();
+  std::mt19937 rng(6);
+  std::normal_distribution<float> normal(0, 0.1F);
+  std::vector<float> values(static_cast<std::size_t>(kWRows * kCols));
+  for (float& v : values) v = normal(rng);
+  const QuantSpec specs[] = {
+      {WeightFormat::kI4, 128, 1, true, DType::kBF16},   {WeightFormat::kI4, 64, 1, false, DType::kF16},
+      {WeightFormat::kI4, 32, 1, false, DType::kF32},    {WeightFormat::kI4, 16, 1, true, DType::kF32},
+      {WeightFormat::kI8, 0, 1, true, DType::kF32},      {WeightFormat::kI8, 128, 1, false, DType::kBF16},
+      {WeightFormat::kI8, 32, 1, false, DType::kF16},    {WeightFormat::kF4E2M1, 16, 1, true, DType::kF32},
+      {WeightFormat::kF4E2M1, 64, 1, true, DType::kF32}, {WeightFormat::kF8E4M3, 128, 128, true, DType::kF32},
+      {WeightFormat::kNF4, 64, 1, true, DType::kF32}};
+  std::vector<std::string> names = cpu_isas();
+  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  for (const QuantSpec& spec : specs) {
+    const QuantizedWeight q = quantize_rtn(spec, values.data(), kWRows, kCols);
+    std::vector<float> row(kCols);
+    std::vector<double> expected;
+    double square = 0;
+    for (std::int64_t n = 0; n < kWRows; ++n) {
+      decode_row(q.w, n, row.data());
+      for (std::int64_t m = 0; m < kXRows; ++m) {
+        double sum = 0;
+        for (std::int64_t k = 0; k < kCols; ++k)
+          sum += static_cast<double>(row[static_cast<std::size_t>(k)]) * x[static_cast<std::size_t>(m * kCols + k)];
+        expected.push_back(sum);
+        square += sum * sum;
+      }
+    }
+    // NF4's codebook as integers has an error of its own, 1.8e-5 of the square; single rows of 13 outputs scatter.
+    const double limit = spec.format == WeightFormat::kNF4 ? 1e-4 : 1e-11;
+    for (const std::string& isa : names) {
+      for (const std::int64_t rows : {kXRows, std::int64_t{1}}) {
+        std::vector<float> out(static_cast<std::size_t>(rows * kWRows));
+        const auto ops = make_cpu_ops({.isa = isa, .threads = 1});
+        for (std::int64_t m = 0; m < kXRows; m += rows) {
+          ops->linear({.x = {x.data() + m * kCols, DType::kF32, {rows, kCols}},
+                       .w = q.w,
+                       .out = {out.data(), DType::kF32, {rows, kWRows}}});
+          double error = 0;
+          for (std::int64_t i = 0; i < rows; ++i) {
+            for (std::int64_t n = 0; n < kWRows; ++n) {
+              const double e = out[static_cast<std::size_t>(i * kWRows + n)] -
+                               expected[static_cast<std::size_t>(n * kXRows + m + i)];
+              error += e * e;
+            }
+          }
+          EXPECT_LE(error / (square * static_cast<double>(rows) / kXRows), limit)
+              << isa << ", " << spec.name() << ", row " << m << " of " << rows;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace glint
