@@ -10,8 +10,9 @@ int main(int argc, char** argv) {
   CLI::App app{"Glint: an inference engine for GLM-4.7-Flash", "glint"};
   app.require_subcommand(1);
   Run run;
-  for (const Register add : {register_run, register_chat, register_serve, register_eval, register_bench, register_inspect,
-                             register_tokenize, register_template, register_quantize, register_export, register_env}) {
+  for (const Register add :
+       {register_run, register_chat, register_serve, register_eval, register_bench, register_inspect, register_tokenize,
+        register_template, register_quantize, register_export, register_env}) {
     add(app, run);
   }
   CLI11_PARSE(app, argc, argv);
