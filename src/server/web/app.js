@@ -4,6 +4,7 @@
 const at = id => document.getElementById(id);
 const messages = [];  // the conversation so far, as the API takes it, without the system message
 let running = null;   // the AbortController of the answer in the making
+let chat = 0;         // counts the chats of this page: an answer that outlives its own belongs to none
 
 const SETTINGS = ['system', 'thinking', 'keep-thinking', 'temperature', 'top_p', 'max_tokens', 'seed', 'tools'];
 
@@ -193,6 +194,7 @@ function showSpeed(tokens, began, first) {
 
 async function answer() {
   const view = new AnswerView();
+  const mine = chat;
   const began = performance.now();
   let first = 0;
   let pieces = 0;
@@ -224,10 +226,10 @@ async function answer() {
     if (error.name === 'AbortError') view.note.textContent = 'stopped'; else view.fail(error.message);
     view.end();
   }
-  if (view.message.content || view.message.tool_calls) messages.push(view.message);
+  if (mine === chat && (view.message.content || view.message.tool_calls)) messages.push(view.message);
   setRunning(null);
   gauges();
-  if (finish === 'tool_calls') view.askForResults();
+  if (finish === 'tool_calls' && mine === chat) view.askForResults();
 }
 
 function ask(text) {
@@ -239,6 +241,7 @@ function ask(text) {
 
 function newChat() {
   if (running) running.abort();
+  ++chat;
   messages.length = 0;
   at('talk').replaceChildren();
   at('speed').textContent = '';
