@@ -50,7 +50,8 @@ std::int64_t count_parameters(const LoadedModel& model) {
 }  // namespace
 
 KvCodec kv_codec(const EngineOptions& options) {
-  // Of the two with 16 bits the host reads F16, which is eight times as near to F32 (docs/quality.md).
+  // Of the two with 16 bits the host reads F16, which is eight times as near to F32
+  // (docs/experiments/2026-11-24-kv-codecs.md).
   if (options.kv == "auto") return options.device == "cuda" ? KvCodec::kBF16 : KvCodec::kF16;
   if (const auto codec = kv_codec_from_name(options.kv)) return *codec;
   throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "auto, f16, bf16, fp8, int8, int4 or f32"});
