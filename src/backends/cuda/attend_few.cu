@@ -49,7 +49,8 @@ struct Layout {
   static constexpr int kBytes = kFixed + kStages * kStage;
 };
 
-// ---- asynchronous copies ---------------------------------------------------------------------------------------------
+// ---- asynchronous copies
+// ---------------------------------------------------------------------------------------------
 
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void barrier_init(std::uint32_t at, int count) {
@@ -63,8 +64,8 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t at, int bytes) {
 }
 __device__ __forceinline__ void barrier_wait(std::uint32_t at, std::uint32_t parity) {
   asm volatile(
-      "{\n .reg .pred done;\n again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n @!done bra again;\n}" ::"r"(
-          at),
+      "{\n .reg .pred done;\n again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n @!done bra again;\n}" ::
+          "r"(at),
       "r"(parity)
       : "memory");
 }
@@ -77,7 +78,8 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, in
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 #endif
 
-// ---- dealing out the work --------------------------------------------------------------------------------------------
+// ---- dealing out the work
+// --------------------------------------------------------------------------------------------
 
 // A tile of pairs of one sequence: steps [first, first + steps) of all, tokens from 32 · low_step on.
 struct Unit {
@@ -159,7 +161,8 @@ __device__ int range_of(int total, int n, int step) {
   return static_cast<int>(((step + std::int64_t{1}) * n - 1) / total);
 }
 
-// ---- the kernel ------------------------------------------------------------------------------------------------------
+// ---- the kernel
+// ------------------------------------------------------------------------------------------------------
 
 template <KvCodec kCodec, int kN8>
 __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_constant__ Args a) {
@@ -352,10 +355,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
       }
       std::uint32_t p[kN8][4];
 #pragma unroll
-      for (int j = 0; j < kN8; ++j)
-        ldmatrix4(p[j], weights + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
-      const std::uint32_t from =
-          rows + (lane / 16 * 8 + lane % 8) * kRow + (warp * 64 + lane / 8 % 2 * 8) * 2;
+      for (int j = 0; j < kN8; ++j) ldmatrix4(p[j], weights + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
+      const std::uint32_t from = rows + (lane / 16 * 8 + lane % 8) * kRow + (warp * 64 + lane / 8 % 2 * 8) * 2;
 #pragma unroll
       for (int k = 0; k < kTokens / 16; ++k) {
 #pragma unroll
@@ -410,7 +411,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
 
 // Block (pair, 128 columns): eight groups of threads add every eighth piece, then the eight sums are added in order.
 constexpr int kMergeGroups = 8;
-__global__ void __launch_bounds__(32 * kMergeGroups) merge_few_kernel(const __grid_constant__ Args a, int pairs_a_tile) {
+__global__ void __launch_bounds__(32 * kMergeGroups)
+    merge_few_kernel(const __grid_constant__ Args a, int pairs_a_tile) {
   __shared__ float4 sums[kMergeGroups][32];
   __shared__ float weights[kMergeGroups], maxima[kMergeGroups];
   pdl_launch();
@@ -430,7 +432,8 @@ __global__ void __launch_bounds__(32 * kMergeGroups) merge_few_kernel(const __gr
     if (here != 0) {
       const int l = __ffs(here) - 1;
       const auto from = [&](int v) { return __shfl_sync(0xffffffffU, v, l); };
-      q = {from(mine.row0), from(mine.rows), from(mine.context), from(mine.low_step), from(mine.steps), from(mine.tiles)};
+      q = {from(mine.row0),     from(mine.rows),  from(mine.context),
+           from(mine.low_step), from(mine.steps), from(mine.tiles)};
       before = from(last - steps);
       break;
     }
@@ -491,8 +494,8 @@ void run(const Launch& l, const Attend& j) {
   a.partial_ml = j.partial_ml;
   a.latent = static_cast<std::uint16_t*>(j.latent);
   launch(l, attend_few_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), Shape::kBytes, a);
-  launch(l, merge_few_kernel, dim3(static_cast<unsigned>(j.T * j.heads), kLatentWidth / 128), dim3(32 * kMergeGroups), 0,
-         a, Shape::kPairs);
+  launch(l, merge_few_kernel, dim3(static_cast<unsigned>(j.T * j.heads), kLatentWidth / 128), dim3(32 * kMergeGroups),
+         0, a, Shape::kPairs);
 }
 
 template <KvCodec kCodec>
@@ -506,9 +509,10 @@ void run(const Launch& l, const Attend& j) {
 
 }  // namespace
 
+// So much shared memory implies compute capability 9.0.
 bool attend_few_takes(const Launch& l, const Attend& j) {
-  return l.smem_limit >= 227 << 10 && is_sm90(l) && j.cache.codec != KvCodec::kF32 && j.cache.n_seqs > 0 &&
-         j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs && j.partial_rows >= 2 * 40;
+  return l.smem_limit >= 227 << 10 && j.cache.codec != KvCodec::kF32 && j.cache.n_seqs > 0 &&
+         j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs && j.partial_rows >= 2 * kFewTile;
 }
 
 void attend_few(const Launch& l, const Attend& j) {

@@ -145,7 +145,11 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   j.partial = scratch.take<float>(j.partial_rows * kLatent * 4);
   j.partial_ml = scratch.take<float2>(j.partial_rows * 8);
   j.latent = latent;
-  attend(l, j);
+  if (attend_few_takes(l, j)) {
+    attend_few(l, j);
+  } else {
+    attend(l, j);
+  }
   if (rotated) hadamard_rows(l, latent, pairs, kLatent);
 
   if (rows <= kSkinnyRows && skinny_fits(kv_b)) {

@@ -50,4 +50,10 @@ struct Attend {
 inline constexpr int kMaxPieces = 128;
 void attend(const Launch& l, const Attend& j);
 
+// attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as attend().
+inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on average
+inline constexpr int kFewTile = 40;   // pairs of a tile at most; a block has two tiles of pieces at most
+bool attend_few_takes(const Launch& l, const Attend& j);
+void attend_few(const Launch& l, const Attend& j);
+
 }  // namespace glint::cuda
