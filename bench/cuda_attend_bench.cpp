@@ -50,10 +50,8 @@ class Bench {
     std::vector<std::uint16_t> bits;
     for (const float x : w) bits.push_back(to_bf16(x).bits);
     weights_ = to_device(bits);
-    kv_b_ = {.format = WeightFormat::kBF16,
-             .rows = kHeads * (kNope + kValue),
-             .cols = kLatent,
-             .data = weights_.data()};
+    kv_b_ = {
+        .format = WeightFormat::kBF16, .rows = kHeads * (kNope + kValue), .cols = kLatent, .data = weights_.data()};
   }
 
   void run(const Shape& s) {
@@ -100,8 +98,8 @@ class Bench {
     std::vector<float> first(4);
     ops_->download(first.data(), out.data(), 16);
     const double bytes = static_cast<double>(s.seqs * s.context * kv_row_bytes(s.codec));
-    const double seen = static_cast<double>(s.rows) * static_cast<double>(s.context) -
-                        static_cast<double>(s.rows * (s.rows - 1)) / 2;
+    const double seen =
+        static_cast<double>(s.rows) * static_cast<double>(s.context) - static_cast<double>(s.rows * (s.rows - 1)) / 2;
     const double flops = static_cast<double>(s.seqs) * seen * kHeads * 1024;
     std::printf("%-5s %3d seqs %5d rows of %6d  %9.2f us  %7.1f GB/s  %7.1f expanded TFLOP/s  (%g)\n",
                 std::string(kv_codec_name(s.codec)).c_str(), static_cast<int>(s.seqs), static_cast<int>(s.rows),

@@ -6,8 +6,9 @@
 //   Sᵀ (32 × pairs) = KV (32 × 576) · Qᵀ      a warp: 16 tokens, a quarter of the 576, Q in registers
 //   softmax           a warp: kN8 pairs, a lane a token
 //   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      a warp: 64 of the 512
-// A ninth warp copies rows into a ring of stages ahead of the others, by the bulk copy engine. Rows of the short codecs
-// are decoded from the ring into BF16 first.
+// Between two barriers each warp does its parts of the third for one step, of the second for the next step, and of the
+// first for the one after: none waits for another. A ninth warp copies rows into a ring of stages ahead of the others,
+// by the bulk copy engine. Rows of the short codecs are decoded from the ring into BF16 yet a step earlier.
 //
 // Work is counted in steps, over all sequences, and dealt out evenly: a block takes a contiguous range of steps,
 // whichever sequences that meets. A sequence within one block is finished there; the pieces of others lie in the
@@ -40,10 +41,10 @@ struct Layout {
   static constexpr int kPairs = 8 * kN8;
   static constexpr int kStageRow = kShort ? kCacheRowBytes<kCodec> : kRow;
   static constexpr int kStage = kTokens * kStageRow;
-  static constexpr int kScores = 4 * kPairs * kScoreStride * 4;
-  static constexpr int kWeights = kPairs * kWeightStride;
-  static constexpr int kDecoded = kShort ? 2 * kTokens * kRow : 0;
-  static constexpr int kFixed = kScores + kWeights + kDecoded + 3 * kPairs * 4 + 256;
+  static constexpr int kScores = 4 * kPairs * kScoreStride * 4;  // twice
+  static constexpr int kWeights = kPairs * kWeightStride;        // twice
+  static constexpr int kDecoded = kShort ? 4 * kTokens * kRow : 0;
+  static constexpr int kFixed = 2 * kScores + 2 * kWeights + kDecoded + 4 * kPairs * 4 + 256;
   static constexpr int kFits = ((227 << 10) - kFixed) / kStage;
   static constexpr int kStages = kFits < 8 ? kFits : 8;
   static constexpr int kBytes = kFixed + kStages * kStage;
@@ -73,6 +74,19 @@ __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, in
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier)
                : "memory");
+}
+// As mma() and exp2f(), free to be moved by the compiler.
+__device__ __forceinline__ void product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                        std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 // The eight warps that compute.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
@@ -164,6 +178,16 @@ __device__ int range_of(int total, int n, int step) {
 // ---- the kernel
 // ------------------------------------------------------------------------------------------------------
 
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  std::uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) stage = 0, phase ^= 1U;
+  }
+};
+constexpr int kNothing = -(1 << 20);  // the maximum of no scores
+
 template <KvCodec kCodec, int kN8>
 __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_constant__ Args a) {
 #if __CUDA_ARCH__ >= 900
@@ -173,9 +197,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   const std::uint32_t base = shared_address(smem);
   // stages | decoded | weights | scores | factors, maxima, sums | barriers
   const std::uint32_t decoded = base + kStages * L::kStage, weights = decoded + L::kDecoded;
-  auto* scores = reinterpret_cast<float*>(smem + kStages * L::kStage + L::kDecoded + L::kWeights);
-  float* factors = scores + L::kScores / 4;
-  float *last_max = factors + kPairs, *last_sum = last_max + kPairs;
+  auto* scores = reinterpret_cast<float*>(smem + kStages * L::kStage + L::kDecoded + 2 * L::kWeights);
+  float* factors = scores + 2 * L::kScores / 4;  // [2][kPairs]
+  float *last_max = factors + 2 * kPairs, *last_sum = last_max + kPairs;
   const std::uint32_t full = shared_address(last_sum + kPairs), empty = full + 8 * kStages;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
@@ -238,15 +262,15 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
     return;
   }
 
-  int stage = 0;
-  std::uint32_t phase = 0;
+  Ring<kStages> arriving, leaving;  // the stage whose rows are waited for; that which the last product reads
   const int tokens16 = warp % 2 * 16, quarter = warp / 2;  // this warp's part of S
   for (int at = begin; at < end;) {
     const Unit u = unit_of(a.cache, a.heads, kPairs, at);
-    const int start = at, stop = min(end, u.first + u.steps);
+    const int start = at, n_steps = min(end, u.first + u.steps) - start;
     const int first_pair = u.tile * kPairs, pairs = min(kPairs, u.rows * a.heads - first_pair);
     const std::int64_t global_pair = static_cast<std::int64_t>(u.row0) * a.heads + first_pair;
     const int low = a.cache.window > 0 ? max(0, u.context - u.rows + 1 - a.cache.window) : 0;
+    const int first_token = (u.low_step + start - u.first) * kTokens;
 
     std::uint32_t q[9][kN8][2];
 #pragma unroll
@@ -259,128 +283,147 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
       }
     }
     // Softmax: this warp's pairs are warp, warp + 8 …
-    int sees_begin[kN8], sees_end[kN8];
-    float top[kN8], sum[kN8];
+    int sees_begin[kN8], sees_end[kN8], top[kN8];
+    float sum[kN8];
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
       const int pair = warp + 8 * j, row = (first_pair + pair) / a.heads;
       sees_end[j] = pair < pairs ? u.context - u.rows + row + 1 : 0;
       sees_begin[j] = a.cache.window > 0 ? max(0, sees_end[j] - a.cache.window) : 0;
-      top[j] = -INFINITY;
+      top[j] = kNothing;
       sum[j] = 0;
     }
     float out[4][kN8][4] = {};
 
-    for (; at < stop; ++at) {
-      const int token = (u.low_step + at - u.first) * kTokens;
-      std::uint32_t rows = base + stage * L::kStage;
-      barrier_wait(full + 8 * stage, phase);
+    for (int i = L::kShort ? -3 : -2; i < n_steps; ++i) {
+      const int decoding = i + 3, scoring = i + 2, weighing = i + 1;
       if constexpr (L::kShort) {
-        const unsigned char* raw_rows = smem + stage * L::kStage + warp * (kTokens / kWarps) * L::kStageRow;
-        rows = decoded + at % 2 * kTokens * kRow;
+        if (decoding < n_steps) {
+          barrier_wait(full + 8 * arriving.stage, arriving.phase);
+          const unsigned char* raw_rows = smem + arriving.stage * L::kStage + warp * (kTokens / kWarps) * L::kStageRow;
+          const std::uint32_t rows = decoded + decoding % 4 * kTokens * kRow;
+          const int token = first_token + decoding * kTokens;
 #pragma unroll
-        for (int k = 0; k < kTokens / kWarps; ++k) {
-          const int r = warp * (kTokens / kWarps) + k, unit = first_unit<kCodec>(lane);
-          RowPart part = decode_part<kCodec>(raw_part<kCodec>(raw_rows + k * L::kStageRow, lane), lane);
-          if (token + r < low || token + r >= u.context) part = {};
-          sts128(rows + r * kRow + unit * 16, part.unit[0]);
-          sts128(rows + r * kRow + (unit + kUnitStep<kCodec>)*16, part.unit[1]);
-          sts32(rows + r * kRow + kLatentWidth * 2 + lane * 4, part.rotary);
+          for (int k = 0; k < kTokens / kWarps; ++k) {
+            const int r = warp * (kTokens / kWarps) + k, unit = first_unit<kCodec>(lane);
+            RowPart part = decode_part<kCodec>(raw_part<kCodec>(raw_rows + k * L::kStageRow, lane), lane);
+            if (token + r < low || token + r >= u.context) part = {};
+            sts128(rows + r * kRow + unit * 16, part.unit[0]);
+            sts128(rows + r * kRow + (unit + kUnitStep<kCodec>)*16, part.unit[1]);
+            sts32(rows + r * kRow + kLatentWidth * 2 + lane * 4, part.rotary);
+          }
+          __syncwarp();
+          if (lane == 0) barrier_arrive(empty + 8 * arriving.stage);
+          arriving.next();
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty + 8 * stage);
-        sync_workers();
       }
 
-      float s[kN8][4] = {};
-      {
+      if (scoring >= 0 && scoring < n_steps) {
+        std::uint32_t rows = decoded + scoring % 4 * kTokens * kRow;
+        if constexpr (!L::kShort) {
+          barrier_wait(full + 8 * arriving.stage, arriving.phase);
+          rows = base + arriving.stage * L::kStage;
+          arriving.next();
+        }
+        float s[2][kN8][4] = {};  // two chains of sums: half the waiting
         const std::uint32_t from = rows + (tokens16 + lane % 16) * kRow + quarter * 9 * 32 + lane / 16 * 16;
 #pragma unroll
         for (int k = 0; k < 9; ++k) {
           std::uint32_t v[4];
           ldmatrix4(v, from + k * 32);
 #pragma unroll
-          for (int j = 0; j < kN8; ++j) mma(s[j], v[0], v[1], v[2], v[3], q[k][j][0], q[k][j][1]);
+          for (int j = 0; j < kN8; ++j) product(s[k % 2][j], v, q[k][j][0], q[k][j][1]);
         }
-        float* to = scores + (quarter * kPairs + 2 * t) * kScoreStride + tokens16 + g;
+        float* to = scores + scoring % 2 * (L::kScores / 4) + (quarter * kPairs + 2 * t) * kScoreStride + tokens16 + g;
 #pragma unroll
         for (int j = 0; j < kN8; ++j) {
-          to[8 * j * kScoreStride] = s[j][0];
-          to[(8 * j + 1) * kScoreStride] = s[j][1];
-          to[8 * j * kScoreStride + 8] = s[j][2];
-          to[(8 * j + 1) * kScoreStride + 8] = s[j][3];
+          to[8 * j * kScoreStride] = s[0][j][0] + s[1][j][0];
+          to[(8 * j + 1) * kScoreStride] = s[0][j][1] + s[1][j][1];
+          to[8 * j * kScoreStride + 8] = s[0][j][2] + s[1][j][2];
+          to[(8 * j + 1) * kScoreStride + 8] = s[0][j][3] + s[1][j][3];
         }
       }
-      sync_workers();
-#pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-        const int pair = warp + 8 * j;
-        const float* from = scores + pair * kScoreStride + lane;
-        float v = (from[0] + from[kPairs * kScoreStride]) +
-                  (from[2 * kPairs * kScoreStride] + from[3 * kPairs * kScoreStride]);
-        const bool seen = token + lane >= sees_begin[j] && token + lane < sees_end[j];
-        v = seen ? v * kScaleLog2 : -INFINITY;
-        float m = v;
-#pragma unroll
-        for (int d = 16; d > 0; d >>= 1) m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, d));
-        m = fmaxf(top[j], ceilf(m));
-        const float relative = m == -INFINITY ? 0.0F : m;  // nothing seen so far: every weight is 2^-inf = 0
-        const float factor = exp2f(top[j] - relative);
-        const __nv_bfloat16 p = __float2bfloat16_rn(exp2f(v - relative));
-        top[j] = m;
-        sum[j] = sum[j] * factor + __bfloat162float(p);
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + pair * kWeightStride + lane * 2),
-                     "h"(__bfloat16_as_ushort(p))
-                     : "memory");
-        if (lane == 0) factors[pair] = factor;
-      }
-      sync_workers();
 
-      float2 factor[kN8];
-      bool same = true;
+      if (i >= 0) {
+        const std::uint32_t rows = L::kShort ? decoded + i % 4 * kTokens * kRow : base + leaving.stage * L::kStage;
+        float2 factor[kN8];
+        bool same = true;
 #pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-        factor[j] = *reinterpret_cast<const float2*>(factors + 8 * j + 2 * t);
-        same = same && factor[j].x == 1.0F && factor[j].y == 1.0F;
-      }
-      if (!__all_sync(0xffffffffU, same)) {
+        for (int j = 0; j < kN8; ++j) {
+          factor[j] = *reinterpret_cast<const float2*>(factors + i % 2 * kPairs + 8 * j + 2 * t);
+          same = same && factor[j].x == 1.0F && factor[j].y == 1.0F;
+        }
+        std::uint32_t p[kN8][4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < kN8; ++j)
+          ldmatrix4(p[j], weights + i % 2 * L::kWeights + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
+        if (!__all_sync(0xffffffffU, same)) {
 #pragma unroll
-          for (int j = 0; j < kN8; ++j) {
-            out[i][j][0] *= factor[j].x, out[i][j][1] *= factor[j].y;
-            out[i][j][2] *= factor[j].x, out[i][j][3] *= factor[j].y;
+          for (int m = 0; m < 4; ++m) {
+#pragma unroll
+            for (int j = 0; j < kN8; ++j) {
+              out[m][j][0] *= factor[j].x, out[m][j][1] *= factor[j].y;
+              out[m][j][2] *= factor[j].x, out[m][j][3] *= factor[j].y;
+            }
           }
         }
-      }
-      std::uint32_t p[kN8][4];
+        const std::uint32_t from = rows + (lane / 16 * 8 + lane % 8) * kRow + (warp * 64 + lane / 8 % 2 * 8) * 2;
 #pragma unroll
-      for (int j = 0; j < kN8; ++j) ldmatrix4(p[j], weights + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
-      const std::uint32_t from = rows + (lane / 16 * 8 + lane % 8) * kRow + (warp * 64 + lane / 8 % 2 * 8) * 2;
+        for (int k = 0; k < kTokens / 16; ++k) {
 #pragma unroll
-      for (int k = 0; k < kTokens / 16; ++k) {
+          for (int m = 0; m < 4; ++m) {
+            std::uint32_t v[4];
+            ldmatrix4_trans(v, from + k * 16 * kRow + m * 32);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          std::uint32_t v[4];
-          ldmatrix4_trans(v, from + k * 16 * kRow + i * 32);
-#pragma unroll
-          for (int j = 0; j < kN8; ++j) mma(out[i][j], v[0], v[1], v[2], v[3], p[j][2 * k], p[j][2 * k + 1]);
+            for (int j = 0; j < kN8; ++j) product(out[m][j], v, p[j][2 * k], p[j][2 * k + 1]);
+          }
+        }
+        if constexpr (!L::kShort) {
+          __syncwarp();
+          if (lane == 0) barrier_arrive(empty + 8 * leaving.stage);
+          leaving.next();
         }
       }
-      if constexpr (!L::kShort) {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty + 8 * stage);
+
+      if (weighing >= 0 && weighing < n_steps) {
+        const int token = first_token + weighing * kTokens + lane;
+        const float* from = scores + weighing % 2 * (L::kScores / 4) + warp * kScoreStride + lane;
+        const std::uint32_t to = weights + weighing % 2 * L::kWeights + warp * kWeightStride + lane * 2;
+        float v[kN8];
+        int m[kN8];
+#pragma unroll
+        for (int j = 0; j < kN8; ++j) {
+          const float* at_pair = from + 8 * j * kScoreStride;
+          v[j] = (at_pair[0] + at_pair[kPairs * kScoreStride]) +
+                 (at_pair[2 * kPairs * kScoreStride] + at_pair[3 * kPairs * kScoreStride]);
+          const bool seen = token >= sees_begin[j] && token < sees_end[j];
+          v[j] = seen ? v[j] * kScaleLog2 : -INFINITY;
+          m[j] = seen ? __float2int_ru(v[j]) : kNothing;
+        }
+#pragma unroll
+        for (int j = 0; j < kN8; ++j) m[j] = max(top[j], __reduce_max_sync(0xffffffffU, m[j]));
+#pragma unroll
+        for (int j = 0; j < kN8; ++j) {
+          // Where nothing is seen so far, m is far below: every weight is 2^-inf = 0 and the factor 2^0.
+          const float factor = power_of_two(static_cast<float>(top[j] - m[j]));
+          const __nv_bfloat16 p = __float2bfloat16_rn(power_of_two(v[j] - static_cast<float>(m[j])));
+          top[j] = m[j];
+          sum[j] = sum[j] * factor + __bfloat162float(p);
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(to + 8 * j * kWeightStride), "h"(__bfloat16_as_ushort(p)));
+          if (lane == 0) factors[weighing % 2 * kPairs + warp + 8 * j] = factor;
+        }
       }
-      if (++stage == kStages) stage = 0, phase ^= 1U;
+      sync_workers();
     }
+    at += n_steps;
 
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
       const float total_sum = warp_sum(sum[j]);
-      if (lane == 0) last_max[warp + 8 * j] = top[j], last_sum[warp + 8 * j] = total_sum;
+      if (lane == 0) last_max[warp + 8 * j] = static_cast<float>(top[j]), last_sum[warp + 8 * j] = total_sum;
     }
     sync_workers();
-    const bool direct = start == u.first && stop == u.first + u.steps;
+    const bool direct = n_steps == u.steps;
     const std::int64_t slot = (2 * static_cast<std::int64_t>(c) + (u.first <= begin ? 0 : 1)) * kPairs;
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
@@ -504,7 +547,11 @@ void run(const Launch& l, const Attend& j) {
   if (pairs <= 8) return run<kCodec, 1>(l, j);
   if (pairs <= 16) return run<kCodec, 2>(l, j);
   if (pairs <= 24) return run<kCodec, 3>(l, j);
-  run<kCodec, 5>(l, j);
+  if constexpr (is_short(kCodec)) {
+    run<kCodec, 3>(l, j);
+  } else {
+    run<kCodec, 5>(l, j);
+  }
 }
 
 }  // namespace
