@@ -1,5 +1,5 @@
 // Times of attention on the GPU, one layer's worth of weights and as many layers of cache as defeat its level-2 cache:
-// the whole op, and its parts. Usage: cuda_attend_bench [decode] [prefill]
+// the whole op, and its parts. Usage: cuda_attend_bench [decode] [prefill] [profile]
 
 #include <algorithm>
 #include <cstdio>
@@ -159,6 +159,12 @@ int main(int argc, char** argv) {
     }
     bench.run({KvCodec::kBF16, 1, 2, 32768});
     bench.run({KvCodec::kBF16, 8, 4, 32768});
+  }
+  if (argc > 1 && wanted("profile")) {
+    bench.reserve(64, 32768);
+    bench.run({KvCodec::kBF16, 1, 1, 64});
+    bench.run({KvCodec::kBF16, 1, 1, 32768});
+    bench.run({KvCodec::kFp8, 1, 1, 32768});
   }
   if (wanted("prefill")) {
     bench.reserve(2048, 204800);

@@ -456,8 +456,10 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
 constexpr int kMergeGroups = 8;
 __global__ void __launch_bounds__(32 * kMergeGroups)
     merge_few_kernel(const __grid_constant__ Args a, int pairs_a_tile) {
+  constexpr int kThreadsHere = 32 * kMergeGroups;
   __shared__ float4 sums[kMergeGroups][32];
-  __shared__ float weights[kMergeGroups], maxima[kMergeGroups];
+  __shared__ float factors[kThreadsHere], totals[kMergeGroups], maxima[kMergeGroups];
+  __shared__ int slots[kThreadsHere];
   pdl_launch();
   pdl_wait();
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
@@ -487,39 +489,47 @@ __global__ void __launch_bounds__(32 * kMergeGroups)
   const int first_step = before + tile * q.steps;
   const int first = range_of(total, n, first_step), last = range_of(total, n, first_step + q.steps - 1);
   if (first == last) return;  // finished by its block
-  const auto slot = [&](int c) {
-    return static_cast<std::int64_t>(2 * c + (first_step <= range_begin(total, n, c) ? 0 : 1)) * pairs_a_tile +
-           pair % pairs_a_tile;
-  };
-  float top = -INFINITY, weight = 0;
-  float4 sum{};
-#pragma unroll 4
-  for (int c = first + group; c <= last; c += kMergeGroups) {
-    const float2 ml = a.partial_ml[slot(c)];
-    const float4 v = reinterpret_cast<const float4*>(a.partial + slot(c) * kLatentWidth)[blockIdx.y * 32 + lane];
-    const float m = fmaxf(top, ml.x), relative = m == -INFINITY ? 0.0F : m;
-    const float f = exp2f(top - relative), w = exp2f(ml.x - relative);
-    top = m;
-    weight = weight * f + w * ml.y;
-    sum.x = sum.x * f + w * v.x, sum.y = sum.y * f + w * v.y;
-    sum.z = sum.z * f + w * v.z, sum.w = sum.w * f + w * v.w;
+  // A thread a piece: where it lies, and the factor that makes it one of the whole.
+  const int piece = static_cast<int>(threadIdx.x), n_pieces = last - first + 1;
+  int slot = 0;
+  float2 ml{-INFINITY, 0};
+  if (piece < n_pieces) {
+    const int c = first + piece;
+    slot = (2 * c + (first_step <= range_begin(total, n, c) ? 0 : 1)) * pairs_a_tile + pair % pairs_a_tile;
+    ml = a.partial_ml[slot];
   }
-  sums[group][lane] = sum;
-  if (lane == 0) weights[group] = weight, maxima[group] = top;
+  float top = ml.x;
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
+  if (lane == 0) maxima[group] = top;
   __syncthreads();
-  if (group != 0) return;
-  top = maxima[0];
 #pragma unroll
-  for (int k = 1; k < kMergeGroups; ++k) top = fmaxf(top, maxima[k]);
-  weight = 0, sum = {};
-#pragma unroll
-  for (int k = 0; k < kMergeGroups; ++k) {
-    const float w = exp2f(maxima[k] - top);
-    const float4 v = sums[k][lane];
-    weight += w * weights[k];
+  for (int k = 0; k < kMergeGroups; ++k) top = fmaxf(top, maxima[k]);
+  const float factor = exp2f(ml.x - top), weight = warp_sum(factor * ml.y);
+  factors[piece] = factor;
+  slots[piece] = slot;
+  if (lane == 0) totals[group] = weight;
+  __syncthreads();
+  float4 sum{};
+#pragma unroll 8
+  for (int k = group; k < n_pieces; k += kMergeGroups) {
+    const float w = factors[k];
+    const float4 v = reinterpret_cast<const float4*>(a.partial + static_cast<std::int64_t>(slots[k]) *
+                                                                     kLatentWidth)[blockIdx.y * 32 + lane];
     sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
   }
-  const float inverse = 1.0F / weight;
+  sums[group][lane] = sum;
+  __syncthreads();
+  if (group != 0) return;
+  float whole = 0;
+  sum = {};
+#pragma unroll
+  for (int k = 0; k < kMergeGroups; ++k) {
+    const float4 v = sums[k][lane];
+    whole += totals[k];
+    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+  }
+  const float inverse = 1.0F / whole;
   reinterpret_cast<uint2*>(a.latent + static_cast<std::int64_t>(blockIdx.x) * kLatentWidth)[blockIdx.y * 32 + lane] = {
       pack_bf16(sum.x * inverse, sum.y * inverse), pack_bf16(sum.z * inverse, sum.w * inverse)};
 }
@@ -532,7 +542,9 @@ void run(const Launch& l, const Attend& j) {
   a.query = static_cast<const std::uint16_t*>(j.query);
   a.cache = j.cache;
   a.heads = j.heads;
-  a.n_blocks = static_cast<int>(std::min<std::int64_t>(l.n_sms, j.partial_rows / (2 * Shape::kPairs)));
+  // No more blocks than merge_few_kernel has threads for their pieces.
+  a.n_blocks =
+      static_cast<int>(std::min<std::int64_t>({l.n_sms, 32 * kMergeGroups, j.partial_rows / (2 * Shape::kPairs)}));
   a.partial = j.partial;
   a.partial_ml = j.partial_ml;
   a.latent = static_cast<std::uint16_t*>(j.latent);
