@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full + 8 * i, 32);
-      barrier_init(empty + 8 * i, kWarps);
+      barrier_init(empty + 8 * i, L::kShort ? 32 * kWarps : kWarps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -312,8 +312,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
             sts128(rows + r * kRow + (unit + kUnitStep<kCodec>)*16, part.unit[1]);
             sts32(rows + r * kRow + kLatentWidth * 2 + lane * 4, part.rotary);
           }
-          __syncwarp();
-          if (lane == 0) barrier_arrive(empty + 8 * arriving.stage);
+          barrier_arrive(empty + 8 * arriving.stage);  // each lane for its own reads: racecheck follows that
           arriving.next();
         }
       }

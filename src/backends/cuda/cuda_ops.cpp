@@ -85,8 +85,8 @@ bool CudaOps::fill_from_pool(void* dst, std::int64_t n, const void* pool, std::i
 
 std::int64_t CudaOps::partial_rows(const OpLimits& l) const {
   constexpr std::int64_t kSplit = 128;
-  const std::int64_t pieces = std::min<std::int64_t>(kMaxSplits, (l.max_context + kSplit - 1) / kSplit);
-  return std::max(l.n_heads * std::min<std::int64_t>(32 * kMaxSplits, pieces * l.max_rows),
+  const std::int64_t pieces = std::min<std::int64_t>(kMaxPieces, (l.max_context + kSplit - 1) / kSplit);
+  return std::max(l.n_heads * std::min<std::int64_t>(32 * kMaxPieces, pieces * l.max_rows),
                   std::int64_t{2 * kFewTile} * device_.launch().n_sms);
 }
 
