@@ -6,7 +6,7 @@
 // have one fixed order whatever the batch, beyond that the tiled kernels have another. Attention cuts contexts into
 // pieces so that all multiprocessors have equal work, hence by the batch. Its softmax weights are relative to whole
 // powers of two, so that the pieces change the order of fp32 sums, by some 2^-22 of a row's latent, before that is
-// rounded to bf16: an element in some thousand falls to the neighbouring bf16 number (2^-8).
+// rounded to bf16: an element may fall to the neighbouring bf16 number (2^-8).
 
 #include <cstdint>
 #include <memory>
