@@ -35,6 +35,8 @@ class Counted final : public DecoratedOps<Counted> {
   void reset() { counts_.clear(); }
   // While passive, ops pass through uncounted and unhindered.
   void set_passive(bool passive) { passive_ = passive; }
+  // Only while passive: otherwise the single ops are to be counted.
+  bool decode_step(const DecodeStepParams& p) override { return passive_ && inner().decode_step(p); }
 
   template <typename Params, typename Run>
   void around(std::string_view op, const Params& p, Run run) {

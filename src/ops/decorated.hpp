@@ -52,6 +52,9 @@ class DecoratedOps : public Ops {
   void lm_head(const LmHeadParams& p) final { forward("lm_head", p, &Ops::lm_head); }
   void mtp_input(const MtpInputParams& p) final { forward("mtp_input", p, &Ops::mtp_input); }
 
+  // A decorator sees single ops: a step as a whole is not taken, unless Self overrides this.
+  bool decode_step(const DecodeStepParams& /*p*/) override { return false; }
+
  private:
   template <typename Params>
   void forward(std::string_view op, const Params& p, void (Ops::*method)(const Params&)) {

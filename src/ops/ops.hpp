@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "ops/decode_step.hpp"
 #include "ops/params.hpp"
 
 namespace glint {
@@ -71,6 +72,9 @@ class Ops {
   virtual void mlp(const MlpParams& p) = 0;
   virtual void lm_head(const LmHeadParams& p) = 0;
   virtual void mtp_input(const MtpInputParams& p) = 0;
+
+  // Runs a whole decode step; false, and nothing done, when the backend does not take it: then the caller runs the ops.
+  virtual bool decode_step(const DecodeStepParams& /*p*/) { return false; }
 };
 
 }  // namespace glint

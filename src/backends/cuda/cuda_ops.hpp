@@ -8,6 +8,9 @@
 
 namespace glint::cuda {
 
+struct DecodeExpert;
+struct DecodeStep;
+
 class CudaOps final : public Ops {
  public:
   explicit CudaOps(const CudaOptions& options);
@@ -44,6 +47,7 @@ class CudaOps final : public Ops {
   void mlp(const MlpParams& p) override;
   void lm_head(const LmHeadParams& p) override;
   void mtp_input(const MtpInputParams& p) override;
+  bool decode_step(const DecodeStepParams& p) override;
 
  private:
   // Up to so many rows, dense products go through the skinny kernel.
@@ -76,6 +80,15 @@ class CudaOps final : public Ops {
   void moe_any(const MoeCall& c, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
 
+  // The decode step in one kernel, up to such contexts.
+  static constexpr std::int64_t kDecodeContext = 1 << 15;
+  struct Decode;
+  using DecodePtr = std::unique_ptr<Decode, void (*)(Decode*)>;
+  static DecodePtr make_decode();
+  void prepare_decode(const DecodeStepParams& p);
+  bool describe_layer(const DecodeLayer& w, Decode& d, std::vector<DecodeExpert>& experts) const;
+  static std::int64_t carve_decode(const Decode& d, DecodeStep* s, std::byte* base);
+
   std::size_t workspace_for(const OpLimits& l) const;
   std::int64_t partial_rows(const OpLimits& l) const;
   const RopeJob rope(const std::int32_t* positions, float theta);
@@ -86,6 +99,7 @@ class CudaOps final : public Ops {
   cudaEvent_t timer_[2] = {};
   float rope_theta_ = 0;
   RopeFrequencies frequencies_{};
+  DecodePtr decode_ = make_decode();
 };
 
 }  // namespace glint::cuda

@@ -1,10 +1,35 @@
 #include "models/glm_4_7_flash/model.hpp"
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/check.hpp"
 
 namespace glint {
+namespace {
+
+std::vector<DecodeLayer> decode_layers_of(const ModelWeights& weights) {
+  std::vector<DecodeLayer> layers;
+  for (const LayerWeights& w : weights.layers) {
+    layers.push_back({.input_norm = w.input_norm,
+                      .q_a_norm = w.q_a_norm,
+                      .kv_a_norm = w.kv_a_norm,
+                      .post_norm = w.post_norm,
+                      .q_a = w.q_a,
+                      .q_b = w.q_b,
+                      .kv_a = w.kv_a,
+                      .kv_b = w.kv_b,
+                      .o = w.o,
+                      .dense = w.dense,
+                      .router = w.router,
+                      .router_bias = w.router_bias,
+                      .experts = w.experts,
+                      .shared = w.shared});
+  }
+  return layers;
+}
+
+}  // namespace
 
 Model::Model(const ModelWeights& weights, Ops& ops, const ModelOptions& options)
     : weights_(weights), ops_(ops), options_(options) {
@@ -39,6 +64,9 @@ Model::Model(const ModelWeights& weights, Ops& ops, const ModelOptions& options)
                 .n_experts = c.n_experts,
                 .top_k = c.top_k,
                 .vocab = c.vocab});
+  static std::atomic<std::uint64_t> next_id{1};
+  weights_id_ = next_id++;
+  decode_layers_ = decode_layers_of(weights);
 }
 
 View Model::allocate(std::initializer_list<std::int64_t> shape) {
@@ -51,6 +79,7 @@ void Model::forward(const Batch& batch, const KvStore& cache, View logits) {
   const ModelConfig& c = weights_.config;
   const std::int64_t t = batch.n_rows;
   CHECK(t > 0 && t <= options_.max_rows, std::to_string(t) + " rows");
+  if (batch.attend.n_seqs == t && decode_step(batch, cache, logits)) return;
   const View hidden = hidden_.first(t);
   const View x = x_.first(t);
 
@@ -72,6 +101,34 @@ void Model::forward(const Batch& batch, const KvStore& cache, View logits) {
                   .valid_vocab = options_.valid_vocab,
                   .logits = logits.first(batch.n_logits)});
   }
+}
+
+bool Model::decode_step(const Batch& batch, const KvStore& cache, View logits) {
+  const ModelConfig& c = weights_.config;
+  for (std::size_t l = 0; l < decode_layers_.size(); ++l)
+    decode_layers_[l].pages = cache.layer(static_cast<std::int64_t>(l));
+  return ops_.decode_step({.tag = {"decode_step"},
+                           .weights_id = weights_id_,
+                           .layers = decode_layers_,
+                           .embed = weights_.embed,
+                           .final_norm = weights_.final_norm,
+                           .lm_head = weights_.lm_head,
+                           .eps = c.rms_eps,
+                           .latent_eps = options_.latent_eps,
+                           .rope_theta = c.rope_theta,
+                           .top_k = static_cast<int>(c.top_k),
+                           .normalize = c.norm_topk,
+                           .routed_scale = c.routed_scale,
+                           .window_tokens = options_.window_tokens,
+                           .valid_vocab = options_.valid_vocab,
+                           .ids = batch.ids,
+                           .positions = batch.positions,
+                           .slots = batch.slots,
+                           .batch = batch.attend,
+                           .logit_rows = batch.logit_rows,
+                           .hidden = hidden_.first(batch.n_rows),
+                           .x = x_.first(batch.n_rows),
+                           .logits = batch.n_logits > 0 ? logits.first(batch.n_logits) : View{}});
 }
 
 void Model::logits_of_rows(std::int64_t first_row, std::int64_t n_rows, View logits) {

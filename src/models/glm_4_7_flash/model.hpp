@@ -55,6 +55,8 @@ class Model {
   void attention(const LayerWeights& w, int index, const Batch& batch, const KvStore& cache, View x);
   void feed_forward(const LayerWeights& w, int index, View x);
   View allocate(std::initializer_list<std::int64_t> shape);
+  // The whole batch by Ops::decode_step, where every row is a sequence's only one and the backend takes it.
+  bool decode_step(const Batch& batch, const KvStore& cache, View logits);
 
   const ModelWeights& weights_;
   Ops& ops_;
@@ -71,6 +73,8 @@ class Model {
   View draft_x_;           // [max_rows, H]
   Buffer expert_ids_;      // int32 [max_rows, K]
   Buffer expert_weights_;  // float [max_rows, K]
+  std::vector<DecodeLayer> decode_layers_;
+  std::uint64_t weights_id_ = 0;
 };
 
 }  // namespace glint

@@ -1,0 +1,176 @@
+#pragma once
+// The products of the decode kernel: one unit of weights times up to eight rows of x, in any format. Scales are applied
+// to sums, not to weights: codes are exact in bf16.
+
+#include "backends/cuda/decode_stream.cuh"
+
+namespace glint::cuda {
+
+__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
+  std::uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ std::uint32_t staged_offset(Staging s, int unit) {  // of the eight columns 8 · unit …
+  if (s == Staging::kPlain) return static_cast<std::uint32_t>(unit) * 16;
+  return static_cast<std::uint32_t>((unit & ~7) + (unit & 1) * 4 + (unit & 7) / 2) * 16;
+}
+__device__ __forceinline__ void stage8(Staging s, std::uint32_t row, int unit, const float (&v)[8]) {
+  const uint4 packed =
+      s == Staging::kPaired
+          ? uint4{pack_bf16(v[0], v[4]), pack_bf16(v[1], v[5]), pack_bf16(v[2], v[6]), pack_bf16(v[3], v[7])}
+          : uint4{pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+  sts128(row + staged_offset(s, unit), packed);
+}
+// The same from eight bf16.
+__device__ __forceinline__ void stage8(Staging s, std::uint32_t row, int unit, uint4 v) {
+  if (s == Staging::kPaired) {
+    v = {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632), __byte_perm(v.y, v.w, 0x5410),
+         __byte_perm(v.y, v.w, 0x7632)};
+  }
+  sts128(row + staged_offset(s, unit), v);
+}
+
+// Bytes of a row of x: rows lie 64 bytes off 128, so that eight rows' quads meet each bank as seldom as can be.
+__host__ __device__ constexpr std::uint32_t staged_row_bytes(int cols) {
+  return static_cast<std::uint32_t>((cols * 2 + 127) / 128 * 128 + 64);
+}
+
+// Of row r (0 … 15) of a unit whose first column is 64 · column64, for its 64 columns number `sub`.
+__device__ __forceinline__ float unit_scale(std::uint32_t slot, const DecodeMat& m, int r, int column64, int sub) {
+  const std::uint32_t at = slot + 1024 + r * 8;
+  const bool group = m.kind == DecodeScale::kGroup;
+  if (m.scale_bytes == 4) return __uint_as_float(lds32(at + (group && m.group_shift == 0 ? sub * 4 : 0)));
+  const int half = group ? (column64 + sub) >> m.group_shift & 1 : r & 1;
+  const std::uint32_t word = lds32(at), bits = half != 0 ? word >> 16 : word & 0xffffU;
+  return m.scale_f16 ? half_to_float(static_cast<std::uint16_t>(bits)) : __uint_as_float(bits << 16);
+}
+
+__device__ __forceinline__ std::uint32_t bf16_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  std::uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+// Four codes of a byte each as two pairs of bf16, unscaled.
+__device__ __forceinline__ void bytes_to_bf16(WeightFormat f, std::uint32_t w, std::uint32_t& a, std::uint32_t& b) {
+  if (f == WeightFormat::kI8) {
+    const std::uint32_t u = w ^ 0x80808080U;  // code + 128
+    float v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      v[k] = __uint_as_float(__byte_perm(u, 0x4b000000U, 0x7440U | static_cast<unsigned>(k))) - 8388736.0F;
+    a = __byte_perm(__float_as_uint(v[0]), __float_as_uint(v[1]), 0x7632);  // exact: eight bits
+    b = __byte_perm(__float_as_uint(v[2]), __float_as_uint(v[3]), 0x7632);
+  } else {  // E4M3: sign, exponent and mantissa in a bf16's places are 2^-120 of the value
+    const std::uint32_t p = __byte_perm(w, 0U, 0x1404), q = __byte_perm(w, 0U, 0x3424);
+    a = bf16_fma((p & 0x80008000U) | (p >> 4 & 0x07f007f0U), 0x7b807b80U, 0x80008000U);
+    b = bf16_fma((q & 0x80008000U) | (q >> 4 & 0x07f007f0U), 0x7b807b80U, 0x80008000U);
+  }
+}
+
+// Eight 4-bit codes as four pairs: INT4 in the order of kPaired, less 8; NF4 in order, by a table of 256 pairs that
+// each lane has in its own bank.
+__device__ __forceinline__ void nibbles_to_bf16(WeightFormat f, std::uint32_t w, std::uint32_t table,
+                                                std::uint32_t (&a)[4]) {
+  if (f == WeightFormat::kI4) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      // 0x4300 is 128, whose last mantissa bit is worth 1; 0xc308 is -136.
+      a[i] = bf16_fma((w >> (4 * i) & 0x000f000fU) | 0x43004300U, 0x3f803f80U, 0xc308c308U);
+    }
+  } else {
+    a[0] = lds32(table + ((w << 7) & 0x7f80U));
+    a[1] = lds32(table + ((w >> 1) & 0x7f80U));
+    a[2] = lds32(table + ((w >> 9) & 0x7f80U));
+    a[3] = lds32(table + ((w >> 17) & 0x7f80U));
+  }
+}
+
+// acc += W x for one unit. x: this lane's row of x (column g of the product), at the unit; t: lane % 4.
+__device__ __forceinline__ void multiply_unit(float (&acc)[8], const DecodeMat& m, std::uint32_t slot, std::uint32_t x,
+                                              int column64, std::uint32_t table, int g, int t) {
+  const std::uint32_t own = slot + g * 64 + ((t ^ (g & 2)) << 4);
+  float(&low)[4] = *reinterpret_cast<float(*)[4]>(&acc[0]);
+  switch (m.format) {
+    case WeightFormat::kBF16: {
+      const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x + t * 16);
+      mma(low, a.x, b.x, a.y, b.y, v.x, v.y);
+      mma(low, a.z, b.z, a.w, b.w, v.z, v.w);
+      return;
+    }
+    case WeightFormat::kI8:
+    case WeightFormat::kF8E4M3: {
+      const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x + t * 16), u = lds128(x + 64 + t * 16);
+      float sum[2][4] = {};
+      std::uint32_t p[4], q[4];
+      bytes_to_bf16(m.format, a.x, p[0], p[1]);
+      bytes_to_bf16(m.format, a.y, p[2], p[3]);
+      bytes_to_bf16(m.format, b.x, q[0], q[1]);
+      bytes_to_bf16(m.format, b.y, q[2], q[3]);
+      mma(sum[0], p[0], q[0], p[1], q[1], v.x, v.y);
+      mma(sum[1], p[2], q[2], p[3], q[3], v.z, v.w);
+      bytes_to_bf16(m.format, a.z, p[0], p[1]);
+      bytes_to_bf16(m.format, a.w, p[2], p[3]);
+      bytes_to_bf16(m.format, b.z, q[0], q[1]);
+      bytes_to_bf16(m.format, b.w, q[2], q[3]);
+      mma(sum[0], p[0], q[0], p[1], q[1], u.x, u.y);
+      mma(sum[1], p[2], q[2], p[3], q[3], u.z, u.w);
+      const bool group = m.kind == DecodeScale::kGroup;
+      const float s0 = group ? unit_scale(slot, m, g, column64, 0) : 1.0F;
+      const float s1 = group ? unit_scale(slot, m, g + 8, column64, 0) : 1.0F;
+      low[0] = fmaf(sum[0][0] + sum[1][0], s0, low[0]);
+      low[1] = fmaf(sum[0][1] + sum[1][1], s0, low[1]);
+      low[2] = fmaf(sum[0][2] + sum[1][2], s1, low[2]);
+      low[3] = fmaf(sum[0][3] + sum[1][3], s1, low[3]);
+      return;
+    }
+    default: {
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        const std::uint32_t at = slot + g * 64 + (((2 * sub + t / 2) ^ (g & 2)) << 4) + t % 2 * 8;
+        const uint2 a = lds64(at), b = lds64(at + 512);
+        const uint4 v = lds128(x + sub * 128 + t * 16), u = lds128(x + sub * 128 + 64 + t * 16);
+        float sum[2][4] = {};
+        std::uint32_t p[4], q[4];
+        nibbles_to_bf16(m.format, a.x, table, p);
+        nibbles_to_bf16(m.format, b.x, table, q);
+        mma(sum[0], p[0], q[0], p[1], q[1], v.x, v.y);
+        mma(sum[1], p[2], q[2], p[3], q[3], v.z, v.w);
+        nibbles_to_bf16(m.format, a.y, table, p);
+        nibbles_to_bf16(m.format, b.y, table, q);
+        mma(sum[0], p[0], q[0], p[1], q[1], u.x, u.y);
+        mma(sum[1], p[2], q[2], p[3], q[3], u.z, u.w);
+        const bool group = m.kind == DecodeScale::kGroup;
+        const float s0 = group ? unit_scale(slot, m, g, column64, sub) : 1.0F;
+        const float s1 = group ? unit_scale(slot, m, g + 8, column64, sub) : 1.0F;
+        low[0] = fmaf(sum[0][0] + sum[1][0], s0, low[0]);
+        low[1] = fmaf(sum[0][1] + sum[1][1], s0, low[1]);
+        low[2] = fmaf(sum[0][2] + sum[1][2], s1, low[2]);
+        low[3] = fmaf(sum[0][3] + sum[1][3], s1, low[3]);
+      }
+      return;
+    }
+  }
+}
+
+// The unit of a matrix that is applied transposed: 16 rows (the contraction) of 32 columns (the outputs).
+__device__ __forceinline__ void multiply_unit_transposed(float (&acc)[8], std::uint32_t slot, std::uint32_t x,
+                                                         int lane) {
+  const int r = lane % 8, m = lane / 8, t = lane % 4;
+  const std::uint32_t b0 = lds32(x + t * 4), b1 = lds32(x + 16 + t * 4);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    std::uint32_t a[4];
+    ldmatrix4_trans(a, slot + (m >> 1) * 512 + r * 64 + (((2 * i + (m & 1)) ^ (r & 2)) << 4));
+    mma(*reinterpret_cast<float(*)[4]>(&acc[4 * i]), a[0], a[1], a[2], a[3], b0, b1);
+  }
+}
+
+}  // namespace glint::cuda

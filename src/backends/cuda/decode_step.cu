@@ -1,0 +1,675 @@
+// One step of up to eight sequences in one kernel: a block a multiprocessor, all layers, the final norm and the head.
+// Blocks meet at barriers in global memory (about a microsecond each) while their weights keep coming: see
+// decode_stream.cuh. Norms are computed by every block for itself; their factors are applied to sums.
+//
+// Per layer: [norm, q_a, kv_a] [norm, q_b, rope, cache row] [W_UK] [attention] [merge, W_UV] [o, residual]
+// [norm, router, shared gate·up] [choice, routed gate·up] [down, weighted sum, residual], a barrier after each.
+
+#include "backends/cuda/decode_attend.cuh"
+
+namespace glint::cuda {
+namespace {
+
+struct Block {
+  const DecodeStep& s;
+  DecodeShared& sh;
+  DecodeExpert* experts;  // of this layer
+  unsigned char* area;    // activations, partial sums; or attention's
+  std::uint32_t table;    // of NF4
+  unsigned target;        // of the last barrier
+};
+
+// ---- barriers -------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void announce(Block& b) {  // one thread
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(b.s.arrivals) : "memory");
+}
+__device__ __forceinline__ void arrive(Block& b) {
+  __syncthreads();
+  if (threadIdx.x == 0) announce(b);
+  b.target += gridDim.x;
+}
+__device__ __forceinline__ void wait(const Block& b) {
+  if (threadIdx.x == 0) {
+    unsigned v;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(b.s.arrivals) : "memory");
+    } while (static_cast<int>(v - b.target) < 0);
+  }
+  __syncthreads();
+}
+__device__ __forceinline__ void group_sync(int id, int threads) {
+  if (threads == 32) {
+    __syncwarp();
+  } else {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+  }
+}
+
+// ---- activations into shared memory ---------------------------------------------------------------------------------
+
+// x ⊙ weight, and the squares' sums by 256 columns. The norm's factor comes later, onto the products. `router`: a row
+// of the router, whose products with the same values are summed besides.
+__device__ __forceinline__ void stage_norm(const Block& b, const float* x, const float* weight, int cols,
+                                           Staging staging, const float* router) {
+  const int segments = cols / 256, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const std::uint32_t base = shared_address(b.area), stride = staged_row_bytes(cols);
+  for (int i = warp; i < b.s.n_rows * segments; i += kDecodeWarps) {
+    const int row = i / segments, segment = i % segments, unit = segment * 32 + lane;
+    const auto* from = reinterpret_cast<const float4*>(x + static_cast<std::int64_t>(row) * cols) + 2 * unit;
+    const auto* w = reinterpret_cast<const float4*>(weight) + 2 * unit;
+    const float4 a = __ldcg(from), c = __ldcg(from + 1), wa = __ldg(w), wc = __ldg(w + 1);
+    float v[8] = {a.x, a.y, a.z, a.w, c.x, c.y, c.z, c.w};
+    const float f[8] = {wa.x, wa.y, wa.z, wa.w, wc.x, wc.y, wc.z, wc.w};
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      squares += v[k] * v[k];
+      v[k] *= f[k];
+    }
+    stage8(staging, base + row * stride, unit, v);
+    squares = warp_sum(squares);
+    if (lane == 0) b.sh.sums[row][segment] = squares;
+    if (router != nullptr) {
+      const auto* r = reinterpret_cast<const float4*>(router) + 2 * unit;
+      const float4 ra = __ldg(r), rc = __ldg(r + 1);
+      const float dot = warp_sum(v[0] * ra.x + v[1] * ra.y + v[2] * ra.z + v[3] * ra.w + v[4] * rc.x + v[5] * rc.y +
+                                 v[6] * rc.z + v[7] * rc.w);
+      if (lane == 0) b.sh.router_sums[row][segment] = dot;
+    }
+  }
+  __syncthreads();
+}
+
+__device__ __forceinline__ float norm_factor(const Block& b, int row, int cols, float eps) {
+  float sum = 0;
+  for (int i = 0; i < cols / 256; ++i) sum += b.sh.sums[row][i];
+  return 1.0F / sqrtf(sum / static_cast<float>(cols) + eps);
+}
+
+// Rows of bf16 as they are.
+__device__ __forceinline__ void stage_rows(const Block& b, const std::uint16_t* x, int cols, std::int64_t x_stride,
+                                           int rows, std::uint32_t stride, Staging staging) {
+  const int units = cols / 8;
+  const std::uint32_t base = shared_address(b.area);
+  for (int i = threadIdx.x; i < rows * units; i += kDecodeThreads) {
+    const int row = i / units, unit = i % units;
+    stage8(staging, base + row * stride, unit, __ldcg(reinterpret_cast<const uint4*>(x + row * x_stride) + unit));
+  }
+}
+
+// The cache row of one sequence: a warp.
+__device__ __forceinline__ void append_row(const Block& b, const DecodeLayerData& l, int row) {
+  const DecodeStep& s = b.s;
+  const int lane = threadIdx.x % 32, slot = s.slots[row];
+  const float* kv = s.kv + row * kRowWidth;
+  float v[kLatentWidth / 32], squares = 0;
+#pragma unroll
+  for (int i = 0; i < kLatentWidth / 32; ++i) {
+    v[i] = __ldcg(kv + lane + 32 * i);
+    squares += v[i] * v[i];
+  }
+  const float2 k = __ldcg(reinterpret_cast<const float2*>(kv + kLatentWidth) + lane);
+  const float factor = 1.0F / sqrtf(warp_sum(squares) / kLatentWidth + s.latent_eps);
+  if (slot < 0) return;
+  auto* to =
+      reinterpret_cast<__nv_bfloat16*>(l.pages + slot / kPageRows * l.page_stride + slot % kPageRows * kKvRowBytes);
+#pragma unroll
+  for (int i = 0; i < kLatentWidth / 32; ++i)
+    to[lane + 32 * i] = __float2bfloat16_rn(v[i] * factor * __ldg(l.kv_a_norm + lane + 32 * i));
+  const float c = b.sh.rope_cos[row][lane], n = b.sh.rope_sin[row][lane];
+  reinterpret_cast<std::uint32_t*>(to + kLatentWidth)[lane] = pack_bf16(k.x * c - k.y * n, k.x * n + k.y * c);
+}
+
+// ---- the router's choice
+// ---------------------------------------------------------------------------------------------
+
+// A warp a row; as route_kernel of moe.cu.
+__device__ __forceinline__ void choose(const Block& b, const DecodeLayerData& l, int row) {
+  constexpr int kPerLane = kMaxExperts / 32;
+  const DecodeStep& s = b.s;
+  const int lane = threadIdx.x % 32;
+  float score[kPerLane], choice[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = lane + 32 * i;
+    score[i] = e < s.n_experts ? __ldcg(s.scores + row * s.n_experts + e) : 0.0F;
+    choice[i] = e < s.n_experts ? score[i] + __ldg(l.router_bias + e) : -INFINITY;
+    if (!(choice[i] > -3e38F) && e < s.n_experts) choice[i] = -3e38F;
+  }
+  float total = 0, mine = 0;
+  int my_id = 0;
+  for (int k = 0; k < s.top_k; ++k) {
+    float best = -INFINITY, best_score = 0;
+    int id = 1 << 30;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+      const float other = __shfl_xor_sync(0xffffffffU, best, d),
+                  other_score = __shfl_xor_sync(0xffffffffU, best_score, d);
+      const int other_id = __shfl_xor_sync(0xffffffffU, id, d);
+      if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      if (lane + 32 * i == id) choice[i] = -INFINITY;
+    }
+    total += best_score;
+    if (lane == k) mine = best_score, my_id = id;
+  }
+  if (lane < s.top_k) {
+    b.sh.ids[row * s.top_k + lane] = my_id;
+    b.sh.weights[row * s.top_k + lane] = (s.normalize ? mine / (total + 1e-20F) : mine) * s.routed_scale;
+  }
+}
+
+// Rows grouped by expert, in one warp; as skinny_moe.cu does.
+__device__ __forceinline__ void group_choices(const Block& b) {
+  DecodeShared& sh = b.sh;
+  const int lane = threadIdx.x % 32, choices = b.s.n_rows * b.s.top_k;
+  const int id = lane < choices ? sh.ids[lane] : -1;
+  unsigned todo = __ballot_sync(0xffffffffU, id >= 0);
+  int n = 0, place = 0;
+  while (todo != 0) {
+    const int expert = __shfl_sync(0xffffffffU, id, __ffs(todo) - 1);
+    const unsigned same = __ballot_sync(0xffffffffU, id == expert);
+    const int count = __popc(same), rank = __popc(same & ((1U << lane) - 1U));
+    if (id == expert) {
+      sh.choice_place[lane] = static_cast<std::int8_t>(place + rank);
+      sh.token[place + rank] = static_cast<std::int8_t>(lane / b.s.top_k);
+    }
+    if (lane < 3) {
+      sh.items[n].data[lane] = b.experts[expert].data[lane];
+      sh.items[n].scales[lane] = b.experts[expert].scales[lane];
+    }
+    if (lane == 3) sh.items[n].first = place;
+    if (lane == 4) sh.items[n].count = count;
+    place += count;
+    todo &= ~same;
+    ++n;
+  }
+  if (lane == 0) sh.n_items = n;
+}
+
+// Output column `tile · 16 + c` of one row after the down products: experts in ascending order, then the shared one.
+__device__ __forceinline__ float sum_places(const Block& b, const DecodeLayerData& l, int row, int c) {
+  const DecodeStep& s = b.s;
+  float sum = 0;
+  if (l.moe != 0) {
+    int done = -1;
+    for (int k = 0; k < s.top_k; ++k) {
+      int next = 1 << 30, at = 0;
+      for (int i = 0; i < s.top_k; ++i) {
+        const int id = b.sh.ids[row * s.top_k + i];
+        if (id > done && id < next) next = id, at = row * s.top_k + i;
+      }
+      sum += b.sh.weights[at] * b.sh.out[l.n_slices * s.n_rows + b.sh.choice_place[at]][c];
+      done = next;
+    }
+  }
+  for (int i = 0; i < l.n_slices; ++i) sum += b.sh.out[i * s.n_rows + row][c];
+  return sum;
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// What the rows of x in shared memory are to a part.
+struct Rows {
+  std::uint32_t stride;
+  int first;  // of kDown: the place of the first row
+};
+
+__device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, int stage, const Part& p, int pair,
+                                      int n, float v0, float v1, float2 residual) {
+  const DecodeStep& s = b.s;
+  switch (stage) {
+    case kQkvA: {
+      const int tiles = l.q_a.rows >> 4;
+      const float f = norm_factor(b, n, s.hidden, s.eps);
+      float* to = p.tile < tiles ? s.low + n * s.q_lora + 16 * p.tile : s.kv + n * kRowWidth + 16 * (p.tile - tiles);
+      reinterpret_cast<float2*>(to)[pair] = {v0 * f, v1 * f};
+      return;
+    }
+    case kQB: {
+      const float f = norm_factor(b, n, s.q_lora, s.latent_eps);
+      const int row = 16 * p.tile + 2 * pair, local = row % kQkWidth;
+      v0 *= f, v1 *= f;
+      if (local >= kNopeWidth) {
+        const float c = b.sh.rope_cos[n][(local - kNopeWidth) / 2], d = b.sh.rope_sin[n][(local - kNopeWidth) / 2];
+        const float u = v0;
+        v0 = u * c - v1 * d;
+        v1 = u * d + v1 * c;
+      }
+      *reinterpret_cast<std::uint32_t*>(s.q + n * s.heads * kQkWidth + row) = pack_bf16(v0, v1);
+      return;
+    }
+    case kLatentQ:
+      *reinterpret_cast<std::uint32_t*>(s.query + n * s.heads * kLatentWidth + p.tile * 32 + 2 * pair) =
+          pack_bf16(v0, v1);
+      return;
+    case kValueUp:
+      *reinterpret_cast<std::uint32_t*>(s.attended + n * s.heads * kQkWidth + p.tile * 16 + 2 * pair) =
+          pack_bf16(v0, v1);
+      return;
+    case kOut:
+      reinterpret_cast<float2*>(s.hidden_rows + n * s.hidden + 16 * p.tile)[pair] = {residual.x + v0, residual.y + v1};
+      return;
+    case kSharedUp:
+    case kRoutedUp: {
+      const bool shared = stage == kSharedUp;
+      const int first = shared ? 0 : b.sh.items[p.item].first, row = shared ? n : b.sh.token[first + n];
+      const float f = norm_factor(b, row, s.hidden, s.eps);
+      const int place = shared ? p.item * s.n_rows + n : l.n_slices * s.n_rows + first + n;
+      const int column = 8 * (shared ? p.tile - p.item * (l.slice_cols >> 3) : p.tile) + pair;
+      const __nv_bfloat16 h = __float2bfloat16_rn(silu(v0 * f) * (v1 * f));
+      s.act[static_cast<std::int64_t>(place) * s.act_stride + column] = *reinterpret_cast<const std::uint16_t*>(&h);
+      return;
+    }
+    case kDown: {
+      const int place = p.item < l.n_slices ? p.item * s.n_rows + n
+                                            : l.n_slices * s.n_rows + b.sh.items[p.item - l.n_slices].first + n;
+      b.sh.out[place][2 * pair] = v0;
+      b.sh.out[place][2 * pair + 1] = v1;
+      return;
+    }
+    default: {
+      const float f = norm_factor(b, s.logit_rows[n], s.hidden, s.eps);
+      const int row = 16 * p.tile + 2 * pair;
+      reinterpret_cast<float2*>(s.logits + static_cast<std::int64_t>(n) * s.lm_head.rows + row)[0] = {
+          row < s.valid_vocab ? v0 * f : -INFINITY, row + 1 < s.valid_vocab ? v1 * f : -INFINITY};
+      return;
+    }
+  }
+}
+
+__device__ __forceinline__ const DecodeMat& matrix(const DecodeStep& s, const DecodeLayerData& l, int stage,
+                                                   const Part& p) {
+  switch (stage) {
+    case kQkvA:
+      return p.tile < l.q_a.rows >> 4 ? l.q_a : l.kv_a;
+    case kQB:
+      return l.q_b;
+    case kLatentQ:
+    case kValueUp:
+      return l.kv_b;
+    case kOut:
+      return l.o;
+    case kSharedUp:
+      return l.shared_gate;
+    case kRoutedUp:
+      return l.gate;
+    case kDown:
+      return p.item < l.n_slices ? l.shared_down : l.down;
+    default:
+      return s.lm_head;
+  }
+}
+
+// One part of this warp, and with the warps that share its tile the tile's outputs.
+__device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& l, int stage, const Part& p,
+                                         const Walk& w, const Rows& rows, Stream& stream, std::uint32_t ring,
+                                         int& parity) {
+  const DecodeStep& s = b.s;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int split = warps_a_tile(stage), group = w.warp / split, thread = w.warp % split * 32 + lane;
+  const DecodeMat& m = matrix(s, l, stage, p);
+  int count = s.n_rows, row = min(g, s.n_rows - 1), column = 0;  // column: bytes into the row of x
+  if (stage == kRoutedUp) {
+    const DecodeItem& item = b.sh.items[p.item];
+    count = item.count;
+    row = b.sh.token[item.first + min(g, count - 1)];
+  } else if (stage == kDown) {
+    int first = p.item * s.n_rows;
+    if (p.item >= l.n_slices) {
+      const DecodeItem& item = b.sh.items[p.item - l.n_slices];
+      count = item.count;
+      first = l.n_slices * s.n_rows + item.first;
+    }
+    row = first - rows.first + min(g, count - 1);
+  } else if (stage == kLatentQ || stage == kValueUp) {
+    const int low = w.block * (s.heads * 16) / w.blocks;
+    column = (p.tile / 16 - low / 16) * (stage == kLatentQ ? kNopeWidth * 2 : kLatentWidth * 2);
+  } else if (stage == kHead) {
+    count = s.n_logits;
+    row = s.logit_rows[min(g, count - 1)];
+  }
+  const bool transposed = stage == kLatentQ;
+  const int shift = transposed ? 4 : unit_shift(m.format), columns64 = 1 << shift >> 6;
+  const int before = stage == kDown && p.item < l.n_slices ? p.item * l.slice_cols >> 6 : 0;
+  std::uint32_t x = shared_address(b.area) + row * rows.stride + column + (p.begin << (shift + 1));
+  int column64 = before + p.begin * columns64;
+
+  float2 residual{};
+  if (stage == kOut && thread < 8 * count)
+    residual =
+        __ldcg(reinterpret_cast<const float2*>(s.hidden_rows + thread / 8 * s.hidden + 16 * p.tile) + thread % 8);
+
+  float acc[8] = {};
+  float s0 = 1, s1 = 1;
+  for (int u = p.begin; u < p.end; ++u) {
+    cp_async_wait_dynamic(stream.ahead - 1);
+    __syncwarp();
+    const std::uint32_t slot = ring + stream.out * kUnitBytes;
+    if (transposed) {
+      multiply_unit_transposed(acc, slot, x, lane);
+    } else {
+      if (u == p.begin && m.kind == DecodeScale::kRow) {
+        s0 = unit_scale(slot, m, g, 0, 0);
+        s1 = unit_scale(slot, m, g + 8, 0, 0);
+      }
+      multiply_unit(acc, m, slot, x, column64, b.table, g, t);
+    }
+    x += 2 << shift;
+    column64 += columns64;
+    __syncwarp();
+    --stream.ahead;
+    if (++stream.out == s.depth) stream.out = 0;
+    stream.issue(s, b.sh, w, lane, ring);
+  }
+  acc[0] *= s0, acc[1] *= s0, acc[2] *= s1, acc[3] *= s1;
+
+  const int width = s.n_rows <= 4 ? 4 : 8;  // columns kept
+  auto* sums = reinterpret_cast<float*>(b.area + s.x_bytes) + parity * (kDecodeWarps * 32 * width);
+  parity ^= 1;
+  float* mine = sums + w.warp * 32 * width;
+  if (2 * t < width) {
+    *reinterpret_cast<float2*>(mine + g * width + 2 * t) = {acc[0], acc[1]};
+    *reinterpret_cast<float2*>(mine + (g + 8) * width + 2 * t) = {acc[2], acc[3]};
+    if (transposed) {
+      *reinterpret_cast<float2*>(mine + (g + 16) * width + 2 * t) = {acc[4], acc[5]};
+      *reinterpret_cast<float2*>(mine + (g + 24) * width + 2 * t) = {acc[6], acc[7]};
+    }
+  }
+  group_sync(1 + group, 32 * split);
+  const float* first = sums + group * split * 32 * width;
+  const int pairs = transposed ? 16 : 8;
+  for (int i = thread; i < pairs * count; i += 32 * split) {
+    const int pair = i % pairs, n = i / pairs;
+    const bool apart = stage == kSharedUp || stage == kRoutedUp;  // gate and up
+    const int r0 = apart ? pair : 2 * pair, r1 = apart ? pair + 8 : 2 * pair + 1;
+    float v0 = 0, v1 = 0;
+    for (int k = 0; k < split; ++k) {
+      v0 += first[(k * 32 + r0) * width + n];
+      v1 += first[(k * 32 + r1) * width + n];
+    }
+    store(b, l, stage, p, pair, n, v0, v1, residual);
+  }
+}
+
+// ---- the step -------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
+// The next layer's small arrays, whose first reader would wait for them.
+__device__ __forceinline__ void prefetch_small(const DecodeStep& s, const DecodeLayerData& next) {
+  const int i = threadIdx.x * 32;  // floats: a line a thread
+  if (next.moe != 0 && blockIdx.x < s.n_experts && i < s.hidden)
+    prefetch_line(next.router + static_cast<std::int64_t>(blockIdx.x) * s.hidden + i);
+  if (blockIdx.x == gridDim.x - 1) {
+    if (i < s.hidden) prefetch_line(next.input_norm + i);
+    if (i < s.hidden) prefetch_line(next.post_norm + i);
+    if (i < s.q_lora) prefetch_line(next.q_a_norm + i);
+    if (i < kLatentWidth) prefetch_line(next.kv_a_norm + i);
+    if (next.moe != 0 && i < s.n_experts) prefetch_line(next.router_bias + i);
+  }
+}
+
+__device__ __forceinline__ void start(Block& b) {
+  const DecodeStep& s = b.s;
+  for (int i = threadIdx.x; i < 2 * static_cast<int>(sizeof(DecodeLayerData) / 16); i += kDecodeThreads) {
+    if (i < s.n_layers * static_cast<int>(sizeof(DecodeLayerData) / 16))
+      reinterpret_cast<uint4*>(b.sh.layer)[i] = reinterpret_cast<const uint4*>(s.layers)[i];
+  }
+  for (int i = threadIdx.x; i < s.n_rows * 32; i += kDecodeThreads) {
+    float c, n;
+    rope_angle(s.frequencies.revolutions[i % 32], s.positions[i / 32], &c, &n);
+    b.sh.rope_cos[i / 32][i % 32] = c;
+    b.sh.rope_sin[i / 32][i % 32] = n;
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kDecodeThreads, 1)
+    decode_kernel(const __grid_constant__ DecodeStep s, int table_bytes) {
+  extern __shared__ __align__(128) unsigned char smem[];
+  __shared__ __align__(16) DecodeShared sh;
+  unsigned char* area = smem + kDecodeWarps * s.depth * kUnitBytes;
+  unsigned char* table = area + s.area_bytes;
+  Block b{s,
+          sh,
+          reinterpret_cast<DecodeExpert*>(table + table_bytes),
+          area,
+          shared_address(table) + threadIdx.x % 32 * 4,
+          s.arrived};
+  const int lane = threadIdx.x % 32;
+  const Walk w{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(threadIdx.x / 32)};
+  const std::uint32_t ring = shared_address(smem) + w.warp * s.depth * kUnitBytes;
+  for (int i = threadIdx.x; i < table_bytes / 4;
+       i += kDecodeThreads) {  // entry of a byte · 32 lanes; even column: high nibble
+    const int byte = i / 32;
+    reinterpret_cast<std::uint32_t*>(table)[i] = pack_bf16(kNf4[byte >> 4], kNf4[byte & 15]);
+  }
+  start(b);
+  Stream stream;
+  stream.begin();
+  stream.loaded = 2;
+  stream.fill(s, sh, w, lane, ring);
+  int parity = 0;
+
+  for (int layer = 0; layer <= s.n_layers; ++layer) {
+    const DecodeLayerData& l = sh.layer[layer & 1];
+    for (int stage = layer == s.n_layers ? kHead : kQkvA; stage <= kHead; ++stage) {
+      if (stage == kHead && layer < s.n_layers) break;
+      if (stage == kRoutedUp && l.moe == 0) continue;
+      Rows rows{};
+      switch (stage) {
+        case kQkvA: {
+          // Fetched while the barrier is waited for: this layer's experts, the next layer's descriptor.
+          const int i = threadIdx.x,
+                    n_experts = l.moe != 0 ? s.n_experts * static_cast<int>(sizeof(DecodeExpert) / 16) : 0;
+          const int d = i - (kDecodeThreads - 64);
+          const bool next =
+              layer > 0 && layer + 1 < s.n_layers && d >= 0 && d < static_cast<int>(sizeof(DecodeLayerData) / 16);
+          uint4 expert{}, descriptor{};
+          if (i < n_experts) expert = __ldg(reinterpret_cast<const uint4*>(l.experts) + i);
+          if (next) descriptor = __ldg(reinterpret_cast<const uint4*>(s.layers + layer + 1) + d);
+          if (layer > 0) wait(b);
+          if (i < n_experts) reinterpret_cast<uint4*>(b.experts)[i] = expert;
+          if (next) reinterpret_cast<uint4*>(&sh.layer[(layer + 1) & 1])[d] = descriptor;
+          stage_norm(b, s.hidden_rows, l.input_norm, s.hidden, staging_of(l.q_a.format), nullptr);
+          stream.loaded = max(2, layer + 2);
+          rows.stride = staged_row_bytes(s.hidden);
+          break;
+        }
+        case kQB:
+          wait(b);
+          stage_norm(b, s.low, l.q_a_norm, s.q_lora, staging_of(l.q_b.format), nullptr);
+          rows.stride = staged_row_bytes(s.q_lora);
+          if (w.warp == kDecodeWarps - 1) {
+            const int row = w.block < 10 ? w.block - 10 + w.blocks : w.block - 10;
+            if (row < s.n_rows) append_row(b, l, row);
+          }
+          if (layer + 1 < s.n_layers) prefetch_small(s, sh.layer[(layer + 1) & 1]);
+          break;
+        case kLatentQ:
+        case kValueUp: {
+          wait(b);
+          const bool up = stage == kValueUp;
+          if (up) {
+            attend_pieces(s, l, area);
+            arrive(b);
+            wait(b);
+          }
+          const int n = s.heads * 16, low = w.block * n / w.blocks, high = (w.block + 1) * n / w.blocks;
+          const int head = low / 16, n_heads = low < high ? (high - 1) / 16 - head + 1 : 0;
+          const int units = up ? kLatentWidth / 8 : kNopeWidth / 8;
+          rows.stride = staged_row_bytes(2 * 8 * units);
+          for (int i = threadIdx.x; i < s.n_rows * n_heads * units; i += kDecodeThreads) {
+            const int row = i / (n_heads * units), h = i / units % n_heads, unit = i % units;
+            const uint4 v = up ? merged(s, row, head + h, unit)
+                               : __ldcg(reinterpret_cast<const uint4*>(
+                                            s.q + (static_cast<std::int64_t>(row) * s.heads + head + h) * kQkWidth) +
+                                        unit);
+            sts128(shared_address(area) + row * rows.stride + (h * units + unit) * 16, v);
+          }
+          __syncthreads();
+          break;
+        }
+        case kOut:
+          wait(b);
+          rows.stride = staged_row_bytes(l.o.cols);
+          stage_rows(b, s.attended, l.o.cols, l.o.cols, s.n_rows, rows.stride, staging_of(l.o.format));
+          __syncthreads();
+          break;
+        case kSharedUp: {
+          wait(b);
+          const bool scores = l.moe != 0 && w.block < s.n_experts;
+          stage_norm(b, s.hidden_rows, l.post_norm, s.hidden, staging_of(l.shared_gate.format),
+                     scores ? l.router + static_cast<std::int64_t>(w.block) * s.hidden : nullptr);
+          rows.stride = staged_row_bytes(s.hidden);
+          if (l.moe != 0) {
+            if (w.warp == 0) {
+              if (scores && lane < s.n_rows) {
+                float dot = 0;
+                for (int i = 0; i < s.hidden / 256; ++i) dot += sh.router_sums[lane][i];
+                dot *= norm_factor(b, lane, s.hidden, s.eps);
+                s.scores[lane * s.n_experts + w.block] = 1.0F / (1.0F + expf(-dot));
+              }
+              __syncwarp();
+              if (lane == 0) announce(b);
+            }
+            b.target += gridDim.x;
+          }
+          break;
+        }
+        case kRoutedUp:
+          wait(b);
+          if (w.warp < s.n_rows) choose(b, l, w.warp);
+          __syncthreads();
+          if (w.warp == 0) group_choices(b);
+          __syncthreads();
+          stream.ready = layer;
+          stream.fill(s, sh, w, lane, ring);
+          rows.stride = staged_row_bytes(s.hidden);
+          break;
+        case kDown:
+          wait(b);
+          break;
+        default:
+          wait(b);
+          stage_norm(b, s.hidden_rows, s.final_norm, s.hidden, staging_of(s.lm_head.format), nullptr);
+          rows.stride = staged_row_bytes(s.hidden);
+          if (w.block < s.n_rows) {
+            const float f = norm_factor(b, w.block, s.hidden, s.eps);
+            for (int i = threadIdx.x; i < s.hidden; i += kDecodeThreads) {
+              const std::int64_t at = static_cast<std::int64_t>(w.block) * s.hidden + i;
+              s.x_out[at] = __ldcg(s.hidden_rows + at) * f * __ldg(s.final_norm + i);
+            }
+          }
+          break;
+      }
+
+      Part p;
+      int j = 0;
+      if (stage != kDown) {
+        for (; find_part(s, sh, l, w, stage, j, p); ++j) run_part(b, l, stage, p, w, rows, stream, ring, parity);
+      } else {
+        // Items in rounds whose activations fit shared memory. Places follow the items' order.
+        const int items = l.n_slices + (l.moe != 0 ? sh.n_items : 0), tile = first_tile(w, 0);
+        const bool has_tile = tile < s.hidden >> 4;
+        float residual = 0;
+        const int row = threadIdx.x / 16, c = threadIdx.x % 16;
+        if (has_tile && row < s.n_rows) residual = __ldcg(s.hidden_rows + row * s.hidden + 16 * tile + c);
+        const int widest = l.moe != 0 ? max(l.slice_cols, l.down.cols) : l.slice_cols;
+        rows.stride = staged_row_bytes(widest);
+        const int capacity = s.x_bytes / static_cast<int>(rows.stride);
+        const auto place = [&](int i) {  // the first one of item i
+          return i <= l.n_slices
+                     ? i * s.n_rows
+                     : l.n_slices * s.n_rows + sh.items[i - l.n_slices - 1].first + sh.items[i - l.n_slices - 1].count;
+        };
+        bool more = find_part(s, sh, l, w, stage, j, p);
+        for (int i = 0; has_tile && i < items;) {
+          int end = i + 1;
+          while (end < items && place(end + 1) - place(i) <= capacity) ++end;
+          rows.first = place(i);
+          stage_rows(b, s.act + static_cast<std::int64_t>(rows.first) * s.act_stride, widest, s.act_stride,
+                     place(end) - rows.first, rows.stride, staging_of(l.shared_down.format));
+          __syncthreads();
+          while (more && p.item < end) {
+            run_part(b, l, stage, p, w, rows, stream, ring, parity);
+            more = find_part(s, sh, l, w, stage, ++j, p);
+          }
+          __syncthreads();
+          i = end;
+        }
+        if (has_tile && row < s.n_rows)
+          s.hidden_rows[row * s.hidden + 16 * tile + c] = residual + sum_places(b, l, row, c);
+      }
+      stream.fill(s, sh, w, lane, ring);
+      if (stage != kSharedUp || l.moe == 0) {
+        if (stage != kHead) arrive(b);
+      }
+    }
+  }
+}
+
+// Shared memory: the rings, activations with the partial sums behind them (or attention's area), the NF4 table, the
+// experts of a layer.
+struct Memory {
+  int area = 0, x = 0, table = 0, depth = 0;
+  std::size_t bytes = 0;
+};
+
+Memory memory_of(const Launch& l, const DecodeStep& s, int widest_x, bool nf4) {
+  cudaFuncAttributes a{};
+  check(cudaFuncGetAttributes(&a, decode_kernel), "the decode kernel");
+  Memory m;
+  const int sums = 2 * kDecodeWarps * 32 * (s.n_rows <= 4 ? 4 : 8) * static_cast<int>(sizeof(float));
+  m.area = std::max(AttendArea::kBytes, s.n_rows * static_cast<int>(staged_row_bytes(widest_x)) + sums);
+  m.area = (m.area + 127) / 128 * 128;
+  m.x = m.area - sums;
+  m.table = nf4 ? 256 * 32 * 4 : 0;
+  const int rest = m.area + m.table + s.n_experts * static_cast<int>(sizeof(DecodeExpert));
+  const int ring = kDecodeWarps * kUnitBytes;
+  m.depth = std::min(kMaxDepth, (l.smem_limit - static_cast<int>(a.sharedSizeBytes) - rest) / ring);
+  m.bytes = static_cast<std::size_t>(rest + m.depth * ring);
+  return m;
+}
+
+}  // namespace
+
+int decode_barriers(int n_layers, int n_moe_layers) { return 8 * n_layers + n_moe_layers; }
+
+bool decode_device_fits(const Launch& l, const DecodeStep& s, int widest_x, bool nf4) {
+  if (l.n_sms < std::max({s.hidden / 16, s.n_experts, 32}) || memory_of(l, s, widest_x, nf4).depth < 2) return false;
+  int blocks = 0;
+  const Memory m = memory_of(l, s, widest_x, nf4);
+  allow_shared_memory(reinterpret_cast<const void*>(decode_kernel), m.bytes);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, decode_kernel, kDecodeThreads, m.bytes), "occupancy");
+  return blocks >= 1;
+}
+
+void decode_step(const Launch& l, DecodeStep& s, int widest_x, bool nf4) {
+  const Memory m = memory_of(l, s, widest_x, nf4);
+  s.depth = m.depth;
+  s.area_bytes = m.area;
+  s.x_bytes = m.x;
+  allow_shared_memory(reinterpret_cast<const void*>(decode_kernel), m.bytes);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(l.n_sms));
+  config.blockDim = dim3(kDecodeThreads);
+  config.dynamicSmemBytes = m.bytes;
+  config.stream = l.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, decode_kernel, static_cast<const DecodeStep&>(s), m.table), "the decode kernel");
+}
+
+}  // namespace glint::cuda
