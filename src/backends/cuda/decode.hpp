@@ -102,6 +102,7 @@ struct DecodeStep {
   unsigned* arrivals = nullptr;      // counts for ever
   unsigned arrived = 0;              // its value when the step begins
   // Set by the launcher.
+  int starts[3] = {};  // blocks that kQB, kOut, kRoutedUp begin at
   int depth = 0;       // units in flight a warp
   int area_bytes = 0;  // shared memory of activations and partial sums
   int x_bytes = 0;     // of it, activations

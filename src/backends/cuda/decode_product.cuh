@@ -59,8 +59,9 @@ __device__ __forceinline__ std::uint32_t bf16_fma(std::uint32_t a, std::uint32_t
 }
 
 // Four codes of a byte each as two pairs of bf16, unscaled.
-__device__ __forceinline__ void bytes_to_bf16(WeightFormat f, std::uint32_t w, std::uint32_t& a, std::uint32_t& b) {
-  if (f == WeightFormat::kI8) {
+template <WeightFormat F>
+__device__ __forceinline__ void bytes_to_bf16(std::uint32_t w, std::uint32_t& a, std::uint32_t& b) {
+  if constexpr (F == WeightFormat::kI8) {
     const std::uint32_t u = w ^ 0x80808080U;  // code + 128
     float v[4];
 #pragma unroll
@@ -77,9 +78,9 @@ __device__ __forceinline__ void bytes_to_bf16(WeightFormat f, std::uint32_t w, s
 
 // Eight 4-bit codes as four pairs: INT4 in the order of kPaired, less 8; NF4 in order, by a table of 256 pairs that
 // each lane has in its own bank.
-__device__ __forceinline__ void nibbles_to_bf16(WeightFormat f, std::uint32_t w, std::uint32_t table,
-                                                std::uint32_t (&a)[4]) {
-  if (f == WeightFormat::kI4) {
+template <WeightFormat F>
+__device__ __forceinline__ void nibbles_to_bf16(std::uint32_t w, std::uint32_t table, std::uint32_t (&a)[4]) {
+  if constexpr (F == WeightFormat::kI4) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       // 0x4300 is 128, whose last mantissa bit is worth 1; 0xc308 is -136.
@@ -93,67 +94,87 @@ __device__ __forceinline__ void nibbles_to_bf16(WeightFormat f, std::uint32_t w,
   }
 }
 
-// acc += W x for one unit. x: this lane's row of x (column g of the product), at the unit; t: lane % 4.
-__device__ __forceinline__ void multiply_unit(float (&acc)[8], const DecodeMat& m, std::uint32_t slot, std::uint32_t x,
+struct UnitScales {
+  float row0, row1;  // of rows g and g + 8
+};
+__device__ __forceinline__ void add_scaled(float (&acc)[4], const float (&a)[4], const float (&b)[4],
+                                           const UnitScales& s) {
+  acc[0] = fmaf(a[0] + b[0], s.row0, acc[0]);
+  acc[1] = fmaf(a[1] + b[1], s.row0, acc[1]);
+  acc[2] = fmaf(a[2] + b[2], s.row1, acc[2]);
+  acc[3] = fmaf(a[3] + b[3], s.row1, acc[3]);
+}
+
+// 64 columns of one byte each. own: this lane's bytes of row g; x: its values.
+template <WeightFormat F>
+__device__ __forceinline__ void multiply_bytes(float (&acc)[4], std::uint32_t own, std::uint32_t x,
+                                               const UnitScales& s) {
+  const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x), u = lds128(x + 64);
+  float even[4] = {}, odd[4] = {};
+  std::uint32_t p[4], q[4];
+  bytes_to_bf16<F>(a.x, p[0], p[1]);
+  bytes_to_bf16<F>(a.y, p[2], p[3]);
+  bytes_to_bf16<F>(b.x, q[0], q[1]);
+  bytes_to_bf16<F>(b.y, q[2], q[3]);
+  mma(even, p[0], q[0], p[1], q[1], v.x, v.y);
+  mma(odd, p[2], q[2], p[3], q[3], v.z, v.w);
+  bytes_to_bf16<F>(a.z, p[0], p[1]);
+  bytes_to_bf16<F>(a.w, p[2], p[3]);
+  bytes_to_bf16<F>(b.z, q[0], q[1]);
+  bytes_to_bf16<F>(b.w, q[2], q[3]);
+  mma(even, p[0], q[0], p[1], q[1], u.x, u.y);
+  mma(odd, p[2], q[2], p[3], q[3], u.z, u.w);
+  add_scaled(acc, even, odd, s);
+}
+
+// 64 columns of half a byte each.
+template <WeightFormat F>
+__device__ __forceinline__ void multiply_nibbles(float (&acc)[4], std::uint32_t own, std::uint32_t x,
+                                                 std::uint32_t table, const UnitScales& s) {
+  const uint2 a = lds64(own), b = lds64(own + 512);
+  const uint4 v = lds128(x), u = lds128(x + 64);
+  float even[4] = {}, odd[4] = {};
+  std::uint32_t p[4], q[4];
+  nibbles_to_bf16<F>(a.x, table, p);
+  nibbles_to_bf16<F>(b.x, table, q);
+  mma(even, p[0], q[0], p[1], q[1], v.x, v.y);
+  mma(odd, p[2], q[2], p[3], q[3], v.z, v.w);
+  nibbles_to_bf16<F>(a.y, table, p);
+  nibbles_to_bf16<F>(b.y, table, q);
+  mma(even, p[0], q[0], p[1], q[1], u.x, u.y);
+  mma(odd, p[2], q[2], p[3], q[3], u.z, u.w);
+  add_scaled(acc, even, odd, s);
+}
+
+// acc += W x for one unit. x: this lane's row of x (column g of the product), at the unit.
+__device__ __forceinline__ void multiply_unit(float (&acc)[4], const DecodeMat& m, std::uint32_t slot, std::uint32_t x,
                                               int column64, std::uint32_t table, int g, int t) {
   const std::uint32_t own = slot + g * 64 + ((t ^ (g & 2)) << 4);
-  float(&low)[4] = *reinterpret_cast<float(*)[4]>(&acc[0]);
+  x += t * 16;
+  const bool group = m.kind == DecodeScale::kGroup;
   switch (m.format) {
     case WeightFormat::kBF16: {
-      const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x + t * 16);
-      mma(low, a.x, b.x, a.y, b.y, v.x, v.y);
-      mma(low, a.z, b.z, a.w, b.w, v.z, v.w);
+      const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x);
+      mma(acc, a.x, b.x, a.y, b.y, v.x, v.y);
+      mma(acc, a.z, b.z, a.w, b.w, v.z, v.w);
       return;
     }
     case WeightFormat::kI8:
     case WeightFormat::kF8E4M3: {
-      const uint4 a = lds128(own), b = lds128(own + 512), v = lds128(x + t * 16), u = lds128(x + 64 + t * 16);
-      float sum[2][4] = {};
-      std::uint32_t p[4], q[4];
-      bytes_to_bf16(m.format, a.x, p[0], p[1]);
-      bytes_to_bf16(m.format, a.y, p[2], p[3]);
-      bytes_to_bf16(m.format, b.x, q[0], q[1]);
-      bytes_to_bf16(m.format, b.y, q[2], q[3]);
-      mma(sum[0], p[0], q[0], p[1], q[1], v.x, v.y);
-      mma(sum[1], p[2], q[2], p[3], q[3], v.z, v.w);
-      bytes_to_bf16(m.format, a.z, p[0], p[1]);
-      bytes_to_bf16(m.format, a.w, p[2], p[3]);
-      bytes_to_bf16(m.format, b.z, q[0], q[1]);
-      bytes_to_bf16(m.format, b.w, q[2], q[3]);
-      mma(sum[0], p[0], q[0], p[1], q[1], u.x, u.y);
-      mma(sum[1], p[2], q[2], p[3], q[3], u.z, u.w);
-      const bool group = m.kind == DecodeScale::kGroup;
-      const float s0 = group ? unit_scale(slot, m, g, column64, 0) : 1.0F;
-      const float s1 = group ? unit_scale(slot, m, g + 8, column64, 0) : 1.0F;
-      low[0] = fmaf(sum[0][0] + sum[1][0], s0, low[0]);
-      low[1] = fmaf(sum[0][1] + sum[1][1], s0, low[1]);
-      low[2] = fmaf(sum[0][2] + sum[1][2], s1, low[2]);
-      low[3] = fmaf(sum[0][3] + sum[1][3], s1, low[3]);
+      UnitScales scales{1.0F, 1.0F};
+      if (group) scales = {unit_scale(slot, m, g, column64, 0), unit_scale(slot, m, g + 8, column64, 0)};
+      if (m.format == WeightFormat::kI8) multiply_bytes<WeightFormat::kI8>(acc, own, x, scales);
+      else multiply_bytes<WeightFormat::kF8E4M3>(acc, own, x, scales);
       return;
     }
     default: {
-#pragma unroll
+#pragma unroll 1
       for (int sub = 0; sub < 2; ++sub) {
-        const std::uint32_t at = slot + g * 64 + (((2 * sub + t / 2) ^ (g & 2)) << 4) + t % 2 * 8;
-        const uint2 a = lds64(at), b = lds64(at + 512);
-        const uint4 v = lds128(x + sub * 128 + t * 16), u = lds128(x + sub * 128 + 64 + t * 16);
-        float sum[2][4] = {};
-        std::uint32_t p[4], q[4];
-        nibbles_to_bf16(m.format, a.x, table, p);
-        nibbles_to_bf16(m.format, b.x, table, q);
-        mma(sum[0], p[0], q[0], p[1], q[1], v.x, v.y);
-        mma(sum[1], p[2], q[2], p[3], q[3], v.z, v.w);
-        nibbles_to_bf16(m.format, a.y, table, p);
-        nibbles_to_bf16(m.format, b.y, table, q);
-        mma(sum[0], p[0], q[0], p[1], q[1], u.x, u.y);
-        mma(sum[1], p[2], q[2], p[3], q[3], u.z, u.w);
-        const bool group = m.kind == DecodeScale::kGroup;
-        const float s0 = group ? unit_scale(slot, m, g, column64, sub) : 1.0F;
-        const float s1 = group ? unit_scale(slot, m, g + 8, column64, sub) : 1.0F;
-        low[0] = fmaf(sum[0][0] + sum[1][0], s0, low[0]);
-        low[1] = fmaf(sum[0][1] + sum[1][1], s0, low[1]);
-        low[2] = fmaf(sum[0][2] + sum[1][2], s1, low[2]);
-        low[3] = fmaf(sum[0][3] + sum[1][3], s1, low[3]);
+        const std::uint32_t half = slot + g * 64 + (((2 * sub + t / 2) ^ (g & 2)) << 4) + t % 2 * 8;
+        UnitScales scales{1.0F, 1.0F};
+        if (group) scales = {unit_scale(slot, m, g, column64, sub), unit_scale(slot, m, g + 8, column64, sub)};
+        if (m.format == WeightFormat::kI4) multiply_nibbles<WeightFormat::kI4>(acc, half, x + sub * 128, table, scales);
+        else multiply_nibbles<WeightFormat::kNF4>(acc, half, x + sub * 128, table, scales);
       }
       return;
     }
@@ -161,16 +182,16 @@ __device__ __forceinline__ void multiply_unit(float (&acc)[8], const DecodeMat& 
 }
 
 // The unit of a matrix that is applied transposed: 16 rows (the contraction) of 32 columns (the outputs).
-__device__ __forceinline__ void multiply_unit_transposed(float (&acc)[8], std::uint32_t slot, std::uint32_t x,
-                                                         int lane) {
+__device__ __forceinline__ void multiply_unit_transposed(float (&acc)[4], float (&more)[4], std::uint32_t slot,
+                                                         std::uint32_t x, int lane) {
   const int r = lane % 8, m = lane / 8, t = lane % 4;
   const std::uint32_t b0 = lds32(x + t * 4), b1 = lds32(x + 16 + t * 4);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    std::uint32_t a[4];
-    ldmatrix4_trans(a, slot + (m >> 1) * 512 + r * 64 + (((2 * i + (m & 1)) ^ (r & 2)) << 4));
-    mma(*reinterpret_cast<float(*)[4]>(&acc[4 * i]), a[0], a[1], a[2], a[3], b0, b1);
-  }
+  const std::uint32_t from = slot + (m >> 1) * 512 + r * 64;
+  std::uint32_t a[4];
+  ldmatrix4_trans(a, from + (((m & 1) ^ (r & 2)) << 4));
+  mma(acc, a[0], a[1], a[2], a[3], b0, b1);
+  ldmatrix4_trans(a, from + (((2 + (m & 1)) ^ (r & 2)) << 4));
+  mma(more, a[0], a[1], a[2], a[3], b0, b1);
 }
 
 }  // namespace glint::cuda

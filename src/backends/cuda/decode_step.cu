@@ -6,6 +6,9 @@
 // [norm, router, shared gate·up] [choice, routed gate·up] [down, weighted sum, residual], a barrier after each.
 
 #include "backends/cuda/decode_attend.cuh"
+#ifdef GLINT_DECODE_TRACE
+#include <cstdio>
+#endif
 
 namespace glint::cuda {
 namespace {
@@ -54,6 +57,7 @@ __device__ __forceinline__ void stage_norm(const Block& b, const float* x, const
                                            Staging staging, const float* router) {
   const int segments = cols / 256, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const std::uint32_t base = shared_address(b.area), stride = staged_row_bytes(cols);
+#pragma unroll 1
   for (int i = warp; i < b.s.n_rows * segments; i += kDecodeWarps) {
     const int row = i / segments, segment = i % segments, unit = segment * 32 + lane;
     const auto* from = reinterpret_cast<const float4*>(x + static_cast<std::int64_t>(row) * cols) + 2 * unit;
@@ -83,6 +87,7 @@ __device__ __forceinline__ void stage_norm(const Block& b, const float* x, const
 
 __device__ __forceinline__ float norm_factor(const Block& b, int row, int cols, float eps) {
   float sum = 0;
+#pragma unroll 1
   for (int i = 0; i < cols / 256; ++i) sum += b.sh.sums[row][i];
   return 1.0F / sqrtf(sum / static_cast<float>(cols) + eps);
 }
@@ -92,6 +97,7 @@ __device__ __forceinline__ void stage_rows(const Block& b, const std::uint16_t* 
                                            int rows, std::uint32_t stride, Staging staging) {
   const int units = cols / 8;
   const std::uint32_t base = shared_address(b.area);
+#pragma unroll 1
   for (int i = threadIdx.x; i < rows * units; i += kDecodeThreads) {
     const int row = i / units, unit = i % units;
     stage8(staging, base + row * stride, unit, __ldcg(reinterpret_cast<const uint4*>(x + row * x_stride) + unit));
@@ -139,6 +145,7 @@ __device__ __forceinline__ void choose(const Block& b, const DecodeLayerData& l,
   }
   float total = 0, mine = 0;
   int my_id = 0;
+#pragma unroll 1
   for (int k = 0; k < s.top_k; ++k) {
     float best = -INFINITY, best_score = 0;
     int id = 1 << 30;
@@ -200,8 +207,10 @@ __device__ __forceinline__ float sum_places(const Block& b, const DecodeLayerDat
   float sum = 0;
   if (l.moe != 0) {
     int done = -1;
+#pragma unroll 1
     for (int k = 0; k < s.top_k; ++k) {
       int next = 1 << 30, at = 0;
+#pragma unroll 1
       for (int i = 0; i < s.top_k; ++i) {
         const int id = b.sh.ids[row * s.top_k + i];
         if (id > done && id < next) next = id, at = row * s.top_k + i;
@@ -210,6 +219,7 @@ __device__ __forceinline__ float sum_places(const Block& b, const DecodeLayerDat
       done = next;
     }
   }
+#pragma unroll 1
   for (int i = 0; i < l.n_slices; ++i) sum += b.sh.out[i * s.n_rows + row][c];
   return sum;
 }
@@ -225,46 +235,48 @@ struct Rows {
 __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, int stage, const Part& p, int pair,
                                       int n, float v0, float v1, float2 residual) {
   const DecodeStep& s = b.s;
+  int row = n;  // of the batch
+  if (stage == kRoutedUp) row = b.sh.token[b.sh.items[p.item].first + n];
+  if (stage == kHead) row = s.logit_rows[n];
+  if (stage == kQkvA || stage == kQB || stage >= kSharedUp) {
+    const float f = stage == kDown
+                        ? 1.0F
+                        : norm_factor(b, row, stage == kQB ? s.q_lora : s.hidden, stage == kQB ? s.latent_eps : s.eps);
+    v0 *= f, v1 *= f;
+  }
+  const int at = 16 * p.tile + 2 * pair;
   switch (stage) {
     case kQkvA: {
-      const int tiles = l.q_a.rows >> 4;
-      const float f = norm_factor(b, n, s.hidden, s.eps);
-      float* to = p.tile < tiles ? s.low + n * s.q_lora + 16 * p.tile : s.kv + n * kRowWidth + 16 * (p.tile - tiles);
-      reinterpret_cast<float2*>(to)[pair] = {v0 * f, v1 * f};
+      float* to = p.m == &l.q_a ? s.low + n * s.q_lora : s.kv + n * kRowWidth - l.q_a.rows;
+      *reinterpret_cast<float2*>(to + at) = {v0, v1};
       return;
     }
     case kQB: {
-      const float f = norm_factor(b, n, s.q_lora, s.latent_eps);
-      const int row = 16 * p.tile + 2 * pair, local = row % kQkWidth;
-      v0 *= f, v1 *= f;
+      const int local = at % kQkWidth;
       if (local >= kNopeWidth) {
         const float c = b.sh.rope_cos[n][(local - kNopeWidth) / 2], d = b.sh.rope_sin[n][(local - kNopeWidth) / 2];
         const float u = v0;
         v0 = u * c - v1 * d;
         v1 = u * d + v1 * c;
       }
-      *reinterpret_cast<std::uint32_t*>(s.q + n * s.heads * kQkWidth + row) = pack_bf16(v0, v1);
+      *reinterpret_cast<std::uint32_t*>(s.q + n * s.heads * kQkWidth + at) = pack_bf16(v0, v1);
       return;
     }
     case kLatentQ:
-      *reinterpret_cast<std::uint32_t*>(s.query + n * s.heads * kLatentWidth + p.tile * 32 + 2 * pair) =
-          pack_bf16(v0, v1);
+      *reinterpret_cast<std::uint32_t*>(s.query + n * s.heads * kLatentWidth + at + 16 * p.tile) = pack_bf16(v0, v1);
       return;
     case kValueUp:
-      *reinterpret_cast<std::uint32_t*>(s.attended + n * s.heads * kQkWidth + p.tile * 16 + 2 * pair) =
-          pack_bf16(v0, v1);
+      *reinterpret_cast<std::uint32_t*>(s.attended + n * s.heads * kQkWidth + at) = pack_bf16(v0, v1);
       return;
     case kOut:
-      reinterpret_cast<float2*>(s.hidden_rows + n * s.hidden + 16 * p.tile)[pair] = {residual.x + v0, residual.y + v1};
+      *reinterpret_cast<float2*>(s.hidden_rows + n * s.hidden + at) = {residual.x + v0, residual.y + v1};
       return;
     case kSharedUp:
     case kRoutedUp: {
       const bool shared = stage == kSharedUp;
-      const int first = shared ? 0 : b.sh.items[p.item].first, row = shared ? n : b.sh.token[first + n];
-      const float f = norm_factor(b, row, s.hidden, s.eps);
-      const int place = shared ? p.item * s.n_rows + n : l.n_slices * s.n_rows + first + n;
+      const int place = shared ? p.item * s.n_rows + n : l.n_slices * s.n_rows + b.sh.items[p.item].first + n;
       const int column = 8 * (shared ? p.tile - p.item * (l.slice_cols >> 3) : p.tile) + pair;
-      const __nv_bfloat16 h = __float2bfloat16_rn(silu(v0 * f) * (v1 * f));
+      const __nv_bfloat16 h = __float2bfloat16_rn(__fdividef(v0, 1.0F + __expf(-v0)) * v1);
       s.act[static_cast<std::int64_t>(place) * s.act_stride + column] = *reinterpret_cast<const std::uint16_t*>(&h);
       return;
     }
@@ -275,36 +287,10 @@ __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, 
       b.sh.out[place][2 * pair + 1] = v1;
       return;
     }
-    default: {
-      const float f = norm_factor(b, s.logit_rows[n], s.hidden, s.eps);
-      const int row = 16 * p.tile + 2 * pair;
-      reinterpret_cast<float2*>(s.logits + static_cast<std::int64_t>(n) * s.lm_head.rows + row)[0] = {
-          row < s.valid_vocab ? v0 * f : -INFINITY, row + 1 < s.valid_vocab ? v1 * f : -INFINITY};
-      return;
-    }
-  }
-}
-
-__device__ __forceinline__ const DecodeMat& matrix(const DecodeStep& s, const DecodeLayerData& l, int stage,
-                                                   const Part& p) {
-  switch (stage) {
-    case kQkvA:
-      return p.tile < l.q_a.rows >> 4 ? l.q_a : l.kv_a;
-    case kQB:
-      return l.q_b;
-    case kLatentQ:
-    case kValueUp:
-      return l.kv_b;
-    case kOut:
-      return l.o;
-    case kSharedUp:
-      return l.shared_gate;
-    case kRoutedUp:
-      return l.gate;
-    case kDown:
-      return p.item < l.n_slices ? l.shared_down : l.down;
     default:
-      return s.lm_head;
+      *reinterpret_cast<float2*>(s.logits + static_cast<std::int64_t>(n) * b.sh.head.rows + at) = {
+          at < s.valid_vocab ? v0 : -INFINITY, at + 1 < s.valid_vocab ? v1 : -INFINITY};
+      return;
   }
 }
 
@@ -314,8 +300,10 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
                                          int& parity) {
   const DecodeStep& s = b.s;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int split = warps_a_tile(stage), group = w.warp / split, thread = w.warp % split * 32 + lane;
-  const DecodeMat& m = matrix(s, l, stage, p);
+  const int split = warps_a_tile(stage);
+  const int group = stage == kDown ? w.warp * 11 >> 5 : static_cast<unsigned>(w.warp) / static_cast<unsigned>(split);
+  const int thread = (w.warp - group * split) * 32 + lane;
+  const DecodeMat m = *p.m;
   int count = s.n_rows, row = min(g, s.n_rows - 1), column = 0;  // column: bytes into the row of x
   if (stage == kRoutedUp) {
     const DecodeItem& item = b.sh.items[p.item];
@@ -330,8 +318,7 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     }
     row = first - rows.first + min(g, count - 1);
   } else if (stage == kLatentQ || stage == kValueUp) {
-    const int low = w.block * (s.heads * 16) / w.blocks;
-    column = (p.tile / 16 - low / 16) * (stage == kLatentQ ? kNopeWidth * 2 : kLatentWidth * 2);
+    column = (p.tile / 16 - w.low / 16) * (stage == kLatentQ ? kNopeWidth * 2 : kLatentWidth * 2);
   } else if (stage == kHead) {
     count = s.n_logits;
     row = s.logit_rows[min(g, count - 1)];
@@ -347,14 +334,15 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     residual =
         __ldcg(reinterpret_cast<const float2*>(s.hidden_rows + thread / 8 * s.hidden + 16 * p.tile) + thread % 8);
 
-  float acc[8] = {};
+  float acc[4] = {}, more[4] = {};
   float s0 = 1, s1 = 1;
+#pragma unroll 1
   for (int u = p.begin; u < p.end; ++u) {
     cp_async_wait_dynamic(stream.ahead - 1);
     __syncwarp();
     const std::uint32_t slot = ring + stream.out * kUnitBytes;
     if (transposed) {
-      multiply_unit_transposed(acc, slot, x, lane);
+      multiply_unit_transposed(acc, more, slot, x, lane);
     } else {
       if (u == p.begin && m.kind == DecodeScale::kRow) {
         s0 = unit_scale(slot, m, g, 0, 0);
@@ -379,8 +367,8 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     *reinterpret_cast<float2*>(mine + g * width + 2 * t) = {acc[0], acc[1]};
     *reinterpret_cast<float2*>(mine + (g + 8) * width + 2 * t) = {acc[2], acc[3]};
     if (transposed) {
-      *reinterpret_cast<float2*>(mine + (g + 16) * width + 2 * t) = {acc[4], acc[5]};
-      *reinterpret_cast<float2*>(mine + (g + 24) * width + 2 * t) = {acc[6], acc[7]};
+      *reinterpret_cast<float2*>(mine + (g + 16) * width + 2 * t) = {more[0], more[1]};
+      *reinterpret_cast<float2*>(mine + (g + 24) * width + 2 * t) = {more[2], more[3]};
     }
   }
   group_sync(1 + group, 32 * split);
@@ -391,6 +379,7 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     const bool apart = stage == kSharedUp || stage == kRoutedUp;  // gate and up
     const int r0 = apart ? pair : 2 * pair, r1 = apart ? pair + 8 : 2 * pair + 1;
     float v0 = 0, v1 = 0;
+#pragma unroll 4
     for (int k = 0; k < split; ++k) {
       v0 += first[(k * 32 + r0) * width + n];
       v1 += first[(k * 32 + r1) * width + n];
@@ -419,10 +408,13 @@ __device__ __forceinline__ void prefetch_small(const DecodeStep& s, const Decode
 
 __device__ __forceinline__ void start(Block& b) {
   const DecodeStep& s = b.s;
+#pragma unroll 1
   for (int i = threadIdx.x; i < 2 * static_cast<int>(sizeof(DecodeLayerData) / 16); i += kDecodeThreads) {
     if (i < s.n_layers * static_cast<int>(sizeof(DecodeLayerData) / 16))
       reinterpret_cast<uint4*>(b.sh.layer)[i] = reinterpret_cast<const uint4*>(s.layers)[i];
   }
+  if (threadIdx.x == 0) b.sh.head = s.lm_head;
+#pragma unroll 1
   for (int i = threadIdx.x; i < s.n_rows * 32; i += kDecodeThreads) {
     float c, n;
     rope_angle(s.frequencies.revolutions[i % 32], s.positions[i / 32], &c, &n);
@@ -432,6 +424,16 @@ __device__ __forceinline__ void start(Block& b) {
   __syncthreads();
 }
 
+#ifdef GLINT_DECODE_TRACE
+__device__ long long trace_clock[64];
+#define TRACE(i)                                                                  \
+  do {                                                                            \
+    if (threadIdx.x == 0 && layer == 20 && (blockIdx.x == 3 || blockIdx.x == 60)) \
+      trace_clock[(i) + 32 * (blockIdx.x == 60)] = clock64();                     \
+  } while (0)
+#else
+#define TRACE(i)
+#endif
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     decode_kernel(const __grid_constant__ DecodeStep s, int table_bytes) {
   extern __shared__ __align__(128) unsigned char smem[];
@@ -445,8 +447,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
           shared_address(table) + threadIdx.x % 32 * 4,
           s.arrived};
   const int lane = threadIdx.x % 32;
-  const Walk w{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(threadIdx.x / 32)};
+  const int head_tiles = s.heads * 16;
+  const Walk w{static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x), static_cast<int>(threadIdx.x / 32),
+               static_cast<int>(blockIdx.x) * head_tiles / static_cast<int>(gridDim.x),
+               static_cast<int>(blockIdx.x + 1) * head_tiles / static_cast<int>(gridDim.x)};
   const std::uint32_t ring = shared_address(smem) + w.warp * s.depth * kUnitBytes;
+#pragma unroll 1
   for (int i = threadIdx.x; i < table_bytes / 4;
        i += kDecodeThreads) {  // entry of a byte · 32 lanes; even column: high nibble
     const int byte = i / 32;
@@ -456,165 +462,159 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   Stream stream;
   stream.begin();
   stream.loaded = 2;
-  stream.fill(s, sh, w, lane, ring);
-  int parity = 0;
 
+#pragma unroll 1
   for (int layer = 0; layer <= s.n_layers; ++layer) {
     const DecodeLayerData& l = sh.layer[layer & 1];
-    for (int stage = layer == s.n_layers ? kHead : kQkvA; stage <= kHead; ++stage) {
-      if (stage == kHead && layer < s.n_layers) break;
+#pragma unroll 1
+    for (int stage = layer == s.n_layers ? kHead : kQkvA; stage <= (layer == s.n_layers ? kHead : kDown); ++stage) {
       if (stage == kRoutedUp && l.moe == 0) continue;
+      TRACE(3 * stage);
       Rows rows{};
-      switch (stage) {
-        case kQkvA: {
-          // Fetched while the barrier is waited for: this layer's experts, the next layer's descriptor.
-          const int i = threadIdx.x,
-                    n_experts = l.moe != 0 ? s.n_experts * static_cast<int>(sizeof(DecodeExpert) / 16) : 0;
-          const int d = i - (kDecodeThreads - 64);
-          const bool next =
-              layer > 0 && layer + 1 < s.n_layers && d >= 0 && d < static_cast<int>(sizeof(DecodeLayerData) / 16);
-          uint4 expert{}, descriptor{};
-          if (i < n_experts) expert = __ldg(reinterpret_cast<const uint4*>(l.experts) + i);
-          if (next) descriptor = __ldg(reinterpret_cast<const uint4*>(s.layers + layer + 1) + d);
-          if (layer > 0) wait(b);
-          if (i < n_experts) reinterpret_cast<uint4*>(b.experts)[i] = expert;
-          if (next) reinterpret_cast<uint4*>(&sh.layer[(layer + 1) & 1])[d] = descriptor;
-          stage_norm(b, s.hidden_rows, l.input_norm, s.hidden, staging_of(l.q_a.format), nullptr);
+      int parity = 0;  // of the buffers of partial sums
+
+      // Fetched while the barrier is waited for: this layer's experts, the next layer's descriptor.
+      const int n_experts = l.moe != 0 ? s.n_experts * static_cast<int>(sizeof(DecodeExpert) / 16) : 0;
+      const int word = static_cast<int>(threadIdx.x) - (kDecodeThreads - 64);
+      const bool fetch = stage == kQkvA && static_cast<int>(threadIdx.x) < n_experts;
+      const bool fetch_next = stage == kQkvA && layer > 0 && layer + 1 < s.n_layers && word >= 0 &&
+                              word < static_cast<int>(sizeof(DecodeLayerData) / 16);
+      uint4 expert{}, descriptor{};
+      if (fetch) expert = __ldg(reinterpret_cast<const uint4*>(l.experts) + threadIdx.x);
+      if (fetch_next) descriptor = __ldg(reinterpret_cast<const uint4*>(s.layers + layer + 1) + word);
+      if (layer > 0 || stage > kQkvA) wait(b);
+      if (fetch) reinterpret_cast<uint4*>(b.experts)[threadIdx.x] = expert;
+      if (fetch_next) reinterpret_cast<uint4*>(&sh.layer[(layer + 1) & 1])[word] = descriptor;
+
+      if (stage == kQkvA || stage == kQB || stage == kSharedUp || stage == kHead) {
+        const bool scores = stage == kSharedUp && l.moe != 0 && w.block < s.n_experts;
+        const int cols = stage == kQB ? s.q_lora : s.hidden;
+        const float* weight = stage == kQkvA       ? l.input_norm
+                              : stage == kQB       ? l.q_a_norm
+                              : stage == kSharedUp ? l.post_norm
+                                                   : s.final_norm;
+        const WeightFormat format = stage == kQkvA       ? l.q_a.format
+                                    : stage == kQB       ? l.q_b.format
+                                    : stage == kSharedUp ? l.shared_gate.format
+                                                         : sh.head.format;
+        stage_norm(b, stage == kQB ? s.low : s.hidden_rows, weight, cols, staging_of(format),
+                   scores ? l.router + static_cast<std::int64_t>(w.block) * s.hidden : nullptr);
+        rows.stride = staged_row_bytes(cols);
+        if (stage == kQkvA) {
           stream.loaded = max(2, layer + 2);
-          rows.stride = staged_row_bytes(s.hidden);
-          break;
-        }
-        case kQB:
-          wait(b);
-          stage_norm(b, s.low, l.q_a_norm, s.q_lora, staging_of(l.q_b.format), nullptr);
-          rows.stride = staged_row_bytes(s.q_lora);
+        } else if (stage == kQB) {
           if (w.warp == kDecodeWarps - 1) {
             const int row = w.block < 10 ? w.block - 10 + w.blocks : w.block - 10;
             if (row < s.n_rows) append_row(b, l, row);
           }
           if (layer + 1 < s.n_layers) prefetch_small(s, sh.layer[(layer + 1) & 1]);
-          break;
-        case kLatentQ:
-        case kValueUp: {
-          wait(b);
-          const bool up = stage == kValueUp;
-          if (up) {
-            attend_pieces(s, l, area);
-            arrive(b);
-            wait(b);
-          }
-          const int n = s.heads * 16, low = w.block * n / w.blocks, high = (w.block + 1) * n / w.blocks;
-          const int head = low / 16, n_heads = low < high ? (high - 1) / 16 - head + 1 : 0;
-          const int units = up ? kLatentWidth / 8 : kNopeWidth / 8;
-          rows.stride = staged_row_bytes(2 * 8 * units);
-          for (int i = threadIdx.x; i < s.n_rows * n_heads * units; i += kDecodeThreads) {
-            const int row = i / (n_heads * units), h = i / units % n_heads, unit = i % units;
-            const uint4 v = up ? merged(s, row, head + h, unit)
-                               : __ldcg(reinterpret_cast<const uint4*>(
-                                            s.q + (static_cast<std::int64_t>(row) * s.heads + head + h) * kQkWidth) +
-                                        unit);
-            sts128(shared_address(area) + row * rows.stride + (h * units + unit) * 16, v);
-          }
-          __syncthreads();
-          break;
-        }
-        case kOut:
-          wait(b);
-          rows.stride = staged_row_bytes(l.o.cols);
-          stage_rows(b, s.attended, l.o.cols, l.o.cols, s.n_rows, rows.stride, staging_of(l.o.format));
-          __syncthreads();
-          break;
-        case kSharedUp: {
-          wait(b);
-          const bool scores = l.moe != 0 && w.block < s.n_experts;
-          stage_norm(b, s.hidden_rows, l.post_norm, s.hidden, staging_of(l.shared_gate.format),
-                     scores ? l.router + static_cast<std::int64_t>(w.block) * s.hidden : nullptr);
-          rows.stride = staged_row_bytes(s.hidden);
-          if (l.moe != 0) {
-            if (w.warp == 0) {
-              if (scores && lane < s.n_rows) {
-                float dot = 0;
-                for (int i = 0; i < s.hidden / 256; ++i) dot += sh.router_sums[lane][i];
-                dot *= norm_factor(b, lane, s.hidden, s.eps);
-                s.scores[lane * s.n_experts + w.block] = 1.0F / (1.0F + expf(-dot));
-              }
-              __syncwarp();
-              if (lane == 0) announce(b);
+        } else if (stage == kSharedUp && l.moe != 0) {
+          if (w.warp == 0) {
+            if (scores && lane < s.n_rows) {
+              float dot = 0;
+              for (int i = 0; i < s.hidden / 256; ++i) dot += sh.router_sums[lane][i];
+              dot *= norm_factor(b, lane, s.hidden, s.eps);
+              s.scores[lane * s.n_experts + w.block] = 1.0F / (1.0F + expf(-dot));
             }
-            b.target += gridDim.x;
+            __syncwarp();
+            if (lane == 0) announce(b);
           }
-          break;
+          b.target += gridDim.x;
+        } else if (stage == kHead && w.block < s.n_rows) {
+          const float f = norm_factor(b, w.block, s.hidden, s.eps);
+#pragma unroll 1
+          for (int i = threadIdx.x; i < s.hidden; i += kDecodeThreads) {
+            const std::int64_t at = static_cast<std::int64_t>(w.block) * s.hidden + i;
+            s.x_out[at] = __ldcg(s.hidden_rows + at) * f * __ldg(s.final_norm + i);
+          }
         }
-        case kRoutedUp:
+      } else if (stage == kLatentQ || stage == kValueUp) {
+        const bool up = stage == kValueUp;
+        if (up) {
+          attend_pieces(s, l, area);
+          arrive(b);
           wait(b);
-          if (w.warp < s.n_rows) choose(b, l, w.warp);
-          __syncthreads();
-          if (w.warp == 0) group_choices(b);
-          __syncthreads();
-          stream.ready = layer;
-          stream.fill(s, sh, w, lane, ring);
-          rows.stride = staged_row_bytes(s.hidden);
-          break;
-        case kDown:
-          wait(b);
-          break;
-        default:
-          wait(b);
-          stage_norm(b, s.hidden_rows, s.final_norm, s.hidden, staging_of(s.lm_head.format), nullptr);
-          rows.stride = staged_row_bytes(s.hidden);
-          if (w.block < s.n_rows) {
-            const float f = norm_factor(b, w.block, s.hidden, s.eps);
-            for (int i = threadIdx.x; i < s.hidden; i += kDecodeThreads) {
-              const std::int64_t at = static_cast<std::int64_t>(w.block) * s.hidden + i;
-              s.x_out[at] = __ldcg(s.hidden_rows + at) * f * __ldg(s.final_norm + i);
-            }
-          }
-          break;
+        }
+        const int head = w.low / 16, n_heads = w.low < w.high ? (w.high - 1) / 16 - head + 1 : 0;
+        const int units = up ? kLatentWidth / 8 : kNopeWidth / 8;
+        rows.stride = staged_row_bytes(2 * 8 * units);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < s.n_rows * n_heads * units; i += kDecodeThreads) {
+          const int row = i / (n_heads * units), h = i / units % n_heads, unit = i % units;
+          const uint4 v = up ? merged(s, row, head + h, unit)
+                             : __ldcg(reinterpret_cast<const uint4*>(
+                                          s.q + (static_cast<std::int64_t>(row) * s.heads + head + h) * kQkWidth) +
+                                      unit);
+          sts128(shared_address(area) + row * rows.stride + (h * units + unit) * 16, v);
+        }
+        __syncthreads();
+      } else if (stage == kRoutedUp) {
+        if (w.warp < s.n_rows) choose(b, l, w.warp);
+        __syncthreads();
+        if (w.warp == 0) group_choices(b);
+        __syncthreads();
+        stream.ready = layer;
+        rows.stride = staged_row_bytes(s.hidden);
       }
+      // Brings the stream past what earlier layers' descriptors and choices say: they may be overwritten from here on.
+      stream.fill(s, sh, w, lane, ring);
+      TRACE(3 * stage + 1);
 
+      // kOut and kDown take rows of bf16 as they are; kDown in rounds of items whose rows fit shared memory (places
+      // follow the items' order). The other stages have their x by now, and one round.
+      const bool down = stage == kDown;
+      const int tile = first_tile(w, 0), row = threadIdx.x / 16, c = threadIdx.x % 16;
+      const bool sums = down && tile < s.hidden >> 4 && row < s.n_rows;
+      float residual = 0;
+      if (sums) residual = __ldcg(s.hidden_rows + row * s.hidden + 16 * tile + c);
+      const int items = down ? l.n_slices + (l.moe != 0 ? sh.n_items : 0) : 1;
+      const int widest = down ? (l.moe != 0 ? max(l.slice_cols, l.down.cols) : l.slice_cols) : l.o.cols;
+      const auto place = [&](int i) {  // the first one of item i
+        return i <= l.n_slices
+                   ? i * s.n_rows
+                   : l.n_slices * s.n_rows + sh.items[i - l.n_slices - 1].first + sh.items[i - l.n_slices - 1].count;
+      };
       Part p;
       int j = 0;
-      if (stage != kDown) {
-        for (; find_part(s, sh, l, w, stage, j, p); ++j) run_part(b, l, stage, p, w, rows, stream, ring, parity);
-      } else {
-        // Items in rounds whose activations fit shared memory. Places follow the items' order.
-        const int items = l.n_slices + (l.moe != 0 ? sh.n_items : 0), tile = first_tile(w, 0);
-        const bool has_tile = tile < s.hidden >> 4;
-        float residual = 0;
-        const int row = threadIdx.x / 16, c = threadIdx.x % 16;
-        if (has_tile && row < s.n_rows) residual = __ldcg(s.hidden_rows + row * s.hidden + 16 * tile + c);
-        const int widest = l.moe != 0 ? max(l.slice_cols, l.down.cols) : l.slice_cols;
-        rows.stride = staged_row_bytes(widest);
-        const int capacity = s.x_bytes / static_cast<int>(rows.stride);
-        const auto place = [&](int i) {  // the first one of item i
-          return i <= l.n_slices
-                     ? i * s.n_rows
-                     : l.n_slices * s.n_rows + sh.items[i - l.n_slices - 1].first + sh.items[i - l.n_slices - 1].count;
-        };
-        bool more = find_part(s, sh, l, w, stage, j, p);
-        for (int i = 0; has_tile && i < items;) {
-          int end = i + 1;
-          while (end < items && place(end + 1) - place(i) <= capacity) ++end;
-          rows.first = place(i);
-          stage_rows(b, s.act + static_cast<std::int64_t>(rows.first) * s.act_stride, widest, s.act_stride,
-                     place(end) - rows.first, rows.stride, staging_of(l.shared_down.format));
-          __syncthreads();
-          while (more && p.item < end) {
-            run_part(b, l, stage, p, w, rows, stream, ring, parity);
-            more = find_part(s, sh, l, w, stage, ++j, p);
+      bool more = find_part(s, sh, l, w, stage, j, p);
+#pragma unroll 1
+      for (int i = 0, end; i < items; i = end) {
+        end = i + 1;
+        if (down || stage == kOut) {
+          rows.stride = staged_row_bytes(widest);
+          int n = s.n_rows;
+          if (down) {
+            while (end < items && place(end + 1) - place(i) <= s.x_bytes / static_cast<int>(rows.stride)) ++end;
+            rows.first = place(i);
+            n = place(end) - rows.first;
+            if (i > 0) __syncthreads();
           }
+          stage_rows(b, down ? s.act + static_cast<std::int64_t>(rows.first) * s.act_stride : s.attended, widest,
+                     down ? s.act_stride : widest, n, rows.stride,
+                     staging_of(down ? l.shared_down.format : l.o.format));
           __syncthreads();
-          i = end;
         }
-        if (has_tile && row < s.n_rows)
-          s.hidden_rows[row * s.hidden + 16 * tile + c] = residual + sum_places(b, l, row, c);
+#pragma unroll 1
+        while (more && (!down || p.item < end)) {
+          run_part(b, l, stage, p, w, rows, stream, ring, parity);
+          more = find_part(s, sh, l, w, stage, ++j, p);
+        }
       }
-      stream.fill(s, sh, w, lane, ring);
-      if (stage != kSharedUp || l.moe == 0) {
-        if (stage != kHead) arrive(b);
+      TRACE(3 * stage + 2);
+      if (down) {
+        __syncthreads();
+        if (sums) s.hidden_rows[row * s.hidden + 16 * tile + c] = residual + sum_places(b, l, row, c);
       }
+      if (stage < kSharedUp || stage == kRoutedUp || down || (stage == kSharedUp && l.moe == 0)) arrive(b);
     }
   }
+#ifdef GLINT_DECODE_TRACE
+  if (s.arrived > 400000 && s.arrived < 1000000 && threadIdx.x == 0 && (blockIdx.x == 3 || blockIdx.x == 60)) {
+    for (int i = 0; i < 24; ++i)
+      printf("T %d %d %d %lld\n", blockIdx.x, i / 3, i % 3,
+             trace_clock[i + 32 * (blockIdx.x == 60)] - trace_clock[32 * (blockIdx.x == 60)]);
+  }
+#endif
 }
 
 // Shared memory: the rings, activations with the partial sums behind them (or attention's area), the NF4 table, the
@@ -658,6 +658,8 @@ void decode_step(const Launch& l, DecodeStep& s, int widest_x, bool nf4) {
   s.depth = m.depth;
   s.area_bytes = m.area;
   s.x_bytes = m.x;
+  const int starts[3] = {84, 116, 60};
+  for (int i = 0; i < 3; ++i) s.starts[i] = starts[i] % l.n_sms;
   allow_shared_memory(reinterpret_cast<const void*>(decode_kernel), m.bytes);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;

@@ -21,12 +21,8 @@ enum DecodeStage : int { kQkvA, kQB, kLatentQ, kValueUp, kOut, kSharedUp, kRoute
 
 // Warps that share a tile by cutting its contraction: by the stage alone, so that a sum has one order whatever the
 // batch.
-__host__ __device__ constexpr int warps_a_tile(int stage) {
-  return stage == kQkvA || stage == kOut            ? 16
-         : stage == kQB || stage <= kValueUp        ? 4
-         : stage == kSharedUp || stage == kRoutedUp ? 2
-         : stage == kDown                           ? 3
-                                                    : 1;
+__device__ __forceinline__ int warps_a_tile(int stage) {
+  return stage == kDown ? 3 : 1 << (0x001142224 >> (4 * stage) & 15);
 }
 
 // An expert of this layer and its rows; places are rows of DecodeStep::act.
@@ -38,6 +34,7 @@ struct DecodeItem {
 
 struct DecodeShared {
   DecodeLayerData layer[2];  // this and the next, by parity
+  DecodeMat head;
   DecodeItem items[kDecodeChoices];
   float sums[kDecodeRows][32];  // of squares, by segments of 256 columns
   float router_sums[kDecodeRows][32];
@@ -52,91 +49,92 @@ struct DecodeShared {
 
 // One warp's part of one tile.
 struct Part {
+  const DecodeMat* m;
   int tile, item;
   int begin, end;  // units
 };
 
 struct Walk {  // where this block stands in the grid, and this warp in the block
   int block, blocks, warp;
+  int low, high;  // tiles of kLatentQ and kValueUp
 };
 
 // Tiles of a stage are dealt to blocks in turn, starting at a block that differs by stage: the uneven ends of the
 // stages fall on different blocks.
 __device__ __forceinline__ int first_tile(const Walk& w, int start) {
-  const int s = w.block - start % w.blocks;
+  const int s = w.block - start;
   return s < 0 ? s + w.blocks : s;
 }
 
-template <int kStage>
-__device__ __forceinline__ bool cut(const Walk& w, int j, int base, int stride, int n_tiles, int cols_units, Part& p) {
-  constexpr int kSplit = warps_a_tile(kStage);
-  const int group = w.warp / kSplit, part = w.warp % kSplit;
-  if (group >= kDecodeWarps / kSplit) return false;
-  p.tile = base + stride * (group + kDecodeWarps / kSplit * j);
-  if (p.tile >= n_tiles) return false;
-  p.begin = cols_units * part / kSplit;
-  p.end = cols_units * (part + 1) / kSplit;
-  return true;
-}
-
-// Part number j of this warp in a stage.
+// Part number j of this warp in a stage. Code that runs once a stage is bound by fetching its instructions: the switch
+// holds only what differs.
 __device__ __forceinline__ bool find_part(const DecodeStep& s, const DecodeShared& sh, const DecodeLayerData& l,
                                           const Walk& w, int stage, int j, Part& p) {
-  p.item = 0;
+  int start = 0, n_tiles = 0, an_item = 0;
+  p.m = nullptr;
   switch (stage) {
-    case kQkvA: {
-      const int n = (l.q_a.rows + l.kv_a.rows) >> 4;
-      if (!cut<kQkvA>(w, j, first_tile(w, 0), w.blocks, n, 1, p)) return false;
-      const DecodeMat& m = p.tile < l.q_a.rows >> 4 ? l.q_a : l.kv_a;
-      const int units = m.cols >> unit_shift(m.format);
-      p.begin = units * w.warp / kDecodeWarps;
-      p.end = units * (w.warp + 1) / kDecodeWarps;
-      return true;
-    }
+    case kQkvA:
+      p.m = &l.q_a;
+      n_tiles = (l.q_a.rows + l.kv_a.rows) >> 4;
+      break;
     case kQB:
-      return cut<kQB>(w, j, first_tile(w, 84), w.blocks, l.q_b.rows >> 4, l.q_b.cols >> unit_shift(l.q_b.format), p);
+      p.m = &l.q_b;
+      start = s.starts[0];
+      break;
     case kLatentQ:
-    case kValueUp: {  // neighbouring tiles: a block needs few heads
-      const int n = s.heads * 16, low = w.block * n / w.blocks, high = (w.block + 1) * n / w.blocks;
-      const int units = stage == kLatentQ ? kNopeWidth / 16 : kLatentWidth / 32;
-      return cut<kLatentQ>(w, j, low, 1, high, units, p);
-    }
+    case kValueUp:
+      p.m = &l.kv_b;
+      break;
     case kOut:
-      return cut<kOut>(w, j, first_tile(w, 116), w.blocks, l.o.rows >> 4, l.o.cols >> unit_shift(l.o.format), p);
-    case kSharedUp: {
-      const int a_slice = l.slice_cols >> 3;
-      const DecodeMat& m = l.shared_gate;
-      if (!cut<kSharedUp>(w, j, first_tile(w, 0), w.blocks, l.n_slices * a_slice, m.cols >> unit_shift(m.format), p))
-        return false;
-      p.item = p.tile / a_slice;
-      return true;
-    }
-    case kRoutedUp: {
-      const int a_item = l.gate.rows >> 3;
-      if (!cut<kRoutedUp>(w, j, first_tile(w, 60), w.blocks, sh.n_items * a_item,
-                          l.gate.cols >> unit_shift(l.gate.format), p))
-        return false;
-      p.item = p.tile / a_item;
-      p.tile -= p.item * a_item;
-      return true;
-    }
-    case kDown: {  // a block has one tile of every item
-      const int tile = first_tile(w, 0);
-      if (tile >= s.hidden >> 4) return false;
-      if (!cut<kDown>(w, j, 0, 1, l.n_slices + (l.moe != 0 ? sh.n_items : 0), 1, p)) return false;
-      p.item = p.tile;
-      p.tile = tile;
-      const bool shared = p.item < l.n_slices;
-      const DecodeMat& m = shared ? l.shared_down : l.down;
-      const int units = (shared ? l.slice_cols : m.cols) >> unit_shift(m.format), part = w.warp % 3;
-      p.begin = units * part / 3;
-      p.end = units * (part + 1) / 3;
-      return true;
-    }
+      p.m = &l.o;
+      start = s.starts[1];
+      break;
+    case kSharedUp:
+      p.m = &l.shared_gate;
+      an_item = l.slice_cols >> 3;
+      n_tiles = l.n_slices * an_item;
+      break;
+    case kRoutedUp:
+      p.m = &l.gate;
+      an_item = l.gate.rows >> 3;
+      n_tiles = sh.n_items * an_item;
+      start = s.starts[2];
+      break;
+    case kDown:
+      n_tiles = l.n_slices + (l.moe != 0 ? sh.n_items : 0);
+      break;
     default:
-      return cut<kHead>(w, j, w.block, w.blocks, s.lm_head.rows >> 4, s.lm_head.cols >> unit_shift(s.lm_head.format),
-                        p);
+      p.m = &sh.head;
+      break;
   }
+  int tile = first_tile(w, start), stride = w.blocks;
+  if (stage == kLatentQ || stage == kValueUp) {  // neighbouring tiles: a block needs few heads
+    tile = w.low, stride = 1, n_tiles = w.high;
+  } else if (n_tiles == 0 && p.m != nullptr) {
+    n_tiles = stage == kSharedUp || stage == kRoutedUp ? 0 : p.m->rows >> 4;
+  }
+  const bool down = stage == kDown;
+  const int log_split = 0x001142224 >> (4 * stage) & 15;
+  const int group = down ? w.warp * 11 >> 5 : w.warp >> log_split;  // a third, below 16
+  const int part = w.warp - (down ? 3 * group : group << log_split), groups = down ? 5 : 16 >> log_split;
+  p.item = 0;
+  if (down) {  // a block has one tile of every item
+    p.item = group + groups * j;
+    p.tile = tile;
+    if (group >= groups || tile >= s.hidden >> 4 || p.item >= n_tiles) return false;
+    p.m = p.item < l.n_slices ? &l.shared_down : &l.down;
+  } else {
+    p.tile = tile + stride * (group + groups * j);
+    if (p.tile >= n_tiles) return false;
+    if (an_item != 0) p.item = static_cast<int>(static_cast<unsigned>(p.tile) / static_cast<unsigned>(an_item));
+    if (stage == kRoutedUp) p.tile -= p.item * an_item;
+    if (stage == kQkvA && p.tile >= l.q_a.rows >> 4) p.m = &l.kv_a;
+  }
+  const int cols = stage == kLatentQ ? 32 * kNopeWidth / 16 : down && p.item < l.n_slices ? l.slice_cols : p.m->cols;
+  const int units = cols >> unit_shift(p.m->format);
+  p.begin = down ? units * part * 21846 >> 16 : units * part >> log_split;  // a third, below 32768
+  p.end = down ? units * (part + 1) * 21846 >> 16 : units * (part + 1) >> log_split;
+  return true;
 }
 
 __device__ __forceinline__ void cp_async16_stream(std::uint32_t dst, const void* src) {
@@ -201,28 +199,8 @@ struct Stream {
     left = 0, layer = 0, stage = kQkvA, j = 0, ready = -1, loaded = 0, ahead = 0, in = 0, out = 0;
   }
 
-  __device__ void point(const DecodeMat& m, const unsigned char* d0, const unsigned char* d1, const unsigned char* s0,
-                        const unsigned char* s1, int row0, int row1, int column_byte, int column, int lane) {
-    const int g = lane / 4, t = lane % 4;
-    row[0] = d0 + static_cast<std::int64_t>(row0 + g) * m.row_bytes + column_byte + t * 16;
-    row[1] = d1 + static_cast<std::int64_t>(row1 + g) * m.row_bytes + column_byte + t * 16;
-    step = 64;
-    kind = m.kind;
-    if (kind != DecodeScale::kNone) {
-      const unsigned char* s = (lane & 8) == 0 ? s0 : s1;
-      const int r = ((lane & 8) == 0 ? row0 : row1) + (lane & 7);
-      scale_row = s + static_cast<std::int64_t>(r >> m.row_shift) * m.scale_row_bytes;
-      if (m.kind == DecodeScale::kRow) scale_row -= reinterpret_cast<std::uintptr_t>(scale_row) & 3U;
-      scale_bytes = m.scale_bytes;
-      group_shift = m.group_shift;
-      column64 = column >> 6;
-      columns64 = m.format == WeightFormat::kI4 || m.format == WeightFormat::kNF4 ? 2 : 1;
-      first = true;
-    }
-  }
-
   // Points at the next part; false where there is none, or none yet.
-  __device__ bool next(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane) {
+  __device__ __forceinline__ bool next(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane) {
     for (;;) {
       if (layer > s.n_layers) return false;
       if (layer < s.n_layers && layer >= loaded) return false;
@@ -233,7 +211,7 @@ struct Stream {
         ++j;
         left = p.end - p.begin;
         if (left == 0) continue;
-        locate(s, sh, l, p, lane);
+        locate(sh, l, p, lane);
         return true;
       }
       j = 0;
@@ -249,61 +227,50 @@ struct Stream {
     }
   }
 
-  __device__ void locate(const DecodeStep& s, const DecodeShared& sh, const DecodeLayerData& l, const Part& p,
-                         int lane) {
-    const auto plain = [&](const DecodeMat& m, int tile, int offset) {  // offset: bytes of the columns before
-      point(m, m.data, m.data, m.scales, m.scales, 16 * tile, 16 * tile + 8, offset + p.begin * 64,
-            (offset / 64 + p.begin) << unit_shift(m.format), lane);
-    };
-    switch (stage) {
-      case kQkvA: {
-        const int n = l.q_a.rows >> 4;
-        plain(p.tile < n ? l.q_a : l.kv_a, p.tile < n ? p.tile : p.tile - n, 0);
-        break;
+  __device__ __forceinline__ void locate(const DecodeShared& sh, const DecodeLayerData& l, const Part& p, int lane) {
+    const DecodeMat& m = *p.m;
+    const unsigned char *d0 = m.data, *d1 = d0, *s0 = m.scales, *s1 = s0;
+    int row0 = 16 * p.tile, apart = 8, before = 0;  // rows from the first to the second eight; units of columns before
+    step = 64;
+    int offset = p.begin * 64;
+    if (stage == kQkvA) {
+      if (p.m == &l.kv_a) row0 -= l.q_a.rows;
+    } else if (stage == kLatentQ) {  // 16 rows (the contraction) of 32 columns
+      row0 = (p.tile >> 4) * (kNopeWidth + kQkWidth) + 16 * p.begin;
+      offset = (p.tile & 15) * 64;
+      step = 16 * m.row_bytes;
+    } else if (stage == kValueUp) {
+      row0 += ((p.tile >> 4) + 1) * kNopeWidth;
+    } else if (stage == kSharedUp) {
+      d1 = l.shared_up.data, s1 = l.shared_up.scales;
+      row0 = 8 * p.tile, apart = 0;
+    } else if (stage == kRoutedUp) {
+      const DecodeItem& i = sh.items[p.item];
+      d0 = i.data[0], d1 = i.data[1], s0 = i.scales[0], s1 = i.scales[1];
+      row0 = 8 * p.tile, apart = 0;
+    } else if (stage == kDown) {
+      if (p.item < l.n_slices) {
+        before = p.item * (l.slice_cols >> unit_shift(m.format));
+        offset += before * 64;
+      } else {
+        const DecodeItem& i = sh.items[p.item - l.n_slices];
+        d0 = d1 = i.data[2], s0 = s1 = i.scales[2];
       }
-      case kQB:
-        plain(l.q_b, p.tile, 0);
-        break;
-      case kLatentQ: {  // 16 rows (the contraction) of 32 columns
-        const int first_row = p.tile / 16 * (kNopeWidth + kQkWidth) + 16 * p.begin;
-        point(l.kv_b, l.kv_b.data, l.kv_b.data, nullptr, nullptr, first_row, first_row + 8, p.tile % 16 * 64, 0, lane);
-        step = 16 * l.kv_b.row_bytes;
-        break;
-      }
-      case kValueUp: {
-        const int row0 = p.tile / 16 * (kNopeWidth + kQkWidth) + kNopeWidth + p.tile % 16 * 16;
-        point(l.kv_b, l.kv_b.data, l.kv_b.data, nullptr, nullptr, row0, row0 + 8, p.begin * 64, 0, lane);
-        break;
-      }
-      case kOut:
-        plain(l.o, p.tile, 0);
-        break;
-      case kSharedUp: {
-        const DecodeMat& m = l.shared_gate;
-        point(m, m.data, l.shared_up.data, m.scales, l.shared_up.scales, 8 * p.tile, 8 * p.tile, p.begin * 64,
-              p.begin << unit_shift(m.format), lane);
-        break;
-      }
-      case kRoutedUp: {
-        const DecodeItem& i = sh.items[p.item];
-        point(l.gate, i.data[0], i.data[1], i.scales[0], i.scales[1], 8 * p.tile, 8 * p.tile, p.begin * 64,
-              p.begin << unit_shift(l.gate.format), lane);
-        break;
-      }
-      case kDown: {
-        if (p.item < l.n_slices) {
-          const int units = l.slice_cols >> unit_shift(l.shared_down.format);
-          plain(l.shared_down, p.tile, p.item * units * 64);
-        } else {
-          const DecodeItem& i = sh.items[p.item - l.n_slices];
-          point(l.down, i.data[2], i.data[2], i.scales[2], i.scales[2], 16 * p.tile, 16 * p.tile + 8, p.begin * 64,
-                p.begin << unit_shift(l.down.format), lane);
-        }
-        break;
-      }
-      default:
-        plain(s.lm_head, p.tile, 0);
-        break;
+    }
+    const int g = lane / 4, t = lane % 4;
+    row[0] = d0 + static_cast<std::int64_t>(row0 + g) * m.row_bytes + offset + t * 16;
+    row[1] = d1 + static_cast<std::int64_t>(row0 + apart + g) * m.row_bytes + offset + t * 16;
+    kind = m.kind;
+    if (kind != DecodeScale::kNone) {
+      const unsigned char* base = (lane & 8) == 0 ? s0 : s1;
+      const int r = row0 + ((lane & 8) == 0 ? 0 : apart) + (lane & 7);
+      scale_row = base + static_cast<std::int64_t>(r >> m.row_shift) * m.scale_row_bytes;
+      if (kind == DecodeScale::kRow) scale_row -= reinterpret_cast<std::uintptr_t>(scale_row) & 3U;
+      scale_bytes = m.scale_bytes;
+      group_shift = m.group_shift;
+      column64 = (before + p.begin) << unit_shift(m.format) >> 6;
+      columns64 = 1 << unit_shift(m.format) >> 6;
+      first = true;
     }
   }
 
