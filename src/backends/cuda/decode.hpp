@@ -57,7 +57,7 @@ struct DecodeExpert {
 };
 
 struct DecodeLayerData {
-  DecodeMat q_a, kv_a, q_b, kv_b, o;
+  DecodeMat q_a, kv_a, q_b, kv_b, o;              // in the order of DecodeMatrix
   DecodeMat gate, up, down;                       // routed experts, without pointers
   DecodeMat shared_gate, shared_up, shared_down;  // the shared expert, or the dense MLP
   const float *input_norm, *q_a_norm, *kv_a_norm, *post_norm, *router, *router_bias;

@@ -18,10 +18,8 @@ struct AttendArea {
   static constexpr int kBytes = kQuery + kTokens + kScores + kProbs + 32 * 4;
 };
 
-struct Pieces {
-  int begin, end, tokens, count;  // what the row sees, a piece's length, pieces
-};
-__device__ __forceinline__ Pieces pieces_of(const DecodeStep& s, int row) {
+using Pieces = DecodeShared::Seen;  // what a row sees, a piece's length, pieces
+__device__ __forceinline__ void see(const DecodeStep& s, DecodeShared& sh, int row) {
   Pieces p;
   p.end = s.context[row];
   p.begin = s.window > 0 ? max(0, p.end - s.window) : 0;
@@ -29,7 +27,7 @@ __device__ __forceinline__ Pieces pieces_of(const DecodeStep& s, int row) {
   const int wanted = max(64, (seen + (seen <= 8192 ? 31 : 63)) / (seen <= 8192 ? 32 : 64));
   p.tokens = 1 << (32 - __clz(wanted - 1));
   p.count = (seen + p.tokens - 1) / p.tokens;
-  return p;
+  sh.seen[row] = p;
 }
 
 // The one place that knows how a cached row is stored: eight values of it, as bf16.
@@ -168,18 +166,19 @@ __device__ inline void attend_piece(const DecodeStep& s, const DecodeLayerData& 
   __syncthreads();  // the area may be used again
 }
 
-__device__ inline void attend_pieces(const DecodeStep& s, const DecodeLayerData& l, unsigned char* area) {
+__device__ inline void attend_pieces(const DecodeStep& s, const DecodeShared& sh, const DecodeLayerData& l,
+                                     unsigned char* area) {
   int job = blockIdx.x;
   for (int row = 0; row < s.n_rows; ++row) {
-    const Pieces p = pieces_of(s, row);
+    const Pieces p = sh.seen[row];
     for (; job < p.count; job += gridDim.x) attend_piece(s, l, area, row, p, job);
     job -= p.count;
   }
 }
 
 // Eight columns of a head's result: the pieces added in order.
-__device__ __forceinline__ uint4 merged(const DecodeStep& s, int row, int head, int unit) {
-  const int n = pieces_of(s, row).count;
+__device__ __forceinline__ uint4 merged(const DecodeStep& s, const DecodeShared& sh, int row, int head, int unit) {
+  const int n = sh.seen[row].count;
   const std::int64_t first = static_cast<std::int64_t>(row) * kDecodeSplits * s.heads + head;
   const auto* from = reinterpret_cast<const uint4*>(s.partial + first * kLatentWidth) + unit;
   if (n == 1) return __ldcg(from);

@@ -36,7 +36,8 @@ __device__ __forceinline__ void wait(const Block& b) {
   if (threadIdx.x == 0) {
     unsigned v;
     do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(b.s.arrivals) : "memory");
+      // Not an acquire, which would empty the L1 cache (spilled registers too): what other blocks wrote is read past it.
+      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(b.s.arrivals) : "memory");
     } while (static_cast<int>(v - b.target) < 0);
   }
   __syncthreads();
@@ -232,8 +233,8 @@ struct Rows {
   int first;  // of kDown: the place of the first row
 };
 
-__device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, int stage, const Part& p, int pair,
-                                      int n, float v0, float v1, float2 residual) {
+__device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, int stage, const DecodeEntry& p,
+                                      int pair, int n, float v0, float v1, float2 residual) {
   const DecodeStep& s = b.s;
   int row = n;  // of the batch
   if (stage == kRoutedUp) row = b.sh.token[b.sh.items[p.item].first + n];
@@ -247,7 +248,7 @@ __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, 
   const int at = 16 * p.tile + 2 * pair;
   switch (stage) {
     case kQkvA: {
-      float* to = p.m == &l.q_a ? s.low + n * s.q_lora : s.kv + n * kRowWidth - l.q_a.rows;
+      float* to = p.matrix == kMatQA ? s.low + n * s.q_lora : s.kv + n * kRowWidth - l.q_a.rows;
       *reinterpret_cast<float2*>(to + at) = {v0, v1};
       return;
     }
@@ -295,66 +296,72 @@ __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, 
 }
 
 // One part of this warp, and with the warps that share its tile the tile's outputs.
-__device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& l, int stage, const Part& p,
+__device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& l, int stage, const DecodeEntry& e,
                                          const Walk& w, const Rows& rows, Stream& stream, std::uint32_t ring,
                                          int& parity) {
   const DecodeStep& s = b.s;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int split = warps_a_tile(stage);
-  const int group = stage == kDown ? w.warp * 11 >> 5 : static_cast<unsigned>(w.warp) / static_cast<unsigned>(split);
+  const int log_split = 0x001142224 >> (4 * stage) & 15, split = stage == kDown ? 3 : 1 << log_split;
+  const int group = stage == kDown ? w.warp * 11 >> 5 : w.warp >> log_split;
   const int thread = (w.warp - group * split) * 32 + lane;
-  const DecodeMat m = *p.m;
+  const DecodeMat m = matrix_of(b.sh, l, e.matrix);
+  const int tile = e.tile, item = e.item;
   int count = s.n_rows, row = min(g, s.n_rows - 1), column = 0;  // column: bytes into the row of x
   if (stage == kRoutedUp) {
-    const DecodeItem& item = b.sh.items[p.item];
-    count = item.count;
-    row = b.sh.token[item.first + min(g, count - 1)];
+    count = b.sh.items[item].count;
+    row = b.sh.token[b.sh.items[item].first + min(g, count - 1)];
   } else if (stage == kDown) {
-    int first = p.item * s.n_rows;
-    if (p.item >= l.n_slices) {
-      const DecodeItem& item = b.sh.items[p.item - l.n_slices];
-      count = item.count;
-      first = l.n_slices * s.n_rows + item.first;
+    int first = item * s.n_rows;
+    if (item >= l.n_slices) {
+      count = b.sh.items[item - l.n_slices].count;
+      first = l.n_slices * s.n_rows + b.sh.items[item - l.n_slices].first;
     }
     row = first - rows.first + min(g, count - 1);
   } else if (stage == kLatentQ || stage == kValueUp) {
-    column = (p.tile / 16 - w.low / 16) * (stage == kLatentQ ? kNopeWidth * 2 : kLatentWidth * 2);
+    column = ((tile >> 4) - (w.low >> 4)) * (stage == kLatentQ ? kNopeWidth * 2 : kLatentWidth * 2);
   } else if (stage == kHead) {
     count = s.n_logits;
     row = s.logit_rows[min(g, count - 1)];
   }
   const bool transposed = stage == kLatentQ;
   const int shift = transposed ? 4 : unit_shift(m.format), columns64 = 1 << shift >> 6;
-  const int before = stage == kDown && p.item < l.n_slices ? p.item * l.slice_cols >> 6 : 0;
-  std::uint32_t x = shared_address(b.area) + row * rows.stride + column + (p.begin << (shift + 1));
-  int column64 = before + p.begin * columns64;
+  std::uint32_t x = shared_address(b.area) + row * rows.stride + column + (e.begin << (shift + 1));
+  int column64 = e.column64;
 
   float2 residual{};
   if (stage == kOut && thread < 8 * count)
-    residual =
-        __ldcg(reinterpret_cast<const float2*>(s.hidden_rows + thread / 8 * s.hidden + 16 * p.tile) + thread % 8);
+    residual = __ldcg(reinterpret_cast<const float2*>(s.hidden_rows + thread / 8 * s.hidden + 16 * tile) + thread % 8);
 
   float acc[4] = {}, more[4] = {};
   float s0 = 1, s1 = 1;
+  bool first = true;
 #pragma unroll 1
-  for (int u = p.begin; u < p.end; ++u) {
-    cp_async_wait_dynamic(stream.ahead - 1);
+  for (int left = e.units; left > 0;) {
+    cp_async_wait_dynamic(stream.groups - 1);
     __syncwarp();
-    const std::uint32_t slot = ring + stream.out * kUnitBytes;
-    if (transposed) {
-      multiply_unit_transposed(acc, more, slot, x, lane);
-    } else {
-      if (u == p.begin && m.kind == DecodeScale::kRow) {
-        s0 = unit_scale(slot, m, g, 0, 0);
-        s1 = unit_scale(slot, m, g + 8, 0, 0);
+    const int n = static_cast<int>(stream.sizes & 15U);
+#pragma unroll 1
+    for (int i = 0; i < n; ++i) {
+      const std::uint32_t slot = ring + stream.out * kUnitBytes;
+      if (transposed) {
+        multiply_unit_transposed(acc, more, slot, x, lane);
+      } else {
+        if (first && m.kind == DecodeScale::kRow) {
+          s0 = unit_scale(slot, m, g, 0, 0);
+          s1 = unit_scale(slot, m, g + 8, 0, 0);
+        }
+        first = false;
+        multiply_unit(acc, m, slot, x, column64, b.table, g, t);
       }
-      multiply_unit(acc, m, slot, x, column64, b.table, g, t);
+      x += 2 << shift;
+      column64 += columns64;
+      if (++stream.out == s.depth) stream.out = 0;
     }
-    x += 2 << shift;
-    column64 += columns64;
     __syncwarp();
-    --stream.ahead;
-    if (++stream.out == s.depth) stream.out = 0;
+    left -= n;
+    stream.room += n;
+    --stream.groups;
+    stream.sizes >>= 4;
     stream.issue(s, b.sh, w, lane, ring);
   }
   acc[0] *= s0, acc[1] *= s0, acc[2] *= s1, acc[3] *= s1;
@@ -372,19 +379,20 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     }
   }
   group_sync(1 + group, 32 * split);
-  const float* first = sums + group * split * 32 * width;
-  const int pairs = transposed ? 16 : 8;
-  for (int i = thread; i < pairs * count; i += 32 * split) {
-    const int pair = i % pairs, n = i / pairs;
+  const float* from = sums + group * split * 32 * width;
+  const int log_pairs = transposed ? 4 : 3;
+#pragma unroll 1
+  for (int i = thread; i < count << log_pairs; i += 32 * split) {
+    const int n = i >> log_pairs, pair = i - (n << log_pairs);
     const bool apart = stage == kSharedUp || stage == kRoutedUp;  // gate and up
     const int r0 = apart ? pair : 2 * pair, r1 = apart ? pair + 8 : 2 * pair + 1;
     float v0 = 0, v1 = 0;
 #pragma unroll 4
     for (int k = 0; k < split; ++k) {
-      v0 += first[(k * 32 + r0) * width + n];
-      v1 += first[(k * 32 + r1) * width + n];
+      v0 += from[(k * 32 + r0) * width + n];
+      v1 += from[(k * 32 + r1) * width + n];
     }
-    store(b, l, stage, p, pair, n, v0, v1, residual);
+    store(b, l, stage, e, pair, n, v0, v1, residual);
   }
 }
 
@@ -414,6 +422,7 @@ __device__ __forceinline__ void start(Block& b) {
       reinterpret_cast<uint4*>(b.sh.layer)[i] = reinterpret_cast<const uint4*>(s.layers)[i];
   }
   if (threadIdx.x == 0) b.sh.head = s.lm_head;
+  if (threadIdx.x < s.n_rows) see(s, b.sh, static_cast<int>(threadIdx.x));
 #pragma unroll 1
   for (int i = threadIdx.x; i < s.n_rows * 32; i += kDecodeThreads) {
     float c, n;
@@ -460,8 +469,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
   start(b);
   Stream stream;
-  stream.begin();
-  stream.loaded = 2;
+  stream.begin(s, sh.layer[0]);
+  bool listed[2] = {false, false};  // by DecodeLayerData::moe
+  for (int i = 0; i < min(2, s.n_layers); ++i) {
+    const int moe = sh.layer[i].moe;
+    if (!listed[moe])
+      list_parts(s, sh, sh.layer[i], w, moe != 0 ? kListMoe : kListDense, kQkvA, kSharedUp + (moe != 0 ? 0 : 2));
+    listed[moe] = true;
+  }
+  list_parts(s, sh, sh.layer[0], w, kListHead, kHead, kHead);
+  int mine = 0;  // the next part of this layer's list
 
 #pragma unroll 1
   for (int layer = 0; layer <= s.n_layers; ++layer) {
@@ -501,6 +518,14 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
                    scores ? l.router + static_cast<std::int64_t>(w.block) * s.hidden : nullptr);
         rows.stride = staged_row_bytes(cols);
         if (stage == kQkvA) {
+          if (layer > 0 && layer + 1 < s.n_layers) {
+            const DecodeLayerData& coming = sh.layer[(layer + 1) & 1];
+            if (!listed[coming.moe]) {
+              list_parts(s, sh, coming, w, coming.moe != 0 ? kListMoe : kListDense, kQkvA,
+                         kSharedUp + (coming.moe != 0 ? 0 : 2));
+              listed[coming.moe] = true;
+            }
+          }
           stream.loaded = max(2, layer + 2);
         } else if (stage == kQB) {
           if (w.warp == kDecodeWarps - 1) {
@@ -531,7 +556,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       } else if (stage == kLatentQ || stage == kValueUp) {
         const bool up = stage == kValueUp;
         if (up) {
-          attend_pieces(s, l, area);
+          attend_pieces(s, sh, l, area);
           arrive(b);
           wait(b);
         }
@@ -541,7 +566,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 #pragma unroll 1
         for (int i = threadIdx.x; i < s.n_rows * n_heads * units; i += kDecodeThreads) {
           const int row = i / (n_heads * units), h = i / units % n_heads, unit = i % units;
-          const uint4 v = up ? merged(s, row, head + h, unit)
+          const uint4 v = up ? merged(s, sh, row, head + h, unit)
                              : __ldcg(reinterpret_cast<const uint4*>(
                                           s.q + (static_cast<std::int64_t>(row) * s.heads + head + h) * kQkWidth) +
                                       unit);
@@ -553,6 +578,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
         __syncthreads();
         if (w.warp == 0) group_choices(b);
         __syncthreads();
+        list_parts(s, sh, l, w, kListRouted, kRoutedUp, kDown);
         stream.ready = layer;
         rows.stride = staged_row_bytes(s.hidden);
       }
@@ -574,9 +600,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
                    ? i * s.n_rows
                    : l.n_slices * s.n_rows + sh.items[i - l.n_slices - 1].first + sh.items[i - l.n_slices - 1].count;
       };
-      Part p;
-      int j = 0;
-      bool more = find_part(s, sh, l, w, stage, j, p);
+      const int list = stage == kHead      ? kListHead
+                       : l.moe == 0        ? kListDense
+                       : stage > kSharedUp ? kListRouted
+                                           : kListMoe;
+      if (stage == kQkvA || stage == kRoutedUp || stage == kHead) mine = 0;
+      const DecodeEntry* entries = list_of(sh, list, w.warp);
+      const int n_entries = sh.counts[list][w.warp];
 #pragma unroll 1
       for (int i = 0, end; i < items; i = end) {
         end = i + 1;
@@ -595,9 +625,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
           __syncthreads();
         }
 #pragma unroll 1
-        while (more && (!down || p.item < end)) {
-          run_part(b, l, stage, p, w, rows, stream, ring, parity);
-          more = find_part(s, sh, l, w, stage, ++j, p);
+        while (mine < n_entries && entries[mine].stage == stage && (!down || entries[mine].item < end)) {
+          run_part(b, l, stage, entries[mine], w, rows, stream, ring, parity);
+          ++mine;
         }
       }
       TRACE(3 * stage + 2);
@@ -635,7 +665,8 @@ Memory memory_of(const Launch& l, const DecodeStep& s, int widest_x, bool nf4) {
   m.table = nf4 ? 256 * 32 * 4 : 0;
   const int rest = m.area + m.table + s.n_experts * static_cast<int>(sizeof(DecodeExpert));
   const int ring = kDecodeWarps * kUnitBytes;
-  m.depth = std::min(kMaxDepth, (l.smem_limit - static_cast<int>(a.sharedSizeBytes) - rest) / ring);
+  m.depth =
+      std::min(kMaxDepth, (l.smem_limit - static_cast<int>(a.sharedSizeBytes) - rest) / ring);  // of units of all warps
   m.bytes = static_cast<std::size_t>(rest + m.depth * ring);
   return m;
 }
@@ -645,7 +676,8 @@ Memory memory_of(const Launch& l, const DecodeStep& s, int widest_x, bool nf4) {
 int decode_barriers(int n_layers, int n_moe_layers) { return 8 * n_layers + n_moe_layers; }
 
 bool decode_device_fits(const Launch& l, const DecodeStep& s, int widest_x, bool nf4) {
-  if (l.n_sms < std::max({s.hidden / 16, s.n_experts, 32}) || memory_of(l, s, widest_x, nf4).depth < 2) return false;
+  if (l.n_sms < std::max({s.hidden / 16, s.n_experts, 32}) || memory_of(l, s, widest_x, nf4).depth < kBatch)
+    return false;
   int blocks = 0;
   const Memory m = memory_of(l, s, widest_x, nf4);
   allow_shared_memory(reinterpret_cast<const void*>(decode_kernel), m.bytes);

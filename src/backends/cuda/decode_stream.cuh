@@ -14,7 +14,24 @@ namespace glint::cuda {
 
 constexpr int kDecodeWarps = 16, kDecodeThreads = 32 * kDecodeWarps;
 constexpr int kUnitBytes = 1024 + 128;  // codes, then 16 rows · 8 bytes of scales
-constexpr int kMaxDepth = 8;
+constexpr int kMaxDepth = 16;           // units of a warp's ring
+constexpr int kBatch = 2;               // units that are copied and waited for at once
+
+// The matrices of DecodeLayerData, in its order, and the head.
+enum DecodeMatrix : int {
+  kMatQA,
+  kMatKvA,
+  kMatQB,
+  kMatKvB,
+  kMatO,
+  kMatGate,
+  kMatUp,
+  kMatDown,
+  kMatSharedGate,
+  kMatSharedUp,
+  kMatSharedDown,
+  kMatHead
+};
 
 // The products of a layer in their order; kHead comes after the last layer.
 enum DecodeStage : int { kQkvA, kQB, kLatentQ, kValueUp, kOut, kSharedUp, kRoutedUp, kDown, kHead };
@@ -32,7 +49,25 @@ struct DecodeItem {
   int first, count;
 };
 
+// One warp's part of one tile, as its lists have it: the same for every layer of a kind but for the matrices' places.
+struct DecodeEntry {
+  std::uint32_t offset;        // bytes from the matrix' (or expert's) begin to the first row's first unit
+  std::uint32_t scale_offset;  // … of the first row's scales
+  std::uint16_t tile, column64, begin, units;
+  std::uint8_t item, matrix, stage, unused;
+};
+
+// Lists of parts: layers without and with routed experts (up to the shared expert's gate and up), what follows the
+// router's choice, and the head.
+enum DecodeList : int { kListDense, kListMoe, kListRouted, kListHead, kLists };
+constexpr int kListBegin[kLists + 1] = {0, 10, 18, 32, 38};  // where each begins in a warp's entries
+
 struct DecodeShared {
+  DecodeEntry entries[kDecodeWarps][kListBegin[kLists]];
+  std::uint8_t counts[kLists][kDecodeWarps];
+  struct Seen {
+    int begin, end, tokens, count;
+  } seen[kDecodeRows];       // see Pieces
   DecodeLayerData layer[2];  // this and the next, by parity
   DecodeMat head;
   DecodeItem items[kDecodeChoices];
@@ -177,6 +212,59 @@ __device__ __forceinline__ void cp_async_wait_dynamic(int n) {
   }
 }
 
+__device__ __forceinline__ int list_begin(int list) { return 0x2012'0a00 >> (8 * list) & 63; }
+__device__ __forceinline__ const DecodeEntry* list_of(const DecodeShared& sh, int list, int warp) {
+  return sh.entries[warp] + list_begin(list);
+}
+
+__device__ __forceinline__ const DecodeMat& matrix_of(const DecodeShared& sh, const DecodeLayerData& l, int matrix) {
+  return matrix == kMatHead ? sh.head : (&l.q_a)[matrix];
+}
+
+// Writes the parts of some stages to this warp's list: a lane a part.
+__device__ __noinline__ void list_parts(const DecodeStep& s, DecodeShared& sh, const DecodeLayerData& l, const Walk& w,
+                                        int list, int first_stage, int last_stage) {
+  const int lane = threadIdx.x % 32;
+  int n = 0;
+  for (int stage = first_stage; stage <= last_stage; ++stage) {
+    Part p;
+    const bool is = find_part(s, sh, l, w, stage, lane, p);
+    const unsigned mask = __ballot_sync(0xffffffffU, is);
+    const int at = n + __popc(mask & ((1U << lane) - 1U));
+    n += __popc(mask);
+    if (!is) continue;
+    const DecodeMat& m = *p.m;
+    const int shift = unit_shift(m.format);
+    int row0 = 16 * p.tile, before = 0, column = p.begin * 64;
+    DecodeEntry e{};
+    if (p.m == &l.kv_a) {
+      row0 -= l.q_a.rows;
+    } else if (stage == kLatentQ) {  // 16 rows (the contraction) of 32 columns
+      row0 = (p.tile >> 4) * (kNopeWidth + kQkWidth) + 16 * p.begin;
+      column = (p.tile & 15) * 64;
+    } else if (stage == kValueUp) {
+      row0 += ((p.tile >> 4) + 1) * kNopeWidth;
+    } else if (stage == kSharedUp || stage == kRoutedUp) {
+      row0 = 8 * p.tile;
+    } else if (stage == kDown && p.item < l.n_slices) {
+      before = p.item * (l.slice_cols >> shift);
+    }
+    e.offset = static_cast<std::uint32_t>(row0) * static_cast<std::uint32_t>(m.row_bytes) +
+               static_cast<std::uint32_t>(column + before * 64);
+    e.scale_offset = static_cast<std::uint32_t>(row0 >> m.row_shift) * static_cast<std::uint32_t>(m.scale_row_bytes);
+    e.tile = static_cast<std::uint16_t>(p.tile);
+    e.column64 = static_cast<std::uint16_t>((before + p.begin) << shift >> 6);
+    e.begin = static_cast<std::uint16_t>(p.begin);
+    e.units = static_cast<std::uint16_t>(p.end - p.begin);
+    e.item = static_cast<std::uint8_t>(p.item);
+    e.matrix = static_cast<std::uint8_t>(stage == kHead ? static_cast<int>(kMatHead) : static_cast<int>(p.m - &l.q_a));
+    e.stage = static_cast<std::uint8_t>(stage);
+    sh.entries[w.warp][list_begin(list) + at] = e;
+  }
+  if (lane == 0) sh.counts[list][w.warp] = static_cast<std::uint8_t>(n);
+  __syncwarp();
+}
+
 // All of it is the same in a warp's lanes but the addresses.
 struct Stream {
   const unsigned char* row[2];     // this lane's next bytes of rows g and g + 8
@@ -184,132 +272,122 @@ struct Stream {
   int step;                        // bytes from unit to unit
   int left;                        // units left in the part
   int column64;                    // the next unit's first column / 64
-  int columns64;                   // a unit's columns / 64 (BF16: not used)
-  DecodeScale kind;
-  int scale_bytes, group_shift;
+  int scales;  // bits: 0 any, 1 a row's, 2 of 4 bytes, 3 eight bytes at once, 4 units of 128 columns; 8 …: group shift
   bool first;  // the part's first unit comes next
 
-  int layer, stage, j;  // the next part
-  int ready;            // the last layer whose experts are known
-  int loaded;           // layers whose descriptors have been read
-  int ahead;            // units copied or on their way, not yet used
-  int in, out;          // their places in the ring
+  int layer, list, k;  // the next part
+  int ready;           // the last layer whose experts are known
+  int loaded;          // layers whose descriptors have been read
+  int room;            // free units of the ring
+  int groups;          // batches on their way or not yet used
+  unsigned sizes;      // their units, four bits each, the oldest lowest
+  int in, out;         // places in the ring
 
-  __device__ void begin() {
-    left = 0, layer = 0, stage = kQkvA, j = 0, ready = -1, loaded = 0, ahead = 0, in = 0, out = 0;
+  __device__ void begin(const DecodeStep& s, const DecodeLayerData& l) {
+    left = 0, layer = 0, list = l.moe != 0 ? kListMoe : kListDense, k = 0, ready = -1, loaded = 2;
+    room = s.depth, groups = 0, sizes = 0, in = 0, out = 0;
   }
 
   // Points at the next part; false where there is none, or none yet.
   __device__ __forceinline__ bool next(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane) {
     for (;;) {
-      if (layer > s.n_layers) return false;
-      if (layer < s.n_layers && layer >= loaded) return false;
+      if (layer < s.n_layers ? layer >= loaded || (list == kListRouted && ready < layer) : layer > s.n_layers)
+        return false;
+      if (k >= sh.counts[list][w.warp]) {
+        k = 0;
+        if (list == kListMoe) {
+          list = kListRouted;
+        } else {
+          ++layer;
+          if (layer >= s.n_layers) list = kListHead;
+          else if (layer >= loaded) list = kListMoe, k = -1;
+          else list = sh.layer[layer & 1].moe != 0 ? kListMoe : kListDense;
+        }
+        continue;
+      }
+      if (k < 0) {  // the layer's kind was not known
+        list = sh.layer[layer & 1].moe != 0 ? kListMoe : kListDense;
+        k = 0;
+        continue;
+      }
+      const DecodeEntry e = list_of(sh, list, w.warp)[k++];
+      left = e.units;
+      if (left == 0) continue;
       const DecodeLayerData& l = sh.layer[layer & 1];
-      if ((stage == kRoutedUp || stage == kDown) && l.moe != 0 && ready < layer) return false;
-      Part p;
-      if (find_part(s, sh, l, w, stage, j, p)) {
-        ++j;
-        left = p.end - p.begin;
-        if (left == 0) continue;
-        locate(sh, l, p, lane);
-        return true;
+      const DecodeMat& m = matrix_of(sh, l, e.matrix);
+      const unsigned char *d0 = m.data, *d1 = d0 + 8 * m.row_bytes, *base = m.scales;
+      const int g = lane / 4, t = lane % 4, scale_lane = m.row_shift == 0 ? (lane & 7) * m.scale_row_bytes : 0;
+      const bool second = (lane & 8) != 0;
+      const bool pair = e.stage == kSharedUp || e.stage == kRoutedUp;
+      if (e.matrix == kMatGate || e.matrix == kMatDown) {
+        const DecodeItem& i = sh.items[e.item - (e.matrix == kMatDown ? l.n_slices : 0)];
+        const int which = e.matrix == kMatGate ? 0 : 2;
+        d0 = i.data[which], d1 = pair ? i.data[1] : d0 + 8 * m.row_bytes;
+        base = i.scales[pair && second ? 1 : which];
+      } else if (pair) {
+        d1 = l.shared_up.data;
+        if (second) base = l.shared_up.scales;
       }
-      j = 0;
-      if (stage == kHead) {
-        ++layer;
-      } else if (stage == kDown) {
-        ++layer;
-        stage = layer == s.n_layers ? kHead : kQkvA;
-      } else {
-        ++stage;
-        if (stage == kRoutedUp && l.moe == 0) ++stage;
+      const int lane_bytes = g * m.row_bytes + t * 16;
+      row[0] = d0 + e.offset + lane_bytes;
+      row[1] = d1 + e.offset + lane_bytes;
+      step = e.stage == kLatentQ ? 16 * m.row_bytes : 64;
+      scales = 0;
+      if (m.kind != DecodeScale::kNone) {
+        scale_row =
+            base + e.scale_offset + scale_lane + (second && !pair && m.row_shift == 0 ? 8 * m.scale_row_bytes : 0);
+        const bool wide = unit_shift(m.format) == 7, four = m.scale_bytes == 4, whole = m.kind == DecodeScale::kRow;
+        if (whole) scale_row -= reinterpret_cast<std::uintptr_t>(scale_row) & 3U;
+        scales = 1 | (whole ? 2 : 0) | (four ? 4 : 0) | (four && wide && !whole && m.group_shift == 0 ? 8 : 0) |
+                 (wide ? 16 : 0) | (whole ? 0 : m.group_shift << 8);
+        column64 = e.column64;
+        first = true;
       }
+      return true;
     }
   }
 
-  __device__ __forceinline__ void locate(const DecodeShared& sh, const DecodeLayerData& l, const Part& p, int lane) {
-    const DecodeMat& m = *p.m;
-    const unsigned char *d0 = m.data, *d1 = d0, *s0 = m.scales, *s1 = s0;
-    int row0 = 16 * p.tile, apart = 8, before = 0;  // rows from the first to the second eight; units of columns before
-    step = 64;
-    int offset = p.begin * 64;
-    if (stage == kQkvA) {
-      if (p.m == &l.kv_a) row0 -= l.q_a.rows;
-    } else if (stage == kLatentQ) {  // 16 rows (the contraction) of 32 columns
-      row0 = (p.tile >> 4) * (kNopeWidth + kQkWidth) + 16 * p.begin;
-      offset = (p.tile & 15) * 64;
-      step = 16 * m.row_bytes;
-    } else if (stage == kValueUp) {
-      row0 += ((p.tile >> 4) + 1) * kNopeWidth;
-    } else if (stage == kSharedUp) {
-      d1 = l.shared_up.data, s1 = l.shared_up.scales;
-      row0 = 8 * p.tile, apart = 0;
-    } else if (stage == kRoutedUp) {
-      const DecodeItem& i = sh.items[p.item];
-      d0 = i.data[0], d1 = i.data[1], s0 = i.scales[0], s1 = i.scales[1];
-      row0 = 8 * p.tile, apart = 0;
-    } else if (stage == kDown) {
-      if (p.item < l.n_slices) {
-        before = p.item * (l.slice_cols >> unit_shift(m.format));
-        offset += before * 64;
-      } else {
-        const DecodeItem& i = sh.items[p.item - l.n_slices];
-        d0 = d1 = i.data[2], s0 = s1 = i.scales[2];
-      }
-    }
-    const int g = lane / 4, t = lane % 4;
-    row[0] = d0 + static_cast<std::int64_t>(row0 + g) * m.row_bytes + offset + t * 16;
-    row[1] = d1 + static_cast<std::int64_t>(row0 + apart + g) * m.row_bytes + offset + t * 16;
-    kind = m.kind;
-    if (kind != DecodeScale::kNone) {
-      const unsigned char* base = (lane & 8) == 0 ? s0 : s1;
-      const int r = row0 + ((lane & 8) == 0 ? 0 : apart) + (lane & 7);
-      scale_row = base + static_cast<std::int64_t>(r >> m.row_shift) * m.scale_row_bytes;
-      if (kind == DecodeScale::kRow) scale_row -= reinterpret_cast<std::uintptr_t>(scale_row) & 3U;
-      scale_bytes = m.scale_bytes;
-      group_shift = m.group_shift;
-      column64 = (before + p.begin) << unit_shift(m.format) >> 6;
-      columns64 = 1 << unit_shift(m.format) >> 6;
-      first = true;
-    }
-  }
-
-  // Starts the copy of one more unit; false if there is none.
+  // Starts the copy of one more batch; false if there is none, or no room.
   __device__ __forceinline__ bool issue(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane,
                                         std::uint32_t ring) {
     if (left == 0 && !next(s, sh, w, lane)) return false;
+    const int n = min(kBatch, left);
+    if (room < n || groups == 8) return false;
     const int g = lane / 4, t = lane % 4;
-    const std::uint32_t slot = ring + in * kUnitBytes;
     // Turned so that 8-byte reads of half a row meet no bank twice.
-    const std::uint32_t to = slot + g * 64 + ((t ^ (g & 2)) << 4);
-    cp_async16_stream(to, row[0]);
-    cp_async16_stream(to + 512, row[1]);
-    row[0] += step;
-    row[1] += step;
-    if (kind != DecodeScale::kNone && (kind == DecodeScale::kGroup || first)) {
-      first = false;
-      if (lane < 16) {
-        const int index = kind == DecodeScale::kRow ? 0 : column64 >> group_shift;
-        const std::uint32_t at = slot + 1024 + lane * 8;
-        if (scale_bytes == 2) {
-          cp_async4(at, scale_row + (kind == DecodeScale::kRow ? 0 : index * 2 & ~3));
-        } else if (kind == DecodeScale::kGroup && group_shift == 0 && columns64 == 2) {
-          cp_async8(at, scale_row + index * 4);
-        } else {
-          cp_async4(at, scale_row + index * 4);
+    const std::uint32_t place = g * 64 + ((t ^ (g & 2)) << 4);
+#pragma unroll 1
+    for (int i = 0; i < n; ++i) {
+      const std::uint32_t slot = ring + in * kUnitBytes;
+      cp_async16_stream(slot + place, row[0]);
+      cp_async16_stream(slot + place + 512, row[1]);
+      row[0] += step;
+      row[1] += step;
+      if (scales != 0) {
+        if (lane < 16 && ((scales & 2) == 0 || first)) {
+          const int index = (scales & 2) != 0 ? 0 : column64 >> (scales >> 8);
+          const std::uint32_t at = slot + 1024 + lane * 8;
+          if ((scales & 4) == 0) cp_async4(at, scale_row + (index * 2 & ~3));
+          else if ((scales & 8) != 0) cp_async8(at, scale_row + index * 4);
+          else cp_async4(at, scale_row + index * 4);
         }
+        first = false;
+        column64 += (scales & 16) != 0 ? 2 : 1;
       }
-      column64 += columns64;
+      if (++in == s.depth) in = 0;
     }
     cp_async_commit();
-    --left;
-    ++ahead;
-    if (++in == s.depth) in = 0;
+    left -= n;
+    room -= n;
+    sizes |= static_cast<unsigned>(n) << (4 * groups);
+    ++groups;
     return true;
   }
 
-  __device__ void fill(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane, std::uint32_t ring) {
-    while (ahead < s.depth && issue(s, sh, w, lane, ring)) {}
+  __device__ __forceinline__ void fill(const DecodeStep& s, const DecodeShared& sh, const Walk& w, int lane,
+                                       std::uint32_t ring) {
+#pragma unroll 1
+    while (issue(s, sh, w, lane, ring)) {}
   }
 };
 
