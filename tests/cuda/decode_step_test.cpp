@@ -33,7 +33,7 @@ ModelConfig decode_config(std::int64_t n_experts) {
   c.n_heads = 5;
   c.q_lora = 256;
   c.dense_inner = 2560;
-  c.expert_inner = 384;
+  c.expert_inner = 512;
   c.n_experts = n_experts;
   c.vocab = 1040;
   return c;
@@ -57,8 +57,8 @@ class Switch final : public DecoratedOps<Switch> {
 // One model and a cache full of random rows.
 class Decoder {
  public:
-  Decoder(const ModelConfig& config, const std::string& weights, int window)
-      : ops_(make_cuda_ops({})),
+  Decoder(const ModelConfig& config, const std::string& weights, int window, bool kernel = true)
+      : ops_(make_cuda_ops({.graphs = !kernel, .decode_kernel = kernel})),
         weights_(synthetic_weights({.config = config, .weights = weights}, ops_)),
         model_(weights_, ops_,
                {.max_rows = 64,
@@ -229,6 +229,22 @@ TEST(CudaDecode, ARowDoesNotSeeItsBatch) {
       const auto fewer = decoder.step(true, n);
       EXPECT_EQ(0, std::memcmp(fewer.data(), together.data(), n * static_cast<std::size_t>(decoder.vocab()) * 4))
           << weights << ", " << n << " rows";
+    }
+  }
+}
+
+// The same kernels, launched by the device: the same bits, also when a graph is used again and when sizes change.
+TEST(CudaDecode, GraphsAreTheOps) {
+  NEED_GPU();
+  Decoder decoder(decode_config(32), "bf16", 0, /*kernel=*/false);
+  for (int round = 0; round < 3; ++round) {
+    for (const auto& depths : kBatches) {
+      decoder.open(depths, round * 5);
+      const auto want = decoder.step(false);
+      for (int again = 0; again < 3; ++again) {
+        const auto got = decoder.step(true);
+        ASSERT_EQ(0, std::memcmp(got.data(), want.data(), got.size() * sizeof(float))) << depths.size() << " rows";
+      }
     }
   }
 }

@@ -222,6 +222,11 @@ std::int64_t CudaOps::carve_decode(const Decode& d, DecodeStep* s, std::byte* ba
 }
 
 bool CudaOps::decode_step(const DecodeStepParams& p) {
+  if (use_decode_kernel_ && kernel_step(p)) return true;
+  return use_graphs_ && graph_step(p);
+}
+
+bool CudaOps::kernel_step(const DecodeStepParams& p) {
   const std::int64_t rows = p.hidden.shape[0];
   if (rows < 1 || rows > kDecodeRows || rows * p.top_k > kDecodeChoices || p.layers.empty()) return false;
   if (std::int64_t{p.batch.max_pages} * kPageTokens > kDecodeContext) return false;

@@ -30,7 +30,8 @@ Mat mat_of(const Weight& w) {
   return m;
 }
 
-CudaOps::CudaOps(const CudaOptions& options) : device_(options) {
+CudaOps::CudaOps(const CudaOptions& options)
+    : device_(options), use_graphs_(options.graphs), use_decode_kernel_(options.decode_kernel) {
   for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
 }
 

@@ -82,9 +82,15 @@ class CudaOps final : public Ops {
 
   // The decode step in one kernel, up to such contexts.
   static constexpr std::int64_t kDecodeContext = 1 << 15;
+  struct Graphs;
+  using GraphsPtr = std::unique_ptr<Graphs, void (*)(Graphs*)>;
+  static GraphsPtr make_graphs();
+  void run_step(const DecodeStepParams& p);
+  bool graph_step(const DecodeStepParams& p);
   struct Decode;
   using DecodePtr = std::unique_ptr<Decode, void (*)(Decode*)>;
   static DecodePtr make_decode();
+  bool kernel_step(const DecodeStepParams& p);
   void prepare_decode(const DecodeStepParams& p);
   bool describe_layer(const DecodeLayer& w, Decode& d, std::vector<DecodeExpert>& experts) const;
   static std::int64_t carve_decode(const Decode& d, DecodeStep* s, std::byte* base);
@@ -100,6 +106,8 @@ class CudaOps final : public Ops {
   float rope_theta_ = 0;
   RopeFrequencies frequencies_{};
   DecodePtr decode_ = make_decode();
+  GraphsPtr graphs_ = make_graphs();
+  bool use_graphs_, use_decode_kernel_;
 };
 
 }  // namespace glint::cuda
