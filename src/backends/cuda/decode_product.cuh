@@ -42,14 +42,28 @@ __host__ __device__ constexpr std::uint32_t staged_row_bytes(int cols) {
   return static_cast<std::uint32_t>((cols * 2 + 127) / 128 * 128 + 64);
 }
 
-// Of row r (0 … 15) of a unit whose first column is 64 · column64, for its 64 columns number `sub`.
-__device__ __forceinline__ float unit_scale(std::uint32_t slot, const DecodeMat& m, int r, int column64, int sub) {
-  const std::uint32_t at = slot + 1024 + r * 8;
-  const bool group = m.kind == DecodeScale::kGroup;
-  if (m.scale_bytes == 4) return __uint_as_float(lds32(at + (group && m.group_shift == 0 ? sub * 4 : 0)));
-  const int half = group ? (column64 + sub) >> m.group_shift & 1 : r & 1;
-  const std::uint32_t word = lds32(at), bits = half != 0 ? word >> 16 : word & 0xffffU;
+// The scale of a row, where one covers the whole row: it comes with a part's first unit.
+__device__ __forceinline__ float row_scale(std::uint32_t slot, const DecodeMat& m, int r) {
+  const std::uint32_t word = lds32(slot + 1024 + r * 8);
+  if (m.scale_bytes == 4) return __uint_as_float(word);
+  const std::uint32_t bits = (r & 1) != 0 ? word >> 16 : word & 0xffffU;
   return m.scale_f16 ? half_to_float(static_cast<std::uint16_t>(bits)) : __uint_as_float(bits << 16);
+}
+
+// Of row r (0 … 15) of a unit whose first column is 64 · column64: for its first and its second 64 columns.
+__device__ __forceinline__ float2 unit_scales(std::uint32_t slot, const DecodeMat& m, int r, int column64) {
+  if (m.kind != DecodeScale::kGroup) return {1.0F, 1.0F};
+  const uint2 words = lds64(slot + 1024 + r * 8);
+  const bool wide = m.format == WeightFormat::kI4 || m.format == WeightFormat::kNF4;
+  float2 v{__uint_as_float(words.x), __uint_as_float(words.y)};
+  if (m.scale_bytes == 2) {
+    v = {__uint_as_float(words.x << 16), __uint_as_float(words.x & 0xffff0000U)};
+    if (m.scale_f16) v = __half22float2(*reinterpret_cast<const __half2*>(&words.x));
+    if (m.group_shift != 0 || !wide) v.x = v.y = (column64 >> m.group_shift & 1) != 0 ? v.y : v.x;
+  } else if (m.group_shift != 0 || !wide) {
+    v.y = v.x;
+  }
+  return v;
 }
 
 __device__ __forceinline__ std::uint32_t bf16_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
@@ -162,17 +176,18 @@ __device__ __forceinline__ void multiply_unit(float (&acc)[4], const DecodeMat& 
     case WeightFormat::kI8:
     case WeightFormat::kF8E4M3: {
       UnitScales scales{1.0F, 1.0F};
-      if (group) scales = {unit_scale(slot, m, g, column64, 0), unit_scale(slot, m, g + 8, column64, 0)};
+      if (group) scales = {unit_scales(slot, m, g, column64).x, unit_scales(slot, m, g + 8, column64).x};
       if (m.format == WeightFormat::kI8) multiply_bytes<WeightFormat::kI8>(acc, own, x, scales);
       else multiply_bytes<WeightFormat::kF8E4M3>(acc, own, x, scales);
       return;
     }
     default: {
+      float2 upper = unit_scales(slot, m, g, column64), lower = unit_scales(slot, m, g + 8, column64);
 #pragma unroll 1
       for (int sub = 0; sub < 2; ++sub) {
         const std::uint32_t half = slot + g * 64 + (((2 * sub + t / 2) ^ (g & 2)) << 4) + t % 2 * 8;
-        UnitScales scales{1.0F, 1.0F};
-        if (group) scales = {unit_scale(slot, m, g, column64, sub), unit_scale(slot, m, g + 8, column64, sub)};
+        const UnitScales scales{upper.x, lower.x};
+        upper.x = upper.y, lower.x = lower.y;
         if (m.format == WeightFormat::kI4) multiply_nibbles<WeightFormat::kI4>(acc, half, x + sub * 128, table, scales);
         else multiply_nibbles<WeightFormat::kNF4>(acc, half, x + sub * 128, table, scales);
       }

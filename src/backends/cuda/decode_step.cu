@@ -36,7 +36,8 @@ __device__ __forceinline__ void wait(const Block& b) {
   if (threadIdx.x == 0) {
     unsigned v;
     do {
-      // Not an acquire, which would empty the L1 cache (spilled registers too): what other blocks wrote is read past it.
+      // Not an acquire, which would empty the L1 cache (spilled registers too): what other blocks wrote is read past
+      // it.
       asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(b.s.arrivals) : "memory");
     } while (static_cast<int>(v - b.target) < 0);
   }
@@ -74,7 +75,7 @@ __device__ __forceinline__ void stage_norm(const Block& b, const float* x, const
     }
     stage8(staging, base + row * stride, unit, v);
     squares = warp_sum(squares);
-    if (lane == 0) b.sh.sums[row][segment] = squares;
+    if (lane == 0) b.sh.sums[cols == b.s.hidden ? 0 : 1][row][segment] = squares;
     if (router != nullptr) {
       const auto* r = reinterpret_cast<const float4*>(router) + 2 * unit;
       const float4 ra = __ldg(r), rc = __ldg(r + 1);
@@ -86,11 +87,17 @@ __device__ __forceinline__ void stage_norm(const Block& b, const float* x, const
   __syncthreads();
 }
 
-__device__ __forceinline__ float norm_factor(const Block& b, int row, int cols, float eps) {
-  float sum = 0;
-#pragma unroll 1
-  for (int i = 0; i < cols / 256; ++i) sum += b.sh.sums[row][i];
-  return 1.0F / sqrtf(sum / static_cast<float>(cols) + eps);
+__device__ __forceinline__ float norm_factor(const Block& b, int row, bool low) {
+  const DecodeStep& s = b.s;
+  const int cols = low ? s.q_lora : s.hidden;
+  const auto* from = reinterpret_cast<const float4*>(b.sh.sums[low && s.q_lora != s.hidden ? 1 : 0][row]);
+  float sum = 0;  // what lies beyond the last segment is zero
+#pragma unroll 2
+  for (int i = 0; i < (cols + 1023) / 1024; ++i) {
+    const float4 v = from[i];
+    sum += v.x + v.y + (v.z + v.w);
+  }
+  return rsqrtf(sum / static_cast<float>(cols) + (low ? s.latent_eps : s.eps));
 }
 
 // Rows of bf16 as they are.
@@ -240,9 +247,7 @@ __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, 
   if (stage == kRoutedUp) row = b.sh.token[b.sh.items[p.item].first + n];
   if (stage == kHead) row = s.logit_rows[n];
   if (stage == kQkvA || stage == kQB || stage >= kSharedUp) {
-    const float f = stage == kDown
-                        ? 1.0F
-                        : norm_factor(b, row, stage == kQB ? s.q_lora : s.hidden, stage == kQB ? s.latent_eps : s.eps);
+    const float f = stage == kDown ? 1.0F : norm_factor(b, row, stage == kQB);
     v0 *= f, v1 *= f;
   }
   const int at = 16 * p.tile + 2 * pair;
@@ -298,7 +303,7 @@ __device__ __forceinline__ void store(const Block& b, const DecodeLayerData& l, 
 // One part of this warp, and with the warps that share its tile the tile's outputs.
 __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& l, int stage, const DecodeEntry& e,
                                          const Walk& w, const Rows& rows, Stream& stream, std::uint32_t ring,
-                                         int& parity) {
+                                         int& parity, bool last) {
   const DecodeStep& s = b.s;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int log_split = 0x001142224 >> (4 * stage) & 15, split = stage == kDown ? 3 : 1 << log_split;
@@ -347,8 +352,8 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
         multiply_unit_transposed(acc, more, slot, x, lane);
       } else {
         if (first && m.kind == DecodeScale::kRow) {
-          s0 = unit_scale(slot, m, g, 0, 0);
-          s1 = unit_scale(slot, m, g + 8, 0, 0);
+          s0 = row_scale(slot, m, g);
+          s1 = row_scale(slot, m, g + 8);
         }
         first = false;
         multiply_unit(acc, m, slot, x, column64, b.table, g, t);
@@ -362,7 +367,7 @@ __device__ __forceinline__ void run_part(const Block& b, const DecodeLayerData& 
     stream.room += n;
     --stream.groups;
     stream.sizes >>= 4;
-    stream.issue(s, b.sh, w, lane, ring);
+    if (left > 0 || !last) stream.issue(s, b.sh, w, lane, ring);  // else while the barrier is waited for
   }
   acc[0] *= s0, acc[1] *= s0, acc[2] *= s1, acc[3] *= s1;
 
@@ -422,6 +427,8 @@ __device__ __forceinline__ void start(Block& b) {
       reinterpret_cast<uint4*>(b.sh.layer)[i] = reinterpret_cast<const uint4*>(s.layers)[i];
   }
   if (threadIdx.x == 0) b.sh.head = s.lm_head;
+  (&b.sh.sums[0][0][0])[threadIdx.x] = 0;
+  static_assert(sizeof(b.sh.sums) == kDecodeThreads * sizeof(float));
   if (threadIdx.x < s.n_rows) see(s, b.sh, static_cast<int>(threadIdx.x));
 #pragma unroll 1
   for (int i = threadIdx.x; i < s.n_rows * 32; i += kDecodeThreads) {
@@ -478,7 +485,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     listed[moe] = true;
   }
   list_parts(s, sh, sh.layer[0], w, kListHead, kHead, kHead);
-  int mine = 0;  // the next part of this layer's list
+  int mine = 0;           // the next part of this layer's list
+  int routed_items = -1;  // of the list of routed parts
 
 #pragma unroll 1
   for (int layer = 0; layer <= s.n_layers; ++layer) {
@@ -499,6 +507,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       uint4 expert{}, descriptor{};
       if (fetch) expert = __ldg(reinterpret_cast<const uint4*>(l.experts) + threadIdx.x);
       if (fetch_next) descriptor = __ldg(reinterpret_cast<const uint4*>(s.layers + layer + 1) + word);
+      // Brings the stream past what earlier layers' descriptors and choices say: they may be overwritten from here on.
+      stream.fill(s, sh, w, lane, ring);
       if (layer > 0 || stage > kQkvA) wait(b);
       if (fetch) reinterpret_cast<uint4*>(b.experts)[threadIdx.x] = expert;
       if (fetch_next) reinterpret_cast<uint4*>(&sh.layer[(layer + 1) & 1])[word] = descriptor;
@@ -538,7 +548,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
             if (scores && lane < s.n_rows) {
               float dot = 0;
               for (int i = 0; i < s.hidden / 256; ++i) dot += sh.router_sums[lane][i];
-              dot *= norm_factor(b, lane, s.hidden, s.eps);
+              dot *= norm_factor(b, lane, false);
               s.scores[lane * s.n_experts + w.block] = 1.0F / (1.0F + expf(-dot));
             }
             __syncwarp();
@@ -546,7 +556,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
           }
           b.target += gridDim.x;
         } else if (stage == kHead && w.block < s.n_rows) {
-          const float f = norm_factor(b, w.block, s.hidden, s.eps);
+          const float f = norm_factor(b, w.block, false);
 #pragma unroll 1
           for (int i = threadIdx.x; i < s.hidden; i += kDecodeThreads) {
             const std::int64_t at = static_cast<std::int64_t>(w.block) * s.hidden + i;
@@ -578,12 +588,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
         __syncthreads();
         if (w.warp == 0) group_choices(b);
         __syncthreads();
-        list_parts(s, sh, l, w, kListRouted, kRoutedUp, kDown);
+        if (sh.n_items != routed_items) list_parts(s, sh, l, w, kListRouted, kRoutedUp, kDown);
+        routed_items = sh.n_items;
         stream.ready = layer;
         rows.stride = staged_row_bytes(s.hidden);
       }
-      // Brings the stream past what earlier layers' descriptors and choices say: they may be overwritten from here on.
-      stream.fill(s, sh, w, lane, ring);
+      if (stage == kRoutedUp) stream.fill(s, sh, w, lane, ring);
       TRACE(3 * stage + 1);
 
       // kOut and kDown take rows of bf16 as they are; kDown in rounds of items whose rows fit shared memory (places
@@ -626,7 +636,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
         }
 #pragma unroll 1
         while (mine < n_entries && entries[mine].stage == stage && (!down || entries[mine].item < end)) {
-          run_part(b, l, stage, entries[mine], w, rows, stream, ring, parity);
+          const bool last = mine + 1 >= n_entries || entries[mine + 1].stage != stage;
+          run_part(b, l, stage, entries[mine], w, rows, stream, ring, parity, last);
           ++mine;
         }
       }

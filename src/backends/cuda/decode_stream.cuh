@@ -71,7 +71,7 @@ struct DecodeShared {
   DecodeLayerData layer[2];  // this and the next, by parity
   DecodeMat head;
   DecodeItem items[kDecodeChoices];
-  float sums[kDecodeRows][32];  // of squares, by segments of 256 columns
+  float sums[2][kDecodeRows][32];  // of squares, by 256 columns: the hidden row's, the low-rank query's
   float router_sums[kDecodeRows][32];
   float rope_cos[kDecodeRows][32], rope_sin[kDecodeRows][32];
   float out[kDecodeRows * kDecodeSlices][16];  // the down product by place
