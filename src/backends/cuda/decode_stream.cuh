@@ -68,10 +68,10 @@ struct DecodeShared {
   struct Seen {
     int begin, end, tokens, count;
   } seen[kDecodeRows];       // see Pieces
-  DecodeLayerData layer[2];  // this and the next, by parity
+  alignas(16) DecodeLayerData layer[2];  // this and the next, by parity
   DecodeMat head;
   DecodeItem items[kDecodeChoices];
-  float sums[2][kDecodeRows][32];  // of squares, by 256 columns: the hidden row's, the low-rank query's
+  alignas(16) float sums[2][kDecodeRows][32];  // of squares, by 256 columns: the hidden row's, the low-rank query's
   float router_sums[kDecodeRows][32];
   float rope_cos[kDecodeRows][32], rope_sin[kDecodeRows][32];
   float out[kDecodeRows * kDecodeSlices][16];  // the down product by place
