@@ -28,7 +28,7 @@ struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
   bool graphs = true;            // replay a repeated decode step as a CUDA graph
-  bool decode_kernel = true;    // decode steps of up to eight rows in one kernel instead, where it takes the model
+  bool decode_kernel = false;    // decode steps of up to eight rows in one kernel instead, where it takes the model
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

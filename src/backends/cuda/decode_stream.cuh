@@ -67,7 +67,7 @@ struct DecodeShared {
   std::uint8_t counts[kLists][kDecodeWarps];
   struct Seen {
     int begin, end, tokens, count;
-  } seen[kDecodeRows];       // see Pieces
+  } seen[kDecodeRows];                   // see Pieces
   alignas(16) DecodeLayerData layer[2];  // this and the next, by parity
   DecodeMat head;
   DecodeItem items[kDecodeChoices];
