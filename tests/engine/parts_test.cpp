@@ -107,8 +107,9 @@ TEST(BatchBuilder, RowsSlotsAndTables) {
   EXPECT_EQ(list(batch.attend.row_offsets, 3), (std::vector{0, 3, 6}));
   EXPECT_EQ(list(batch.attend.context_tokens, 2), (std::vector{66, 3}));
   EXPECT_EQ(batch.attend.n_seqs, 2);
-  EXPECT_EQ(batch.attend.max_pages, 2);
-  EXPECT_EQ(list(batch.attend.page_table, 4), (std::vector{plan.pages(a)[0], plan.pages(a)[1], plan.pages(b)[0], -1}));
+  EXPECT_EQ(batch.attend.max_pages, 4);  // in steps of eight, but no more than a sequence can have
+  EXPECT_EQ(list(batch.attend.page_table, 8),
+            (std::vector{plan.pages(a)[0], plan.pages(a)[1], -1, -1, plan.pages(b)[0], -1, -1, -1}));
 }
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;
