@@ -21,4 +21,7 @@ glint_room(backends/cuda DEPS glint_ops CUDA::cudart_static)
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/backends/cuda/*.cu)
 target_sources(glint_backends_cuda PRIVATE ${cuda_sources})
 target_compile_definitions(glint_backends_cuda PUBLIC GLINT_CUDA)
+if("90a" IN_LIST GLINT_CUDA_ARCHS)  # kernels of hopper_*.cu are empty in code for anything else
+  target_compile_definitions(glint_backends_cuda PRIVATE GLINT_CUDA_SM90A)
+endif()
 set_target_properties(glint_backends_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)

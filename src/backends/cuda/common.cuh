@@ -52,6 +52,26 @@ void launch(const Launch& l, void (*kernel)(P...), dim3 grid, dim3 block, std::s
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), "kernel launch");
 }
 
+// The same for a row of clusters of `cluster` blocks; sm_90.
+template <typename P, typename A>
+void launch_cluster(const Launch& l, void (*kernel)(P), unsigned blocks, int cluster, int threads, std::size_t smem,
+                    const A& argument) {
+  if (smem > (48U << 10)) allow_shared_memory(reinterpret_cast<const void*>(kernel), smem);
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = smem;
+  config.stream = l.stream;
+  config.attrs = cluster > 1 ? attributes : attributes + 1;
+  config.numAttrs = (cluster > 1 ? 1U : 0U) + (l.pdl ? 1U : 0U);
+  check(cudaLaunchKernelEx(&config, kernel, argument), "kernel launch");
+}
+
 inline unsigned ceil_div(std::int64_t a, std::int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
 
 // ---- numbers --------------------------------------------------------------------------------------------------------
@@ -116,6 +136,11 @@ __device__ __forceinline__ void cp_async16(std::uint32_t dst, const void* src, b
   const int bytes = valid ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
 }
+// Four bytes, of which the last 4 - `bytes` are zeros.
+__device__ __forceinline__ void cp_async4(std::uint32_t dst, const void* src, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 __device__ __forceinline__ void cp_async_wait() {
@@ -126,6 +151,19 @@ __device__ __forceinline__ uint4 lds128(std::uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(address));
   return v;
+}
+__device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
+  std::uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ std::uint16_t lds16(std::uint32_t address) {
+  std::uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ void sts32(std::uint32_t address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 __device__ __forceinline__ void sts128(std::uint32_t address, uint4 v) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
@@ -163,6 +201,23 @@ __device__ __forceinline__ void ldmatrix4_trans(std::uint32_t (&r)[4], std::uint
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
                : "memory");
+}
+
+// ---- orders of columns ----------------------------------------------------------------------------------------------
+
+// The column that stands at `place`; orders turn 16 or 32 columns at a time.
+__host__ __device__ __forceinline__ int ordered_column(ColumnOrder order, int place) {
+  const int t = place % 8 / 2, c = place % 2, h = place / 8 % 2, e = place / 16 % 2;
+  switch (order) {
+    case ColumnOrder::kBytes:
+      return (place & ~15) + 4 * t + h + 2 * c;
+    case ColumnOrder::kNibbles:
+      return (place & ~31) + 8 * t + 2 * e + h + 4 * c;
+    case ColumnOrder::kNf4:
+      return (place & ~31) + 8 * t + 4 * e + 2 * h + c;
+    default:
+      return place;
+  }
 }
 
 // ---- weights of any format ------------------------------------------------------------------------------------------

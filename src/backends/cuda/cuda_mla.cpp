@@ -48,7 +48,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     d.rows = rows;
     skinny_dense(l, d);
   } else {
-    if (rows > kSkinnyRows && tiled_fits(q_a) && tiled_fits(kv_a)) x = packed(x, rows, q_a.shape.cols, scratch);
+    if (rows > kSkinnyRows && tiled_fits(q_a) && tiled_fits(kv_a) &&
+        wanted_order(q_a, rows) == wanted_order(kv_a, rows))
+      x = packed(x, rows, q_a.shape.cols, scratch, wanted_order(q_a, rows));
     product({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, scratch);
     product({.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows}, scratch);
   }
@@ -59,7 +61,8 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .n = q_lora,
              .out = low_normed,
              .out_stride = q_lora,
-             .out_bf16 = true},
+             .out_bf16 = true,
+             .out_order = wanted_order(q_b, rows)},
             {.x = p.kv.as<float>(),
              .x_stride = kKvRow,
              .weight = p.kv_a_norm.as<float>(),
@@ -69,7 +72,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .rope_tail = true},
             p.latent_eps, rotary, rows);
 
-  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
+  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true, .order = wanted_order(q_b, rows)};
   if (skinny_takes(q_b, normed, rows)) {
     SkinnyDense d;
     d.shape[0] = q_b.shape;
@@ -171,7 +174,11 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   t.w_first_row = kNope;
   t.w_batch_rows = kHeadRows;
   t.out_batch = kValue;
-  tiled(l, t);
+  if (t.w.shape.format == WeightFormat::kBF16 && hopper_takes(l, t.w)) {
+    hopper_dense(l, t);
+  } else {
+    tiled(l, t);
+  }
 }
 
 }  // namespace glint::cuda

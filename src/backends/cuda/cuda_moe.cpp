@@ -16,7 +16,8 @@ struct CudaOps::MoeCall {
   const std::int32_t* ids = nullptr;
   MatShape gate, down, shared_gate, shared_down;
   ExpertTable gates, ups, downs;
-  float* y = nullptr;  // [T·K + T, hidden]
+  float* y = nullptr;                    // [T·K + T, hidden]
+  const std::int32_t* places = nullptr;  // of slots in y, where they are sorted
 
   std::int64_t slots() const { return T * K; }
   std::int64_t widest() const { return std::max(inner, shared_inner); }
@@ -63,7 +64,7 @@ void CudaOps::moe(const MoeParams& p) {
   c.K = p.top_k;
   c.n_experts = static_cast<int>(p.experts.size());
   c.ids = p.ids;
-  bool skinny = c.T <= kSkinnyMoeRows, tiled = true;
+  bool skinny = true, tiled = true, hopper = c.T > kSkinnyRows;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
     const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
     if (e == 0) {
@@ -80,16 +81,20 @@ void CudaOps::moe(const MoeParams& p) {
     c.downs.at[e] = down.at;
     skinny = skinny && all_fit(p.experts[e], skinny_fits);
     tiled = tiled && all_fit(p.experts[e], tiled_fits);
+    hopper = hopper && on_hopper(p.experts[e]);
   }
+  skinny = skinny && !hopper && c.T <= kSkinnyMoeRows;
   c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
 
   const bool shared = static_cast<bool>(p.shared.gate);
   if (shared) {
     const Mat gate = mat_of(p.shared.gate), up = mat_of(p.shared.up), down = mat_of(p.shared.down);
-    const bool fits_in = gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
-                         (gate.at.mins == nullptr) == (c.gates.at[0].mins == nullptr) &&
-                         (down.at.mins == nullptr) == (c.downs.at[0].mins == nullptr) &&
-                         (!skinny || all_fit(p.shared, skinny_fits)) && (!tiled || all_fit(p.shared, tiled_fits));
+    const bool fits_in =
+        gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
+        (gate.at.mins == nullptr) == (c.gates.at[0].mins == nullptr) &&
+        (down.at.mins == nullptr) == (c.downs.at[0].mins == nullptr) && (!skinny || all_fit(p.shared, skinny_fits)) &&
+        (!tiled || all_fit(p.shared, tiled_fits)) &&
+        (!hopper || (on_hopper(p.shared) && gate.shape.group == c.gate.group && down.shape.group == c.down.group));
     if (fits_in) {
       c.has_shared = true;
       c.shared_gate = gate.shape;
@@ -104,21 +109,34 @@ void CudaOps::moe(const MoeParams& p) {
   }
   if (skinny) {
     moe_skinny(c, scratch);
-  } else if (tiled) {
-    moe_tiled(c, scratch);
+  } else if (hopper || tiled) {
+    moe_tiled(c, hopper, scratch);
   } else {
     moe_any(c, scratch);
   }
-  moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+  moe_sum(l, {.ids = p.ids,
+              .weights = p.weights,
+              .y = c.y,
+              .places = c.places,
+              .T = c.T,
+              .hidden = c.hidden,
+              .K = c.K,
+              .has_shared = shared,
+              .out = p.out.as<float>()});
 }
 
 MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
   const std::int64_t most = std::min(c.slots(), c.n_experts + c.slots() / item_rows);
   const GroupBuffers buffers{.order = scratch.take<std::int32_t>((c.slots() + c.T) * 4),
                              .items = scratch.take<int4>(most * 16),
-                             .n_items = scratch.take<std::int32_t>(4)};
+                             .n_items = scratch.take<std::int32_t>(4),
+                             .places = scratch.take<std::int32_t>(c.slots() * 4)};
   group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
-  return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
+  return {.order = buffers.order,
+          .places = buffers.places,
+          .items = buffers.items,
+          .n_items = buffers.n_items,
+          .max_items = most};
 }
 
 void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
@@ -151,11 +169,23 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
   skinny_moe(l, m);
 }
 
-void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
+bool CudaOps::on_hopper(const ExpertWeights& e) const {
   const Launch& l = device_.launch();
+  return hopper_takes(l, mat_of(e.gate)) && hopper_takes(l, mat_of(e.up)) && hopper_takes(l, mat_of(e.down)) &&
+         e.gate.rows % 8 == 0;
+}
+
+void CudaOps::moe_tiled(MoeCall& c, bool hopper, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  const auto run = [&](const TiledMoe& m) { hopper ? hopper_moe(l, m) : tiled_moe(l, m); };
   TiledMoe m;
-  m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
+  if (hopper) {  // up to 40 rows an expert, reading the weights takes longer than the products
+    m.item_rows = c.slots() <= 40 * c.n_experts ? 64 : 256;
+  } else {
+    m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
+  }
   m.groups = grouped(c, m.item_rows, scratch);
+  c.places = m.groups.places;
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;
   m.n_experts = c.n_experts;
@@ -165,14 +195,15 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   m.y = c.y;
   m.y_stride = c.hidden;
 
-  const Act x = packed(c.x, c.T, c.hidden, scratch);
+  const Act x = packed(c.x, c.T, c.hidden, scratch, hopper ? column_order(c.gate.format) : ColumnOrder::kNatural);
+  m.h_order = hopper ? column_order(c.down.format) : ColumnOrder::kNatural;
   m.shape = c.gate;
   m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
   m.first = c.gates;
   m.second = c.ups;
   m.x = x.data;
   m.x_stride = x.stride;
-  tiled_moe(l, m);
+  run(m);
 
   m.down = true;
   m.shape = c.down;
@@ -180,7 +211,7 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   m.first = c.downs;
   m.x = m.h;
   m.x_stride = m.h_stride;
-  tiled_moe(l, m);
+  run(m);
 }
 
 void CudaOps::moe_any(const MoeCall& c, Scratch& scratch) {

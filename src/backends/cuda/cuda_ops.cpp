@@ -99,7 +99,8 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t attend =
       t * l.n_heads * (2 * kKvRow + 2 * kNope + 2 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
   const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
-  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated;
+  const std::int64_t moe =
+      t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + slots * 8 + (slots + l.n_experts) * 16 + gated;
   const std::int64_t route = t * l.n_experts * 4;
   const std::int64_t mtp = t * h * 4 + linear;
   return static_cast<std::size_t>(std::max({linear, project, attend, moe, route, mtp}) + kSlack);
@@ -137,17 +138,24 @@ bool CudaOps::skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const 
   return rows <= kSkinnyRows && skinny_fits(w) && aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
 }
 
-Act CudaOps::packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch) {
-  if (x.bf16 && x.rows_index == nullptr && aligned(x.data) && x.stride % 8 == 0) return x;
+Act CudaOps::packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch, ColumnOrder order) {
+  if (x.bf16 && x.rows_index == nullptr && aligned(x.data) && x.stride % 8 == 0 && x.order == order) return x;
+  CHECK(x.order == ColumnOrder::kNatural, "rows already in another order");
   auto* out = scratch.take<>(rows * cols * 2);
-  pack(device_.launch(), x, out, rows, cols);
-  return {.data = out, .stride = cols, .bf16 = true};
+  pack(device_.launch(), x, out, rows, cols, order);
+  return {.data = out, .stride = cols, .bf16 = true, .order = order};
+}
+
+ColumnOrder CudaOps::wanted_order(const Mat& w, std::int64_t rows) const {
+  const bool hopper = rows > kSkinnyRows && hopper_takes(device_.launch(), w);
+  return hopper ? column_order(w.shape.format) : ColumnOrder::kNatural;
 }
 
 void CudaOps::product(const Product& p, Scratch& scratch) {
   if (p.rows == 0) return;
   const Launch& l = device_.launch();
   const std::int64_t valid = p.valid > 0 ? p.valid : p.w.shape.rows;
+  const bool hopper = p.rows > kSkinnyRows && hopper_takes(l, p.w);
   if (skinny_takes(p.w, p.x, p.rows)) {
     SkinnyDense d;
     d.shape[0] = p.w.shape;
@@ -158,8 +166,8 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
     d.rows = p.rows;
     d.valid = valid;
     skinny_dense(l, d);
-  } else if (tiled_fits(p.w)) {
-    const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch);
+  } else if (hopper || tiled_fits(p.w)) {
+    const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch, wanted_order(p.w, p.rows));
     Tiled t;
     t.w = p.w;
     t.x = x.data;
@@ -168,7 +176,7 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
     t.out = p.out;
     t.out_stride = p.out_stride;
     t.valid = valid;
-    tiled(l, t);
+    hopper ? hopper_dense(l, t) : tiled(l, t);
   } else {
     linear_any(l, p.w, p.x, p.out, p.out_stride, p.rows, valid);
   }
@@ -183,6 +191,8 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
                     gate.shape.group_rows == up.shape.group_rows && gate.shape.scale_dtype == up.shape.scale_dtype &&
                     (gate.at.mins == nullptr) == (up.at.mins == nullptr);
   auto* h = scratch.take<std::uint16_t>(rows * inner * 2);
+  const bool hopper = same && rows > kSkinnyRows && inner % 8 == 0 && hopper_takes(l, gate) && hopper_takes(l, up);
+  ColumnOrder h_order = ColumnOrder::kNatural;
   if (same && skinny_takes(gate, x, rows) && skinny_fits(up)) {
     SkinnyDense d;
     d.shape[0] = gate.shape;
@@ -196,8 +206,8 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
     d.rows = rows;
     d.epilogue = Epilogue::kSiluMul;
     skinny_dense(l, d);
-  } else if (same && tiled_fits(gate) && tiled_fits(up)) {
-    const Act px = packed(x, rows, gate.shape.cols, scratch);
+  } else if (hopper || (same && tiled_fits(gate) && tiled_fits(up))) {
+    const Act px = packed(x, rows, gate.shape.cols, scratch, wanted_order(gate, rows));
     Tiled t;
     t.w = gate;
     t.up = up.at;
@@ -207,7 +217,12 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
     t.out = h;
     t.out_stride = inner;
     t.out_kind = TiledOut::kSiluMul;
-    tiled(l, t);
+    if (hopper) {
+      t.out_order = h_order = wanted_order(down, rows);
+      hopper_dense(l, t);
+    } else {
+      tiled(l, t);
+    }
   } else {
     auto* g = scratch.take<float>(std::min(rows, kPartRows) * inner * 4);
     auto* u = scratch.take<float>(std::min(rows, kPartRows) * inner * 4);
@@ -221,7 +236,11 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
       silu_mul(l, g, u, h + r * inner, n * inner);
     }
   }
-  product({.w = down, .x = {.data = h, .stride = inner, .bf16 = true}, .out = out, .out_stride = hidden, .rows = rows},
+  product({.w = down,
+           .x = {.data = h, .stride = inner, .bf16 = true, .order = h_order},
+           .out = out,
+           .out_stride = hidden,
+           .rows = rows},
           scratch);
 }
 

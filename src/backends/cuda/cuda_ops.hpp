@@ -66,13 +66,17 @@ class CudaOps final : public Ops {
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
   // BF16 rows of x, dense, as the tiled kernels read them.
-  Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
+  Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch,
+             ColumnOrder order = ColumnOrder::kNatural);
+  // The column order in which product() wants BF16 rows for a matrix.
+  ColumnOrder wanted_order(const Mat& w, std::int64_t rows) const;
+  bool on_hopper(const ExpertWeights& e) const;
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
 
   struct MoeCall;
   void moe_skinny(const MoeCall& c, Scratch& scratch);
-  void moe_tiled(const MoeCall& c, Scratch& scratch);
+  void moe_tiled(MoeCall& c, bool hopper, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
 

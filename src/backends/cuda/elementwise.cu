@@ -88,7 +88,8 @@ __global__ void norm_pair_kernel(const __grid_constant__ NormPart a, const __gri
   const float factor = 1.0F / sqrtf(block_sum(sum, shared) / static_cast<float>(n) + eps);
   const std::int64_t to = row * p.out_stride;
   for (int i = threadIdx.x; i < n; i += kThreads) {
-    const float v = x[i] * factor * p.weight[i];
+    const int c = ordered_column(p.out_order, i);
+    const float v = x[c] * factor * p.weight[c];
     if (p.out_bf16) {
       static_cast<__nv_bfloat16*>(p.out)[to + i] = __float2bfloat16_rn(v);
     } else {
@@ -137,18 +138,34 @@ __global__ void append_kernel(const float* kv, const std::int32_t* slots, unsign
   }
 }
 
-__global__ void pack_kernel(const __grid_constant__ Act x, std::uint32_t* out, int pairs) {
+// A thread writes places 2i and 2i + 1.
+__global__ void pack_kernel(const __grid_constant__ Act x, std::uint32_t* out, int pairs, ColumnOrder order) {
   pdl_launch();
   pdl_wait();
   const std::int64_t row = x.rows_index != nullptr ? x.rows_index[blockIdx.x] : blockIdx.x;
   std::uint32_t* to = out + static_cast<std::int64_t>(blockIdx.x) * pairs;
-  if (x.bf16) {
-    const auto* from =
-        reinterpret_cast<const std::uint32_t*>(static_cast<const std::uint16_t*>(x.data) + row * x.stride);
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) to[i] = from[i];
-  } else {
-    const auto* from = reinterpret_cast<const float2*>(static_cast<const float*>(x.data) + row * x.stride);
-    for (int i = threadIdx.x; i < pairs; i += blockDim.x) to[i] = pack_bf16(from[i].x, from[i].y);
+  for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+    const int a = ordered_column(order, 2 * i), b = ordered_column(order, 2 * i + 1);
+    if (x.bf16) {
+      const auto* from = static_cast<const std::uint16_t*>(x.data) + row * x.stride;
+      to[i] = from[a] | static_cast<std::uint32_t>(from[b]) << 16;
+    } else {
+      const auto* from = static_cast<const float*>(x.data) + row * x.stride;
+      to[i] = pack_bf16(from[a], from[b]);
+    }
+  }
+}
+
+// The same from F32 in natural order, for rows of whole float4s.
+__global__ void pack_vector_kernel(const __grid_constant__ Act x, uint2* out, int fours) {
+  pdl_launch();
+  pdl_wait();
+  const std::int64_t row = x.rows_index != nullptr ? x.rows_index[blockIdx.x] : blockIdx.x;
+  const auto* from = reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + row * x.stride);
+  uint2* to = out + static_cast<std::int64_t>(blockIdx.x) * fours;
+  for (int i = threadIdx.x; i < fours; i += blockDim.x) {
+    const float4 v = from[i];
+    to[i] = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
   }
 }
 
@@ -244,10 +261,15 @@ void append(const Launch& l, const float* kv, const std::int32_t* slots, void* b
          static_cast<unsigned char*>(base), page_stride, f32);
 }
 
-void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n) {
+void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n, ColumnOrder order) {
   if (rows == 0) return;
-  launch(l, pack_kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, x, static_cast<std::uint32_t*>(out),
-         static_cast<int>(n / 2));
+  const dim3 grid(static_cast<unsigned>(rows)), block(kThreads);
+  if (order == ColumnOrder::kNatural && !x.bf16 && n % 4 == 0 && x.stride % 4 == 0 &&
+      reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0) {
+    launch(l, pack_vector_kernel, grid, block, 0, x, static_cast<uint2*>(out), static_cast<int>(n / 4));
+    return;
+  }
+  launch(l, pack_kernel, grid, block, 0, x, static_cast<std::uint32_t*>(out), static_cast<int>(n / 2), order);
 }
 
 void silu_mul(const Launch& l, const float* gate, const float* up, void* out_bf16, std::int64_t n) {

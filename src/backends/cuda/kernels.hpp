@@ -19,6 +19,7 @@ struct Launch {
   bool pdl = false;  // programmatic dependent launch: the kernel may start before its predecessor has ended
   int n_sms = 1;
   int smem_limit = 48 << 10;  // bytes of shared memory a block may have
+  bool hopper = false;        // sm_90, and this build has code for sm_90a
 };
 
 // The format of a matrix, and where one such matrix lies.
@@ -48,12 +49,22 @@ constexpr bool has_kernels(WeightFormat f) {
          f == WeightFormat::kI8 || f == WeightFormat::kI4 || f == WeightFormat::kNF4;
 }
 
+// In which order a row of BF16 activations has its columns: natural, or as a format's codes meet it in sm_90a products
+// (hopper_decode.cuh).
+enum class ColumnOrder : std::uint8_t { kNatural, kBytes, kNibbles, kNf4 };
+constexpr ColumnOrder column_order(WeightFormat f) {
+  if (f == WeightFormat::kF8E4M3 || f == WeightFormat::kI8) return ColumnOrder::kBytes;
+  if (f == WeightFormat::kI4) return ColumnOrder::kNibbles;
+  return f == WeightFormat::kNF4 ? ColumnOrder::kNf4 : ColumnOrder::kNatural;
+}
+
 // A matrix of activations, F32 or BF16, row r at data + r · stride elements. rows_index, if given, picks the rows.
 struct Act {
   const void* data = nullptr;
   std::int64_t stride = 0;
   bool bf16 = false;
   const std::int32_t* rows_index = nullptr;
+  ColumnOrder order = ColumnOrder::kNatural;
 };
 
 // Angles in revolutions a position: theta^(-2i/64) / 2π.
@@ -82,6 +93,7 @@ struct NormPart {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   bool out_bf16 = false;
+  ColumnOrder out_order = ColumnOrder::kNatural;
   bool rope_tail = false;  // the 64 values behind the n normed ones are a rotary key
 };
 void norm_pair(const Launch& l, const NormPart& a, const NormPart& b, float eps, const RopeJob& rope,
@@ -90,8 +102,8 @@ void norm_pair(const Launch& l, const NormPart& a, const NormPart& b, float eps,
 void rope_heads(const Launch& l, float* q, std::int64_t rows, std::int64_t heads, const RopeJob& rope);
 void append(const Launch& l, const float* kv, const std::int32_t* slots, void* base, std::int64_t page_stride, bool f32,
             std::int64_t rows);
-// Rows of x as BF16, dense.
-void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n);
+// Rows of x as BF16, dense, in an order; orders need x in natural order and n a multiple of 32.
+void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n, ColumnOrder order);
 void silu_mul(const Launch& l, const float* gate, const float* up, void* out_bf16, std::int64_t n);
 // out[i] = pool piece, see synthetic.cpp: pieces of 64 values from hashed places of the pool with hashed signs.
 void fill_from_pool(const Launch& l, void* dst, std::int64_t n, const void* pool, std::int64_t pool_n, int bytes,
@@ -156,6 +168,7 @@ void skinny_heads(const Launch& l, const SkinnyHeads& h);
 // Rows grouped by expert. Sorted place p holds slot order[p]; items are (expert, first place, count).
 struct MoeGroups {
   const std::int32_t* order = nullptr;
+  const std::int32_t* places = nullptr;
   const int4* items = nullptr;
   const std::int32_t* n_items = nullptr;
   std::int64_t max_items = 0;
@@ -195,11 +208,16 @@ struct Tiled {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   TiledOut out_kind = TiledOut::kF32;
+  ColumnOrder out_order = ColumnOrder::kNatural;  // of kSiluMul
   std::int64_t valid = 0;
   int batch = 1;
   std::int64_t x_batch = 0, w_first_row = 0, w_batch_rows = 0, out_batch = 0;
 };
 void tiled(const Launch& l, const Tiled& t);
+
+// hopper.cpp: the same on sm_90a, for the shapes and formats that it takes. x is in column_order(w.shape.format).
+bool hopper_takes(const Launch& l, const Mat& w);
+void hopper_dense(const Launch& l, const Tiled& t);
 
 struct TiledMoe {
   bool down = false;
@@ -213,9 +231,11 @@ struct TiledMoe {
   std::int64_t x_stride = 0;
   void* h = nullptr;
   std::int64_t h_stride = 0;
-  float* y = nullptr;
+  float* y = nullptr;  // [T·K + T, H] by place
   std::int64_t y_stride = 0;
+  ColumnOrder h_order = ColumnOrder::kNatural;
 };
+void hopper_moe(const Launch& l, const TiledMoe& m);
 void tiled_moe(const Launch& l, const TiledMoe& m);
 
 // ---- moe.cu ---------------------------------------------------------------------------------------------------------
@@ -229,11 +249,22 @@ struct GroupBuffers {
   std::int32_t* order;    // [T·K + T]
   int4* items;            // [max_items]
   std::int32_t* n_items;  // [1]
+  std::int32_t* places;   // [T·K]: slot order[p] has place p
 };
 void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
                  int item_rows, const GroupBuffers& out);
-void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
-             std::int64_t hidden, bool has_shared, float* out);
+// Row of y: a slot's place, or the slot itself where `places` is null.
+struct MoeSum {
+  const std::int32_t* ids = nullptr;
+  const float* weights = nullptr;
+  const float* y = nullptr;
+  const std::int32_t* places = nullptr;
+  std::int64_t T = 0, hidden = 0;
+  int K = 0;
+  bool has_shared = false;
+  float* out = nullptr;
+};
+void moe_sum(const Launch& l, const MoeSum& s);
 
 // ---- attend.cu ------------------------------------------------------------------------------------------------------
 

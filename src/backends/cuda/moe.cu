@@ -94,18 +94,37 @@ __global__ void route_kernel(const float* x, const float* w, const float* bias, 
   }
 }
 
-// One block. A warp counts and places the slots of some experts, 32 slots at a time in order: the sort is stable.
-__global__ void group_kernel(const std::int32_t* ids, int slots, int shared_rows, int n_experts, int item_rows,
-                             const __grid_constant__ GroupBuffers out) {
+// One block sorts the slots by expert, stably: each warp has a run of slots; how many of an expert the warps before it
+// have, and the experts before this one, gives its places.
+constexpr int kGroupWarps = 32;
+__global__ void __launch_bounds__(32 * kGroupWarps)
+    group_kernel(const std::int32_t* ids, int slots, int shared_rows, int n_experts, int item_rows,
+                 const __grid_constant__ GroupBuffers out) {
+  extern __shared__ int next[];  // [kGroupWarps][n_experts]: counts, then next places
   __shared__ int count[kMaxExperts], start[kMaxExperts], first_item[kMaxExperts];
   pdl_launch();
   pdl_wait();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-  for (int e = warp; e < n_experts; e += n_warps) {
-    int n = 0;
-    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32)
-      n += __popc(__ballot_sync(0xffffffffU, i < slots && ids[i] == e));
-    if (lane == 0) count[e] = n;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int run = (slots + 32 * kGroupWarps - 1) / (32 * kGroupWarps) * 32, begin = warp * run;
+  int* mine = next + warp * n_experts;
+  for (int e = lane; e < n_experts; e += 32) mine[e] = 0;
+  __syncwarp();
+  const unsigned before = (1U << lane) - 1U;
+  for (int i = begin; i < min(begin + run, slots); i += 32) {
+    const int id = i + lane < slots ? ids[i + lane] : -1;
+    const unsigned same = __match_any_sync(0xffffffffU, id);
+    if (id >= 0 && (same & before) == 0) mine[id] += __popc(same);
+    __syncwarp();
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < n_experts; e += blockDim.x) {
+    int total = 0;
+    for (int w = 0; w < kGroupWarps; ++w) {
+      const int n = next[w * n_experts + e];
+      next[w * n_experts + e] = total;
+      total += n;
+    }
+    count[e] = total;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -119,42 +138,69 @@ __global__ void group_kernel(const std::int32_t* ids, int slots, int shared_rows
     *out.n_items = item;
   }
   __syncthreads();
-  for (int e = warp; e < n_experts; e += n_warps) {
-    int place = start[e];
-    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32) {
-      const bool here = i < slots && ids[i] == e;
-      const unsigned mask = __ballot_sync(0xffffffffU, here);
-      if (here) out.order[place + __popc(mask & ((1U << lane) - 1U))] = i;
-      place += __popc(mask);
+  for (int e = lane; e < n_experts; e += 32) mine[e] += start[e];
+  __syncwarp();
+  for (int i = begin; i < min(begin + run, slots); i += 32) {
+    const int id = i + lane < slots ? ids[i + lane] : -1;
+    const unsigned same = __match_any_sync(0xffffffffU, id);
+    const int first = id >= 0 ? mine[id] : 0;
+    __syncwarp();
+    if (id >= 0) {
+      const int place = first + __popc(same & before);
+      out.order[place] = i + lane;
+      out.places[i + lane] = place;
+      if ((same & before) == 0) mine[id] = first + __popc(same);
     }
-    for (int i = lane; i * item_rows < count[e]; i += 32)
-      out.items[first_item[e] + i] = {e, start[e] + i * item_rows, min(item_rows, count[e] - i * item_rows), 0};
+    __syncwarp();
+  }
+  // An expert's items are of like size, in whole thirty-twos where they are large.
+  for (int e = threadIdx.x; e < n_experts; e += blockDim.x) {
+    if (count[e] == 0) continue;
+    const int n = (count[e] + item_rows - 1) / item_rows, whole = item_rows > 64 ? 32 : 8;
+    const int size = min(item_rows, ((count[e] + n - 1) / n + whole - 1) / whole * whole);
+    for (int i = 0; i < n; ++i)
+      out.items[first_item[e] + i] = {e, start[e] + min(i * size, count[e]), max(0, min(size, count[e] - i * size)), 0};
   }
   for (int i = threadIdx.x; i < shared_rows; i += blockDim.x) out.order[slots + i] = slots + i;
 }
 
-// Block (row, 256 columns): the row's experts in ascending order, then the shared one.
-__global__ void moe_sum_kernel(const std::int32_t* ids, const float* weights, const float* y, int T, int K, int hidden,
-                               bool has_shared, float* out) {
+// Block (row, 1024 columns): the row's experts in ascending order, then the shared one.
+__global__ void moe_sum_kernel(const __grid_constant__ MoeSum s) {
   pdl_launch();
   pdl_wait();
   const std::int64_t row = blockIdx.x;
-  const int c = blockIdx.y * blockDim.x + threadIdx.x;
+  const int c = 4 * (blockIdx.y * blockDim.x + threadIdx.x), hidden = static_cast<int>(s.hidden);
   if (c >= hidden) return;
-  float sum = 0;
+  const bool whole = hidden % 4 == 0;
+  float sum[4] = {};
+  auto add = [&](std::int64_t from, float weight) {
+    const float* y = s.y + from * hidden + c;
+    if (whole) {
+      const float4 v = *reinterpret_cast<const float4*>(y);
+      sum[0] += weight * v.x, sum[1] += weight * v.y, sum[2] += weight * v.z, sum[3] += weight * v.w;
+    } else {
+      for (int i = 0; i < 4 && c + i < hidden; ++i) sum[i] += weight * y[i];
+    }
+  };
   int done = -1;  // experts up to here are added
-  for (int k = 0; k < K; ++k) {
+  for (int k = 0; k < s.K; ++k) {
     int next = 1 << 30, at = -1;
-    for (int i = 0; i < K; ++i) {
-      const int id = ids[row * K + i];
+    for (int i = 0; i < s.K; ++i) {
+      const int id = s.ids[row * s.K + i];
       if (id > done && id < next) next = id, at = i;
     }
     if (at < 0) break;
-    sum += weights[row * K + at] * y[(row * K + at) * hidden + c];
+    const std::int64_t slot = row * s.K + at;
+    add(s.places != nullptr ? s.places[slot] : slot, s.weights[slot]);
     done = next;
   }
-  if (has_shared) sum += y[(static_cast<std::int64_t>(T) * K + row) * hidden + c];
-  out[row * hidden + c] = sum;
+  if (s.has_shared) add(s.T * s.K + row, 1.0F);
+  float* to = s.out + row * hidden + c;
+  if (whole) {
+    *reinterpret_cast<float4*>(to) = {sum[0], sum[1], sum[2], sum[3]};
+  } else {
+    for (int i = 0; i < 4 && c + i < hidden; ++i) to[i] = sum[i];
+  }
 }
 
 }  // namespace
@@ -170,15 +216,13 @@ void route(const Launch& l, const float* x, const float* w, const float* bias, s
 
 void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
                  int item_rows, const GroupBuffers& out) {
-  launch(l, group_kernel, dim3(1), dim3(1024), 0, ids, static_cast<int>(slots), static_cast<int>(shared_rows),
-         n_experts, item_rows, out);
+  launch(l, group_kernel, dim3(1), dim3(32 * kGroupWarps), static_cast<std::size_t>(kGroupWarps * n_experts) * 4, ids,
+         static_cast<int>(slots), static_cast<int>(shared_rows), n_experts, item_rows, out);
 }
 
-void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
-             std::int64_t hidden, bool has_shared, float* out) {
-  if (T == 0) return;
-  launch(l, moe_sum_kernel, dim3(static_cast<unsigned>(T), ceil_div(hidden, 256)), dim3(256), 0, ids, weights, y,
-         static_cast<int>(T), K, static_cast<int>(hidden), has_shared, out);
+void moe_sum(const Launch& l, const MoeSum& s) {
+  if (s.T == 0) return;
+  launch(l, moe_sum_kernel, dim3(static_cast<unsigned>(s.T), ceil_div(s.hidden, 1024)), dim3(256), 0, s);
 }
 
 }  // namespace glint::cuda

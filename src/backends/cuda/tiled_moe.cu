@@ -53,8 +53,7 @@ struct MoeProblem {
     return x + row * x_stride;
   }
   __device__ void store(const TiledBlock& b, int r, int o, float v0, float v1) const {
-    const std::int64_t slot = b.shared ? b.begin + r : groups.order[b.begin + r];
-    store_pair(y + slot * y_stride, o, b.limit, v0, v1);
+    store_pair(y + static_cast<std::int64_t>(b.begin + r) * y_stride, o, b.limit, v0, v1);
   }
   __device__ void store_gated(const TiledBlock& b, int r, int o, float v0, float v1) const {
     store_pair(h + static_cast<std::int64_t>(b.begin + r) * h_stride, o, b.limit, v0, v1);

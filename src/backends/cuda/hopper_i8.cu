@@ -1,0 +1,13 @@
+#include "backends/cuda/hopper_gemm.cuh"
+
+namespace glint::cuda {
+
+void hopper_i8(const Launch& l, const HopperJob& job, bool large, unsigned blocks) {
+  if (large) {
+    launch_hopper<WeightFormat::kI8, true>(l, job, blocks);
+  } else {
+    launch_hopper<WeightFormat::kI8, false>(l, job, blocks);
+  }
+}
+
+}  // namespace glint::cuda
