@@ -180,7 +180,8 @@ void CudaOps::moe_tiled(MoeCall& c, bool hopper, Scratch& scratch) {
   const auto run = [&](const TiledMoe& m) { hopper ? hopper_moe(l, m) : tiled_moe(l, m); };
   TiledMoe m;
   if (hopper) {  // up to 40 rows an expert, reading the weights takes longer than the products
-    m.item_rows = c.slots() <= 40 * c.n_experts ? 64 : 256;
+    m.item_rows =
+        c.slots() <= 40 * c.n_experts ? 64 : std::min(hopper_tokens(c.gate.format), hopper_tokens(c.down.format));
   } else {
     m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
   }

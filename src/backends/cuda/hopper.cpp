@@ -63,7 +63,7 @@ Plan plan(const Launch& l, const HopperJob& job, std::int64_t rows, bool may_spl
   const auto consider = [&](bool large, std::int64_t token_tiles, int split, double cost) {
     if (cost < best.cost) best = {large, token_tiles, split, cost};
   };
-  for (std::int64_t n = tiles(rows, 256); n <= tiles(rows, 64); ++n) {
+  for (std::int64_t n = tiles(rows, hopper_tokens(job.shape[0].format)); n <= tiles(rows, 64); ++n) {
     const double tokens = static_cast<double>(tiles(tiles(rows, n), 32) * 32);
     const double waves = static_cast<double>(tiles(row_tiles * n, l.n_sms));
     consider(true, n, 1, waves * (steps * std::max(400.0, 100 + 4 * tokens) + 1500 + 16 * tokens));

@@ -128,6 +128,12 @@ __device__ __forceinline__ void wgmma_results(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Nor may it compute fragments later than here.
+__device__ __forceinline__ void wgmma_inputs(std::uint32_t (&a)[4][4]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
+
 // d[64 × kN] (+)= a · b: a from shared memory, or as fragments of m16n8k16, warp w rows 16 w to 16 w + 15; b is kN rows
 // of x. d[4 j + 2 r + e] is row 16 w + g + 8 r, column 8 j + 2 t + e. With `add` 0 the old d is not read.
 template <int kN>

@@ -25,7 +25,7 @@ template <WeightFormat F, bool kLarge>
 struct HopperTile {
   static constexpr int kBits = weight_code_bits(F);
   static constexpr bool kCodes = kBits <= 8;
-  static constexpr int kTokens = kLarge ? 256 : 64;
+  static constexpr int kTokens = kLarge ? hopper_tokens(F) : 64;
   // Values of the contraction a stage. Where few rows of x are met, reading W is what takes the time: whole lines then.
   static constexpr int kDepth = kLarge ? 64 : 64 * 16 / kBits;
   static constexpr int kParts = kDepth / 64;
@@ -225,16 +225,50 @@ __device__ __forceinline__ void hopper_produce(const HopperJob& job, HopperRing<
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
+// One stage. A product runs while the next one's fragments are decoded; across stages only where a stage has several
+// parts, since the compiler cannot follow fragments in turn through a loop. Then the other warpgroup fills the gap.
+template <typename Tile, WeightFormat F, int kN>
+__device__ __forceinline__ void hopper_stage(const HopperJob& job, HopperRing<Tile>& ring, float (&acc)[kN / 2],
+                                             std::uint32_t (&a)[2][4][4], const FragmentSource<F>& source,
+                                             std::uint32_t& last_empty) {
+  constexpr int kPending = Tile::kCodes && Tile::kParts == 1 ? 0 : 1;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  mbar_wait(ring.full(), ring.phase);
+  fence_async();
+  const std::uint32_t x_stage = ring.x(), w_stage = x_stage + Tile::kBytesX;
+#pragma unroll
+  for (int part = 0; part < Tile::kParts; ++part) {
+    const std::uint64_t b = wgmma_tile(x_stage + part * (Tile::kTokens * 128));
+    if constexpr (Tile::kCodes) {
+      auto& now = a[part % 2];
+      source.template load<Tile::kRowBytes, Tile::kScaleRow>(job, w_stage, Tile::kBytesW, part, now);
+      wgmma_inputs(now);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) Wgmma<kN>::registers(acc, now[k], b + 2 * k, 1);
+    } else {
+      const std::uint64_t w = wgmma_tile(w_stage + warp / 4 * (64 * 128));
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) Wgmma<kN>::shared(acc, w + 2 * k, b + 2 * k, 1);
+    }
+    wgmma_commit();
+    wgmma_wait<kPending>();  // the group before: its fragments are free, and at a stage's first part its stage
+    if (part == 0 && last_empty != 0 && lane == 0) mbar_arrive(last_empty);
+  }
+  last_empty = ring.empty();
+  ring.next();
+}
+
 // Multiplies a unit's stages; the ring moves on by as many.
 template <typename Tile, WeightFormat F, int kN>
 __device__ __forceinline__ void hopper_multiply(const HopperJob& job, const HopperUnit& unit, HopperRing<Tile>& ring,
                                                 float (&acc)[kN / 2]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;  // 0 to 7: 16 rows of W each
   const HopperSteps steps = hopper_steps<Tile>(job, unit);
-  int add = 0;
   std::uint32_t last_empty = 0;
-  [[maybe_unused]] std::uint32_t a[2][4][4];  // fragments of 64 columns; one is decoded while the other multiplies
-  [[maybe_unused]] FragmentSource<F> source;
+  std::uint32_t a[2][4][4];  // fragments of 64 columns; one is decoded while the other multiplies
+  FragmentSource<F> source;
   if constexpr (Tile::kCodes) {
     const MatShape& m = job.shape[unit.shape];
     const int j = warp * 16 + lane / 4;
@@ -247,44 +281,7 @@ __device__ __forceinline__ void hopper_multiply(const HopperJob& job, const Hopp
       source.odd[r] = job.scales_a_stage == 1 ? (row / m.group_rows * m.groups_a_row) & 1 : 0;
     }
   }
-  auto step = [&]<int kParity>([[maybe_unused]] int s) {
-    mbar_wait(ring.full(), ring.phase);
-    fence_async();
-    const std::uint32_t x_stage = ring.x(), w_stage = x_stage + Tile::kBytesX;
-#pragma unroll
-    for (int part = 0; part < Tile::kParts; ++part) {
-      const std::uint64_t b = wgmma_tile(x_stage + part * (Tile::kTokens * 128));
-      if constexpr (Tile::kCodes) {
-        auto& now = a[Tile::kParts > 1 ? part % 2 : kParity];
-        source.template load<Tile::kRowBytes, Tile::kScaleRow>(job, w_stage, Tile::kBytesW, part, now);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          Wgmma<kN>::registers(acc, now[k], b + 2 * k, add);
-          add = 1;
-        }
-      } else {
-        const std::uint64_t w = wgmma_tile(w_stage + warp / 4 * (64 * 128));
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          Wgmma<kN>::shared(acc, w + 2 * k, b + 2 * k, add);
-          add = 1;
-        }
-      }
-      wgmma_commit();
-      wgmma_wait<1>();  // the group before: its fragments are free, and at a stage's first part its stage
-      if (part == 0 && s > steps.begin && lane == 0) mbar_arrive(last_empty);
-    }
-    last_empty = ring.empty();
-    ring.next();
-  };
-  int s = steps.begin;
-  while (s < steps.end) {
-    step.template operator()<0>(s++);
-    if (s >= steps.end) break;
-    step.template operator()<1>(s++);
-  }
+  for (int s = steps.begin; s < steps.end; ++s) hopper_stage<Tile, F, kN>(job, ring, acc, a, source, last_empty);
   wgmma_wait<0>();
   wgmma_results(acc);
   if (lane == 0) mbar_arrive(last_empty);
@@ -404,7 +401,9 @@ __device__ __forceinline__ void hopper_store_split(const HopperJob& job, const H
 template <typename Tile, WeightFormat F, int kN>
 __device__ __forceinline__ void hopper_unit_of(const HopperJob& job, const HopperUnit& unit, HopperRing<Tile>& ring,
                                                std::uint32_t staging) {
-  float acc[kN / 2];
+  // Zeros rather than a first product that overwrites: otherwise the compiler holds the accumulators of all sizes at
+  // once.
+  float acc[kN / 2] = {};
   hopper_multiply<Tile, F, kN>(job, unit, ring, acc);
   if constexpr (kN <= 64) {
     if (job.split > 1) return hopper_store_split<kN>(job, unit, acc, staging);
@@ -467,11 +466,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           case 6:
             hopper_unit_of<Tile, F, 192>(job, unit, ring, staging);
             break;
-          case 7:
-            hopper_unit_of<Tile, F, 224>(job, unit, ring, staging);
-            break;
           default:
-            hopper_unit_of<Tile, F, 256>(job, unit, ring, staging);
+            if constexpr (Tile::kTokens == 256) {
+              if (unit.count <= 224) {
+                hopper_unit_of<Tile, F, 224>(job, unit, ring, staging);
+              } else {
+                hopper_unit_of<Tile, F, 256>(job, unit, ring, staging);
+              }
+            }
         }
       } else {
         if (unit.count <= 8) {

@@ -217,6 +217,8 @@ void tiled(const Launch& l, const Tiled& t);
 
 // hopper.cpp: the same on sm_90a, for the shapes and formats that it takes. x is in column_order(w.shape.format).
 bool hopper_takes(const Launch& l, const Mat& w);
+// Rows of x in the largest tile. Where codes are decoded, fragments need the registers of some accumulators.
+constexpr int hopper_tokens(WeightFormat f) { return f == WeightFormat::kBF16 ? 256 : 192; }
 void hopper_dense(const Launch& l, const Tiled& t);
 
 struct TiledMoe {
