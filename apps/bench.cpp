@@ -36,6 +36,7 @@ struct BenchFlags {
   int repeat = 3;
   bool ops = false;
   bool json = false;
+  bool wgmma = false;
   std::string csv;
 };
 
@@ -58,11 +59,11 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-std::unique_ptr<Ops> make_backend(const EngineOptions& o) {
+std::unique_ptr<Ops> make_backend(const EngineOptions& o, [[maybe_unused]] bool wgmma) {
   if (o.device == "cpu") return make_cpu_ops({.isa = o.isa, .threads = o.threads});
   if (o.device == "reference") return make_reference_ops();
 #ifdef GLINT_CUDA
-  if (o.device == "cuda") return make_cuda_ops({});
+  if (o.device == "cuda") return make_cuda_ops({.wgmma = wgmma});
 #endif
   throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu, cuda (where built) or reference"});
 }
@@ -246,7 +247,7 @@ BenchLimits limits_for(const BenchFlags& f) {
 }
 
 int run_bench(BenchFlags& f) {
-  Counted ops(make_backend(f.engine.options));
+  Counted ops(make_backend(f.engine.options, f.wgmma));
   const CpuPeaks peaks = ops.host_memory() ? measure_peaks(f.engine.options.threads) : measure_device(ops.inner());
   const ModelWeights weights = make_weights(f.engine, ops);
   BenchModel model(weights, ops, limits_for(f));
@@ -312,6 +313,7 @@ void register_bench(CLI::App& app, Run& run) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   c->add_flag("--ops", f->ops, "Time, GB/s and GFLOP/s of every op below each row");
+  c->add_flag("--wgmma", f->wgmma, "Device cuda: the sm_90a product kernels, not yet on by default");
   c->add_flag("--json", f->json, "One JSON object on stdout");
   c->add_option("--csv", f->csv, "Write the rows to this file as well");
   c->footer(

@@ -183,9 +183,8 @@ double nmse(const std::vector<float>& got, const std::vector<float>& want) {
 
 constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
 
-TEST(CudaFormats, LinearAgreesWithTheDecoder) {
-  NEED_GPU();
-  const auto ops = make_cuda_ops({});
+void expect_linear_agrees(const CudaOptions& options) {
+  const auto ops = make_cuda_ops(options);
   OpLimits limits = case_limits();
   limits.dense_inner = 4096;
   ops->reserve(limits);
@@ -213,9 +212,8 @@ TEST(CudaFormats, LinearAgreesWithTheDecoder) {
 }
 
 // The same tokens through the same experts as BF16 matrices of the decoded values: only the format differs.
-TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
-  NEED_GPU();
-  const auto ops = make_cuda_ops({});
+void expect_experts_agree(const CudaOptions& options) {
+  const auto ops = make_cuda_ops(options);
   OpLimits limits = case_limits();
   limits.max_rows = 600;
   ops->reserve(limits);
@@ -272,6 +270,32 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
       EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t;
     }
   }
+}
+
+TEST(CudaFormats, LinearAgreesWithTheDecoder) {
+  NEED_GPU();
+  expect_linear_agrees({});
+}
+
+TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
+  NEED_GPU();
+  expect_experts_agree({});
+}
+
+TEST(CudaWgmma, LinearAgreesWithTheDecoder) {
+  NEED_GPU();
+  expect_linear_agrees({.wgmma = true});
+}
+
+TEST(CudaWgmma, ExpertsAgreeWithTheirDecodedTwins) {
+  NEED_GPU();
+  expect_experts_agree({.wgmma = true});
+}
+
+TEST(CudaWgmma, CasesAgreeWithTheReference) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({.wgmma = true});
+  expect_all_cases(*ops, Precision::kBF16);
 }
 
 // A row's sum has one order for up to 16 rows: alone or in company, the bits are the same.

@@ -28,6 +28,9 @@ struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
   bool graphs = true;            // replay a repeated step as a CUDA graph
+  // sm_90a kernels for products of more than 16 rows. Off: not yet seen to run
+  // (docs/experiments/2026-11-24-cuda-gemm.md).
+  bool wgmma = false;
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

@@ -99,7 +99,7 @@ Device::Device(const CudaOptions& options) {
   check(cudaDeviceGetAttribute(&launch_.n_sms, cudaDevAttrMultiProcessorCount, info_.index), "attribute");
   check(cudaDeviceGetAttribute(&launch_.smem_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, info_.index), "attribute");
 #if defined(GLINT_CUDA_SM90A)
-  launch_.hopper = info_.sm == 90;
+  launch_.hopper = options.wgmma && info_.sm == 90;
 #endif
   launch_.pdl = options.dependent_launch && info_.sm >= 90;
   void* pinned = nullptr;

@@ -395,6 +395,7 @@ __device__ __forceinline__ void hopper_store_split(const HopperJob& job, const H
       }
     }
   }
+  __syncwarp();
   cluster_sync();  // nobody leaves while others read
 }
 
@@ -436,9 +437,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   pdl_launch();
   pdl_wait();
   if (threadIdx.x >= 256) {
-    if constexpr (kLarge) shrink_registers<96>();
+    // 88 and 208 for 128 and 256 threads: the 168 for 384 that the kernel starts with.
+    if constexpr (kLarge) shrink_registers<88>();
     hopper_produce<Tile>(job, ring);
     if (job.split > 1) {
+      __syncwarp();
       cluster_sync();
       cluster_sync();
     }
