@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <optional>
 
 #include "server/request_fields.hpp"
@@ -135,12 +134,7 @@ std::vector<JsonValue> read_tools(const Fields& body) {
     if (const auto type = tool.text("type"); type && *type != "custom") {
       throw unsupported(tool.at("type"), "the tool type \"" + *type + "\"", "tools with an input_schema are");
     }
-    const std::string name = tool.required_text("name");
-    if (!valid_tool_name(name)) tool.fail("name", "at most 256 characters without spaces, braces and <>");
-    if (std::find(names.begin(), names.end(), name) != names.end()) {
-      throw bad_field(tool.at("name"), '"' + name + "\" again", "names that differ");
-    }
-    names.push_back(name);
+    const std::string name = read_tool_name(tool, names);
     const JsonValue* schema = tool.object("input_schema");
     if (schema == nullptr) tool.fail("input_schema", "a JSON schema");
     JsonValue function = JsonValue::make_object().set("name", name);
@@ -162,11 +156,7 @@ void read_tool_choice(const Fields& body, Conversation& c) {
     allowed = type == "auto";
     c.parallel_calls = !choice.boolean("disable_parallel_tool_use").value_or(false);
   }
-  if (allowed) {
-    c.chat.tools = tools;
-    c.parser.tools = std::move(tools);
-  }
-  c.parser.parse_tool_calls = !c.chat.tools.empty();
+  offer_tools(std::move(tools), allowed, c);
 }
 
 // Off unless asked for, as with Anthropic: a client that does not ask for thinking does not expect blocks of it.

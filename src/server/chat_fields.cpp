@@ -99,12 +99,7 @@ std::vector<JsonValue> read_tools(const Fields& body) {
     const JsonValue* inner = tool.object("function");
     if (inner == nullptr) tool.fail("function", "an object");
     const Fields function(*inner, tool.at("function"));
-    const std::string name = function.required_text("name");
-    if (!valid_tool_name(name)) function.fail("name", "at most 256 characters without spaces, braces and <>");
-    if (std::find(names.begin(), names.end(), name) != names.end()) {
-      throw bad_field(function.at("name"), '"' + name + "\" again", "names that differ");
-    }
-    names.push_back(name);
+    read_tool_name(function, names);
     function.text("description");
     function.object("parameters");
   }
@@ -204,17 +199,20 @@ void order_results(std::vector<ChatMessage>& messages, std::vector<std::vector<s
   }
 }
 
+void offer_tools(std::vector<JsonValue> tools, bool allowed, Conversation& c) {
+  if (allowed) {
+    c.chat.tools = tools;
+    c.parser.tools = std::move(tools);
+  }
+  c.parser.parse_tool_calls = !c.chat.tools.empty();
+}
+
 Conversation read_conversation(const Fields& body) {
   Conversation c;
   c.chat.messages = read_messages(body);
   c.chat.add_generation_prompt = true;
   std::vector<JsonValue> tools = read_tools(body);
-  // "none" takes the tools out of the prompt: what the model does not see it does not call.
-  if (calls_allowed(body)) {
-    c.chat.tools = tools;
-    c.parser.tools = std::move(tools);
-  }
-  c.parser.parse_tool_calls = !c.chat.tools.empty();
+  offer_tools(std::move(tools), calls_allowed(body), c);
   c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   check_format(body);
   read_thinking(body, c.chat);

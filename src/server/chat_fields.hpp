@@ -27,6 +27,10 @@ std::string read_text_parts(const JsonValue& content, const std::string& where);
 // tool_choice: whether calls are allowed (auto, none). What only constrained decoding can promise is refused.
 bool calls_allowed(const Fields& body);
 
+// Gives the tools to the prompt and to the parser of the answer. Where calls are not allowed, to neither: what the
+// model does not see it does not call.
+void offer_tools(std::vector<JsonValue> tools, bool allowed, Conversation& c);
+
 // An effort of reasoning: none and minimal turn thinking off, the others on.
 void read_effort(const Fields& fields, std::string_view name, ChatRequest& chat);
 

@@ -104,4 +104,14 @@ bool valid_tool_name(std::string_view name) {
   });
 }
 
+std::string read_tool_name(const Fields& tool, std::vector<std::string>& names) {
+  std::string name = tool.required_text("name");
+  if (!valid_tool_name(name)) tool.fail("name", "at most 256 characters without spaces, braces and <>");
+  if (std::find(names.begin(), names.end(), name) != names.end()) {
+    throw bad_field(tool.at("name"), '"' + name + "\" again", "names that differ");
+  }
+  names.push_back(name);
+  return name;
+}
+
 }  // namespace glint::server

@@ -29,4 +29,7 @@ void append_choices(const Request& request, std::size_t n, std::vector<Request>&
 // Whether a function may have that name. The model writes it between tags, so it must hold none.
 bool valid_tool_name(std::string_view name);
 
+// The name of one tool of a list, added to those before it. Throws if it is invalid or one of them.
+std::string read_tool_name(const Fields& tool, std::vector<std::string>& names);
+
 }  // namespace glint::server

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <optional>
 
 #include "server/request_fields.hpp"
@@ -142,12 +141,7 @@ std::vector<JsonValue> read_tools(const Fields& body) {
     const Fields tool(list->items[i], fmt::format("tools[{}]", i));
     const std::string type = tool.required_text("type");
     if (type != "function") throw unsupported(tool.at("type"), "the tool type \"" + type + "\"", "function is");
-    const std::string name = tool.required_text("name");
-    if (!valid_tool_name(name)) tool.fail("name", "at most 256 characters without spaces, braces and <>");
-    if (std::find(names.begin(), names.end(), name) != names.end()) {
-      throw bad_field(tool.at("name"), '"' + name + "\" again", "names that differ");
-    }
-    names.push_back(name);
+    const std::string name = read_tool_name(tool, names);
     JsonValue function = JsonValue::make_object().set("name", name);
     if (const auto description = tool.text("description")) function.set("description", *description);
     if (const JsonValue* parameters = tool.object("parameters")) function.set("parameters", *parameters);
@@ -181,11 +175,7 @@ Conversation read_responses_conversation(const Fields& body) {
   read_input(body, c);
   c.chat.add_generation_prompt = true;
   std::vector<JsonValue> tools = read_tools(body);
-  if (calls_allowed(body)) {
-    c.chat.tools = tools;
-    c.parser.tools = std::move(tools);
-  }
-  c.parser.parse_tool_calls = !c.chat.tools.empty();
+  offer_tools(std::move(tools), calls_allowed(body), c);
   c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   if (const JsonValue* reasoning = body.object("reasoning")) {
     read_effort(Fields(*reasoning, "reasoning"), "effort", c.chat);
