@@ -48,7 +48,8 @@ struct BenchRow {
   double tokens_per_s = 0;
   double gb_per_s = 0;
   double gflop_per_s = 0;
-  double share_of_peak = 0;  // decode: of the read bandwidth; prefill: of the BF16 peak
+  double read_gb_s = 0;      // the read bandwidth beside this row: of a host, the median of passes between the steps
+  double share_of_peak = 0;  // decode: of that read bandwidth; prefill: of the BF16 peak
   std::uint64_t hash = 0;
   std::vector<OpCount> ops;
 };
@@ -66,6 +67,12 @@ std::unique_ptr<Ops> make_backend(const EngineOptions& o) {
 #endif
   throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu, cuda (where built) or reference"});
 }
+
+// What the machine can do. `probe`: of a host, whose memory other processes use as well.
+struct Ceilings {
+  CpuPeaks peaks;
+  std::unique_ptr<ReadProbe> probe;
+};
 
 // What a device does with a large copy (bytes read and written) and a large product of its own.
 CpuPeaks measure_device(Ops& ops) {
@@ -135,7 +142,8 @@ void finish_row(BenchRow& row, const Counted& ops, double work_seconds, double n
   row.tokens_per_s = n_tokens / work_seconds;
   row.gb_per_s = cost.bytes / work_seconds * 1e-9;
   row.gflop_per_s = cost.flops / work_seconds * 1e-9;
-  row.share_of_peak = row.kind == "decode" ? row.gb_per_s / peaks.read_gb_s : row.gflop_per_s / peaks.bf16_gflop_s;
+  if (row.read_gb_s == 0) row.read_gb_s = peaks.read_gb_s;
+  row.share_of_peak = row.kind == "decode" ? row.gb_per_s / row.read_gb_s : row.gflop_per_s / peaks.bf16_gflop_s;
   row.ops = ops.table();
 }
 
@@ -164,7 +172,7 @@ BenchRow bench_prefill(BenchModel& model, Counted& ops, const BenchFlags& f, std
 }
 
 BenchRow bench_decode(BenchModel& model, Counted& ops, const BenchFlags& f, std::int64_t batch, std::int64_t depth,
-                      const CpuPeaks& peaks) {
+                      const Ceilings& ceilings) {
   BenchRow row{.kind = "decode", .tokens = f.gen_tokens, .batch = batch, .depth = depth};
   model.reset(batch, depth);
   model.decode_step();
@@ -173,11 +181,17 @@ BenchRow bench_decode(BenchModel& model, Counted& ops, const BenchFlags& f, std:
   if (device) model.decode_step();  // the one that is counted
   ops.set_passive(device);
   std::vector<double> seconds;
-  for (std::int64_t i = 0; i < f.gen_tokens; ++i) seconds.push_back(model.decode_step());
+  constexpr std::int64_t kStepsAProbe = 4;
+  std::vector<double> read;
+  for (std::int64_t i = 0; i < f.gen_tokens; ++i) {
+    if (ceilings.probe && i % kStepsAProbe == 0) read.push_back(ceilings.probe->gb_s());
+    seconds.push_back(model.decode_step());
+  }
   ops.set_passive(false);
   row.seconds = median(seconds);
+  if (!read.empty()) row.read_gb_s = median(read);
   finish_row(row, ops, row.seconds * static_cast<double>(f.gen_tokens), static_cast<double>(batch * f.gen_tokens),
-             peaks, device ? 1.0 / static_cast<double>(f.gen_tokens) : 1.0);
+             ceilings.peaks, device ? 1.0 / static_cast<double>(f.gen_tokens) : 1.0);
   row.hash = model.logits_hash();
   return row;
 }
@@ -190,13 +204,14 @@ void print_row(const BenchRow& r) {
 }
 
 void print_ops(const BenchRow& r, const CpuPeaks& peaks) {
+  if (r.read_gb_s != peaks.read_gb_s) fmt::print("    memory read beside it: {:.1f} GB/s\n", r.read_gb_s);
   double total = 0;
   for (const OpCount& c : r.ops) total += c.seconds;
   for (const OpCount& c : r.ops) {
     fmt::print(
         "    {:<14} {:>6} calls {:>9.2f} ms {:>5.1f} %  {:>7.1f} GB/s {:>8.1f} GFLOP/s  {:>5.1f} % of the floor\n",
         c.name, c.calls, c.seconds * 1e3, c.seconds / total * 100, c.gigabytes_per_second(), c.gigaflops_per_second(),
-        std::max(c.gigabytes_per_second() / peaks.read_gb_s, c.gigaflops_per_second() / peaks.bf16_gflop_s) * 100);
+        std::max(c.gigabytes_per_second() / r.read_gb_s, c.gigaflops_per_second() / peaks.bf16_gflop_s) * 100);
   }
 }
 
@@ -218,6 +233,7 @@ json::object row_json(const BenchRow& r) {
           {"tokens_per_s", r.tokens_per_s},
           {"gb_per_s", r.gb_per_s},
           {"gflop_per_s", r.gflop_per_s},
+          {"read_gb_s", r.read_gb_s},
           {"share_of_peak", r.share_of_peak},
           {"logits_hash", fmt::format("{:016x}", r.hash)},
           {"ops", std::move(ops)}};
@@ -226,12 +242,12 @@ json::object row_json(const BenchRow& r) {
 void write_csv(const std::string& path, const std::vector<BenchRow>& rows, const std::string& backend,
                const CpuPeaks& peaks) {
   std::ofstream out(path);
-  out << "backend,kind,tokens,batch,depth,ms,tokens_per_s,gb_per_s,gflop_per_s,share_of_peak,peak_read_gb_s,peak_bf16_"
-         "gflop_s,hash\n";
+  out << "backend,kind,tokens,batch,depth,ms,tokens_per_s,gb_per_s,gflop_per_s,share_of_peak,read_gb_s,"
+         "peak_read_gb_s,peak_bf16_gflop_s,hash\n";
   for (const BenchRow& r : rows) {
-    out << fmt::format("{},{},{},{},{},{:.4f},{:.2f},{:.2f},{:.2f},{:.4f},{:.2f},{:.1f},{:016x}\n", backend, r.kind,
-                       r.tokens, r.batch, r.depth, r.seconds * 1e3, r.tokens_per_s, r.gb_per_s, r.gflop_per_s,
-                       r.share_of_peak, peaks.read_gb_s, peaks.bf16_gflop_s, r.hash);
+    out << fmt::format("{},{},{},{},{},{:.4f},{:.2f},{:.2f},{:.2f},{:.4f},{:.2f},{:.2f},{:.1f},{:016x}\n", backend,
+                       r.kind, r.tokens, r.batch, r.depth, r.seconds * 1e3, r.tokens_per_s, r.gb_per_s, r.gflop_per_s,
+                       r.share_of_peak, r.read_gb_s, peaks.read_gb_s, peaks.bf16_gflop_s, r.hash);
   }
   if (!out.flush()) throw Error({.what = path, .found = "cannot be written"});
 }
@@ -247,7 +263,14 @@ BenchLimits limits_for(const BenchFlags& f) {
 
 int run_bench(BenchFlags& f) {
   Counted ops(make_backend(f.engine.options));
-  const CpuPeaks peaks = ops.host_memory() ? measure_peaks(f.engine.options.threads) : measure_device(ops.inner());
+  Ceilings ceilings;
+  if (ops.host_memory()) {
+    ceilings.peaks = measure_peaks(f.engine.options.threads);
+    ceilings.probe = std::make_unique<ReadProbe>(f.engine.options.threads);
+  } else {
+    ceilings.peaks = measure_device(ops.inner());
+  }
+  const CpuPeaks& peaks = ceilings.peaks;
   const ModelWeights weights = make_weights(f.engine, ops);
   BenchModel model(weights, ops, limits_for(f));
   if (!f.json) {
@@ -268,7 +291,7 @@ int run_bench(BenchFlags& f) {
       if (tokens > 0) add(bench_prefill(model, ops, f, tokens, depth, peaks));
     }
     for (const std::int64_t batch : f.batch) {
-      if (f.gen_tokens > 0) add(bench_decode(model, ops, f, batch, depth, peaks));
+      if (f.gen_tokens > 0) add(bench_decode(model, ops, f, batch, depth, ceilings));
     }
   }
   if (!f.csv.empty()) write_csv(f.csv, rows, ops.name(), peaks);
@@ -316,7 +339,9 @@ void register_bench(CLI::App& app, Run& run) {
   c->add_option("--csv", f->csv, "Write the rows to this file as well");
   c->footer(
       "The full model's layers without its weights: glint bench --synthetic layers=6\n"
-      "\"of peak\": decode as a share of the read bandwidth, prefill of the BF16 rate, both measured at the start.");
+      "\"of peak\": decode as a share of the read bandwidth (on a host the median of passes between the steps), "
+      "prefill\n"
+      "of the BF16 rate measured at the start.");
   c->callback([f, &run] { run = [f] { return run_bench(*f); }; });
 }
 

@@ -227,6 +227,8 @@ bool EngineImpl::turn() {
 bool EngineImpl::accept() {
   {
     const std::lock_guard lock(mutex_);
+    // Until the loop has counted them they wait.
+    for (const auto& request : inbox_) stats_.waiting_requests += request->scores == nullptr ? 1 : 0;
     accepted_.swap(inbox_);
     cancelled_.swap(cancels_);
   }

@@ -191,6 +191,10 @@ std::string HttpServer::url() const {
 }
 
 void HttpServer::on_signal(std::function<void(int)> handler) {
+  // A set that never goes away: with the last one Asio restores the default action, and a signal that comes between the
+  // end of the server and the end of the process would turn a clean exit into a death.
+  static asio::signal_set* const kept = new asio::signal_set(*new asio::io_context, SIGTERM, SIGINT);
+  static_cast<void>(kept);
   impl_->signal_handler_ = std::move(handler);
   impl_->signals_.add(SIGTERM);
   impl_->signals_.add(SIGINT);

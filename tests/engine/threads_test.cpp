@@ -157,9 +157,11 @@ TEST(EngineThread, AbandonedRequestsAreForgottenAtOnce) {
   engine->abandon(engine->submit(r));
   engine->abandon(waited_for);
   engine->abandon(12345);
-  for (int i = 0; i < 500 && engine->stats().running_requests + engine->stats().cache_tokens_used > 0; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  const auto held = [&engine] {
+    const EngineStats s = engine->stats();
+    return s.waiting_requests + s.running_requests + s.cache_tokens_used;
+  };
+  for (int i = 0; i < 500 && held() > 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   EXPECT_EQ(engine->stats().running_requests, 0);
   EXPECT_EQ(engine->stats().waiting_requests, 0);
   EXPECT_EQ(engine->stats().cache_tokens_used, 0);
