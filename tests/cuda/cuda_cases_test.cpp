@@ -8,6 +8,7 @@
 
 #include "backends/cuda/cuda.hpp"
 #include "ops/case_runner.hpp"
+#include "ops/kv_codec.hpp"
 #include "tensor/codec.hpp"
 
 namespace glint {
@@ -254,6 +255,95 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
       ops->moe(p);
       ops->download(got.data(), dy.data(), got.size() * 4);
       EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t;
+    }
+  }
+}
+
+// So many tokens that every block of the decode kernel takes more steps than it has stages, and meets sequence borders:
+// the ring of copies wraps, and sequences are merged from pieces. Rows are written by mla_append.
+TEST(CudaAttention, ManySequencesThroughTheRing) {
+  NEED_GPU();
+  constexpr std::int64_t kHeads = 5;
+  constexpr int kSeqs = 60;
+  const auto ops = make_cuda_ops({});
+  const auto reference = make_reference_ops();
+  OpLimits limits = case_limits();
+  limits.max_context = 2048;
+  ops->reserve(limits);
+  reference->reserve(limits);
+  Random random(11);
+  std::vector<std::int32_t> offsets{0}, contexts, table;
+  std::int32_t max_pages = 0, n_pages = 0;
+  for (int s = 0; s < kSeqs; ++s) {
+    offsets.push_back(offsets.back() + (s % 9 == 4 ? 2 : 1));
+    contexts.push_back(static_cast<std::int32_t>(s % 5 == 0 ? 1 + random.below(70) : 300 + random.below(1700)));
+    max_pages = std::max(max_pages, (contexts.back() + kPageTokens - 1) / kPageTokens);
+  }
+  for (const std::int32_t c : contexts) {
+    const std::int32_t used = (c + kPageTokens - 1) / kPageTokens;
+    for (std::int32_t i = 0; i < max_pages; ++i) table.push_back(i < used ? n_pages + i : -1);
+    n_pages += used;
+  }
+  const std::int64_t rows = offsets.back();
+  const auto q = random.normals(rows * kHeads * kQk, 1.0F);
+  const auto w = random.normals(kHeads * (kNope + kValue) * kLatent, 0.05F);
+  std::vector<std::uint16_t> w_bits;
+  for (const float x : w) w_bits.push_back(to_bf16(x).bits);
+  const Buffer dq = to_device(*ops, q.data(), q.size() * 4), dw = to_device(*ops, w_bits.data(), w_bits.size() * 2);
+  const Buffer offsets_buffer = to_device(*ops, offsets.data(), offsets.size() * 4);
+  const Buffer contexts_buffer = to_device(*ops, contexts.data(), contexts.size() * 4);
+  const Buffer table_buffer = to_device(*ops, table.data(), table.size() * 4);
+  const Buffer out = ops->allocate(static_cast<std::size_t>(rows * kHeads * kValue) * 4);
+  constexpr std::int64_t kChunk = 256;
+  for (const KvCodec codec : kKvCodecs) {
+    const std::int64_t stride = kPageTokens * kv_row_bytes(codec);
+    std::vector<std::byte> pages(static_cast<std::size_t>(n_pages * stride), std::byte{0xff});
+    const Buffer cache = to_device(*ops, pages.data(), pages.size());
+    KvPages view{.base = cache.data(), .page_stride_bytes = stride, .codec = codec, .n_pages = n_pages};
+    std::vector<std::int32_t> slots;
+    for (int s = 0; s < kSeqs; ++s) {
+      for (std::int32_t i = 0; i < contexts[static_cast<std::size_t>(s)]; ++i)
+        slots.push_back(table[static_cast<std::size_t>(s * max_pages + i / kPageTokens)] * kPageTokens +
+                        i % kPageTokens);
+    }
+    const auto values = random.normals(kChunk * kKvRow, 1.0F);
+    const Buffer dv = to_device(*ops, values.data(), values.size() * 4);
+    const Buffer ds = to_device(*ops, slots.data(), slots.size() * 4);
+    for (std::size_t i = 0; i < slots.size(); i += kChunk) {
+      const auto n = static_cast<std::int64_t>(std::min<std::size_t>(kChunk, slots.size() - i));
+      ops->mla_append({.kv = {dv.data(), DType::kF32, {n, kKvRow}},
+                       .slots = static_cast<const std::int32_t*>(ds.data()) + i,
+                       .pages = view});
+    }
+    ops->download(pages.data(), cache.data(), pages.size());
+    for (const int window : {0, 333}) {
+      std::vector<float> want(static_cast<std::size_t>(rows * kHeads * kValue)), got(want.size());
+      MlaAttendParams p;
+      p.q = {q.data(), DType::kF32, {rows, kHeads, kQk}};
+      p.kv_b = {
+          .format = WeightFormat::kBF16, .rows = kHeads * (kNope + kValue), .cols = kLatent, .data = w_bits.data()};
+      p.pages = view;
+      p.pages.base = pages.data();
+      p.batch = {.n_seqs = kSeqs,
+                 .row_offsets = offsets.data(),
+                 .context_tokens = contexts.data(),
+                 .page_table = table.data(),
+                 .max_pages = max_pages};
+      p.window_tokens = window;
+      p.out = {want.data(), DType::kF32, {rows, kHeads * kValue}};
+      reference->mla_attend(p);
+      p.q.data = dq.data();
+      p.kv_b.data = dw.data();
+      p.pages.base = cache.data();
+      p.batch.row_offsets = static_cast<const std::int32_t*>(offsets_buffer.data());
+      p.batch.context_tokens = static_cast<const std::int32_t*>(contexts_buffer.data());
+      p.batch.page_table = static_cast<const std::int32_t*>(table_buffer.data());
+      p.out.data = out.data();
+      ops->mla_attend(p);
+      ops->download(got.data(), out.data(), got.size() * 4);
+      const double e = nmse(got, want);
+      std::printf("  %-5s window %3d: nmse %.2e\n", std::string(kv_codec_name(codec)).c_str(), window, e);
+      EXPECT_LT(e, 1e-4) << kv_codec_name(codec);
     }
   }
 }

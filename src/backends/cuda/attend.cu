@@ -1,10 +1,12 @@
-// Attention over the paged latent cache in the absorbed form: every query head of a row meets the same 576 numbers a
-// token, so that the (row, head) pairs of a sequence are the rows of one product. A block takes kM = 16 · kTiles pairs
-// and one piece of the context, page by page (64 tokens a page, kTokens a step):
+// Attention over the paged latent cache in the absorbed form, for any device and any batch: every query head of a row
+// meets the same 576 numbers a token, so that the (row, head) pairs of a sequence are the rows of one product. A block
+// takes kM = 16 · kTiles pairs and one piece of the context, page by page (64 tokens a page, kTokens a step):
 //   S = Q (kM × 576) · KVᵀ (576 × kTokens), online softmax in base 2, O (kM × 512) += P · KV's first 512 columns.
-// The page is read from global memory once; both products read it from shared memory.
+// The page is read from global memory once, and decoded on the way; both products read it from shared memory.
+// Running maxima are rounded up to whole numbers: weights relative to them differ by exact powers of two then, so that
+// how a context is cut into pieces and steps changes the order of fp32 sums and nothing else.
 
-#include "backends/cuda/common.cuh"
+#include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -26,9 +28,9 @@ struct Args {
   std::uint16_t* latent;
 };
 
-// Tokens a piece of a context has: a power of two that gives at most kMaxSplits pieces.
+// Tokens a piece of a context has: a power of two that gives at most kMaxPieces pieces.
 __device__ int split_tokens(int context, int min_split) {
-  const int wanted = max(min_split, (context + kMaxSplits - 1) / kMaxSplits);
+  const int wanted = max(min_split, (context + kMaxPieces - 1) / kMaxPieces);
   return 1 << (32 - __clz(wanted - 1));
 }
 
@@ -78,7 +80,7 @@ struct Sizes {
   static constexpr std::size_t kBytes = kQBytes + 2 * kStage + kPBytes + sizeof(float) * kM * (kGroups + 1);
 };
 
-template <int kTiles, int kTokens, bool kF32>
+template <int kTiles, int kTokens, KvCodec kCodec>
 __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_constant__ Args a) {
   using S = Sizes<kTiles, kTokens>;
   constexpr int kM = S::kM, kGroups = S::kGroups, kMine = S::kTilesAWarp, kNs = S::kGroupTokens / 8;
@@ -112,22 +114,42 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
     const int start = step * kTokens;
     const unsigned char* page = a.pages + table[start / kPageRows] * a.page_stride;
     const std::uint32_t stage = kv_base + (step & 1) * S::kStage;
-    for (int i = thread; i < kTokens * kRowUnits; i += kThreads) {
-      const int r = i / kRowUnits, unit = i % kRowUnits;
-      const bool live = start + r >= low && start + r < high;
-      const std::uint32_t to = stage + swizzled(r, unit, kRowBytes);
-      const int slot = start % kPageRows + r;
-      if constexpr (kF32) {
-        uint4 v{};
-        if (live) {
-          const auto* from =
-              reinterpret_cast<const float4*>(page + static_cast<std::int64_t>(slot) * kRowWidth * 4) + unit * 2;
-          const float4 x = from[0], y = from[1];
-          v = {pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w)};
+    if constexpr (is_short(kCodec)) {
+      constexpr int kRows = kTokens / kWarps;
+      RawPart raw[kRows];
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const int r = warp * kRows + k;
+        raw[k] = {};
+        if (start + r >= low && start + r < high)
+          raw[k] = raw_part<kCodec>(page + (start % kPageRows + r) * kCacheRowBytes<kCodec>, lane);
+      }
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const int r = warp * kRows + k, unit = first_unit<kCodec>(lane);
+        RowPart part{};
+        if (start + r >= low && start + r < high) part = decode_part<kCodec>(raw[k], lane);
+        sts128(stage + swizzled(r, unit, kRowBytes), part.unit[0]);
+        sts128(stage + swizzled(r, unit + kUnitStep<kCodec>, kRowBytes), part.unit[1]);
+        sts32(stage + swizzled(r, kLatentWidth / 8 + lane / 4, kRowBytes) + lane % 4 * 4, part.rotary);
+      }
+    } else {
+      for (int i = thread; i < kTokens * kRowUnits; i += kThreads) {
+        const int r = i / kRowUnits, unit = i % kRowUnits;
+        const bool live = start + r >= low && start + r < high;
+        const std::uint32_t to = stage + swizzled(r, unit, kRowBytes);
+        const unsigned char* row = page + (start % kPageRows + r) * kCacheRowBytes<kCodec>;
+        if constexpr (kCodec == KvCodec::kF32) {
+          uint4 v{};
+          if (live) {
+            const auto* from = reinterpret_cast<const float4*>(row) + unit * 2;
+            const float4 x = from[0], y = from[1];
+            v = {pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w)};
+          }
+          sts128(to, v);
+        } else {
+          cp_async16(to, live ? row + unit * 16 : a.pages, live);
         }
-        sts128(to, v);
-      } else {
-        cp_async16(to, live ? page + static_cast<std::int64_t>(slot) * kRowBytes + unit * 16 : a.pages, live);
       }
     }
   };
@@ -226,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
           const int r = (warp_m * kMine + i) * 16 + g + 8 * h;
           float m = top[i][h];
 #pragma unroll
-          for (int k = 0; k < kGroups; ++k) m = fmaxf(m, maxima[r * kGroups + k]);
+          for (int k = 0; k < kGroups; ++k) m = fmaxf(m, ceilf(maxima[r * kGroups + k]));
           const float base = m == -INFINITY ? 0.0F : m;  // nothing seen so far: every weight is 2^-inf = 0
           const float factor = exp2f(top[i][h] - base);
           top[i][h] = m;
@@ -269,6 +291,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
     }
   }
 
+  __syncthreads();  // everyone has read the last factors
   // The sums of a pair lie with its quads in every token group.
   if (scores) {
 #pragma unroll
@@ -312,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
 
 // A block a pair, four columns a thread: adds the pieces of the context in order.
 __global__ void merge_kernel(const __grid_constant__ Args a) {
-  __shared__ float m_shared[kMaxSplits], l_shared[kMaxSplits];
+  __shared__ float m_shared[kMaxPieces], l_shared[kMaxPieces];
   pdl_launch();
   pdl_wait();
   const int row = blockIdx.x / a.heads, lane = threadIdx.x % 32;
@@ -356,155 +379,68 @@ __global__ void merge_kernel(const __grid_constant__ Args a) {
       pack_bf16(sum.x * inverse, sum.y * inverse), pack_bf16(sum.z * inverse, sum.w * inverse)};
 }
 
-constexpr int kQueryRows = 4;
-
-// Block (head, 128 columns of the latent, four rows): 16 threads of eight columns, 16 groups of twelve rows of W_UK.
-// The weights are loaded before the query is waited for.
-__global__ void __launch_bounds__(256)
-    latent_query_kernel(MatShape m, MatPtr w, const float* q, int rows, int heads, std::uint16_t* query) {
-  constexpr int kPart = 12;
-  __shared__ float nope[kQueryRows][kNopeWidth];
-  __shared__ float part[16][kQueryRows][128];
-  pdl_launch();
-  const int head = blockIdx.x, column = blockIdx.y * 128, first = blockIdx.z * kQueryRows;
-  const int c = threadIdx.x % 16, rg = threadIdx.x / 16, n = min(kQueryRows, rows - first);
-  uint4 packed[kPart];
-#pragma unroll
-  for (int i = 0; i < kPart; ++i) {
-    float v[8];
-    weight8(m, w, head * (kNopeWidth + kQkWidth) + rg * kPart + i, column + c * 8, v);
-    packed[i] = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
-  }
-  pdl_wait();
-  for (int i = threadIdx.x; i < kQueryRows * kNopeWidth; i += 256) {
-    const int r = i / kNopeWidth, k = i % kNopeWidth;
-    nope[r][k] = r < n ? q[(static_cast<std::int64_t>(first + r) * heads + head) * kQkWidth + k] : 0.0F;
-  }
-  __syncthreads();
-  float sum[kQueryRows][8] = {};
-#pragma unroll
-  for (int i = 0; i < kPart; ++i) {
-    const std::uint32_t u[4] = {packed[i].x, packed[i].y, packed[i].z, packed[i].w};
-#pragma unroll
-    for (int r = 0; r < kQueryRows; ++r) {
-      const float x = nope[r][rg * kPart + i];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        sum[r][2 * k] = fmaf(x, bf16_low(u[k]), sum[r][2 * k]);
-        sum[r][2 * k + 1] = fmaf(x, bf16_high(u[k]), sum[r][2 * k + 1]);
-      }
-    }
-  }
-#pragma unroll
-  for (int r = 0; r < kQueryRows; ++r) {
-#pragma unroll
-    for (int k = 0; k < 8; ++k) part[rg][r][c * 8 + k] = sum[r][k];
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < n * 128; i += 256) {
-    float v = 0;
-#pragma unroll
-    for (int k = 0; k < 16; ++k) v += part[k][i / 128][i % 128];
-    const __nv_bfloat16 b = __float2bfloat16_rn(v);
-    query[(static_cast<std::int64_t>(first + i / 128) * heads + head) * kRowWidth + column + i % 128] =
-        *reinterpret_cast<const std::uint16_t*>(&b);
-  }
-  if (blockIdx.y == 0) {
-    for (int i = threadIdx.x; i < n * 32; i += 256) {
-      const std::int64_t pair = static_cast<std::int64_t>(first + i / 32) * heads + head;
-      const float* from = q + pair * kQkWidth + kNopeWidth + 2 * (i % 32);
-      reinterpret_cast<std::uint32_t*>(query + pair * kRowWidth + kLatentWidth)[i % 32] = pack_bf16(from[0], from[1]);
-    }
-  }
-}
-
-// Block a pair of (row, head): 96 + 32 threads of two values.
-__global__ void split_query_kernel(const float* q, std::uint32_t* nope, std::uint32_t* query) {
-  pdl_launch();
-  pdl_wait();
-  const std::int64_t pair = blockIdx.x;
-  const float2 v = reinterpret_cast<const float2*>(q + pair * kQkWidth)[threadIdx.x];
-  const std::uint32_t b = pack_bf16(v.x, v.y);
-  if (threadIdx.x < kNopeWidth / 2) {
-    nope[pair * (kNopeWidth / 2) + threadIdx.x] = b;
-  } else {
-    query[pair * (kRowWidth / 2) + kLatentWidth / 2 + threadIdx.x - kNopeWidth / 2] = b;
-  }
-}
-
 template <int kTiles, int kTokens>
-void run(const Launch& l, const Args& a, bool f32, int n_splits) {
+void run(const Launch& l, const Args& a, KvCodec codec, int n_splits) {
   using S = Sizes<kTiles, kTokens>;
   const std::int64_t pairs = static_cast<std::int64_t>(a.T) * a.heads;
   const dim3 grid(static_cast<unsigned>(n_splits),
                   static_cast<unsigned>((pairs + static_cast<std::int64_t>(a.n_seqs) * (S::kM - 1)) / S::kM));
-  if (f32) {
-    launch(l, attend_kernel<kTiles, kTokens, true>, grid, dim3(kThreads), S::kBytes, a);
-  } else {
-    launch(l, attend_kernel<kTiles, kTokens, false>, grid, dim3(kThreads), S::kBytes, a);
+  const auto go = [&](auto kernel) { launch(l, kernel, grid, dim3(kThreads), S::kBytes, a); };
+  switch (codec) {
+    case KvCodec::kF32:
+      return go(attend_kernel<kTiles, kTokens, KvCodec::kF32>);
+    case KvCodec::kBF16:
+      return go(attend_kernel<kTiles, kTokens, KvCodec::kBF16>);
+    case KvCodec::kFp8:
+      return go(attend_kernel<kTiles, kTokens, KvCodec::kFp8>);
+    case KvCodec::kInt8:
+      return go(attend_kernel<kTiles, kTokens, KvCodec::kInt8>);
+    case KvCodec::kInt4:
+      return go(attend_kernel<kTiles, kTokens, KvCodec::kInt4>);
+    case KvCodec::kF16:  // CudaOps::supports says no
+      break;
   }
 }
 
 }  // namespace
 
-void attend(const Launch& l, const AttendJob& j) {
-  if (j.T == 0 || j.n_seqs == 0) return;
+void attend(const Launch& l, const Attend& j) {
+  if (j.T == 0 || j.cache.n_seqs == 0) return;
   Args a{};
   a.query = static_cast<const std::uint16_t*>(j.query);
-  a.pages = static_cast<const unsigned char*>(j.pages);
-  a.page_stride = j.page_stride;
-  a.row_offsets = j.row_offsets;
-  a.context_tokens = j.context_tokens;
-  a.page_table = j.page_table;
+  a.pages = static_cast<const unsigned char*>(j.cache.pages);
+  a.page_stride = j.cache.page_stride;
+  a.row_offsets = j.cache.row_offsets;
+  a.context_tokens = j.cache.context_tokens;
+  a.page_table = j.cache.page_table;
   a.T = static_cast<int>(j.T);
   a.heads = j.heads;
-  a.n_seqs = j.n_seqs;
-  a.max_pages = j.max_pages;
-  a.window = j.window;
+  a.n_seqs = j.cache.n_seqs;
+  a.max_pages = j.cache.max_pages;
+  a.window = j.cache.window;
   a.partial = j.partial;
   a.partial_ml = j.partial_ml;
   a.latent = static_cast<std::uint16_t*>(j.latent);
 
-  const std::int64_t pairs = j.T * j.heads, longest = static_cast<std::int64_t>(j.max_pages) * kPageRows;
+  const std::int64_t pairs = j.T * j.heads, longest = static_cast<std::int64_t>(j.cache.max_pages) * kPageRows;
   const auto fits = [&](std::size_t bytes) { return bytes <= static_cast<std::size_t>(l.smem_limit); };
-  // Pairs of a sequence, on average: how tall a tile pays.
-  const std::int64_t average = (pairs + j.n_seqs - 1) / j.n_seqs;
-  const bool wide = fits(Sizes<2, 64>::kBytes);
-  const int tiles = average <= 16 || !fits(Sizes<2, 32>::kBytes)   ? 1
-                    : average <= 32 || !fits(Sizes<4, 64>::kBytes) ? 2
-                                                                   : 4;
+  const bool tall = fits(Sizes<4, 64>::kBytes);
+  const int tiles = tall ? 4 : fits(Sizes<2, 32>::kBytes) ? 2 : 1;
 
   // Pieces as short as their partial results fit the workspace; none at all for a prefill that fills the device.
   const auto pieces = [&](std::int64_t split) {
-    return std::min<std::int64_t>(kMaxSplits, (longest + split - 1) / split);
+    return std::min<std::int64_t>(kMaxPieces, (longest + split - 1) / split);
   };
   std::int64_t split = kMinSplit;
-  const bool filled = j.T > 4LL * j.n_seqs && pairs / (16 * tiles) >= 2 * l.n_sms;
+  const bool filled = j.T > 4LL * j.cache.n_seqs && pairs / (16 * tiles) >= 2 * l.n_sms;
   while (pieces(split) > 1 && (filled || pieces(split) * pairs > j.partial_rows)) split *= 2;
   a.min_split = static_cast<int>(split);
   const int n = static_cast<int>(pieces(split));
 
-  if (wide) {
-    if (tiles == 1) run<1, 64>(l, a, j.f32, n);
-    if (tiles == 2) run<2, 64>(l, a, j.f32, n);
-    if (tiles == 4) run<4, 64>(l, a, j.f32, n);
-  } else {
-    if (tiles == 1) run<1, 32>(l, a, j.f32, n);
-    if (tiles != 1) run<2, 32>(l, a, j.f32, n);
-  }
+  if (tiles == 4) run<4, 64>(l, a, j.cache.codec, n);
+  if (tiles == 2) run<2, 32>(l, a, j.cache.codec, n);
+  if (tiles == 1) run<1, 32>(l, a, j.cache.codec, n);
   if (n > 1) launch(l, merge_kernel, dim3(static_cast<unsigned>(pairs)), dim3(kLatentWidth / 4), 0, a);
-}
-
-void latent_query(const Launch& l, const Mat& kv_b, const float* q, std::int64_t rows, int heads, void* query) {
-  if (rows == 0) return;
-  launch(l, latent_query_kernel, dim3(static_cast<unsigned>(heads), kLatentWidth / 128, ceil_div(rows, kQueryRows)),
-         dim3(256), 0, kv_b.shape, kv_b.at, q, static_cast<int>(rows), heads, static_cast<std::uint16_t*>(query));
-}
-
-void split_query(const Launch& l, const float* q, std::int64_t rows, int heads, void* nope, void* query) {
-  if (rows == 0) return;
-  launch(l, split_query_kernel, dim3(static_cast<unsigned>(rows * heads)), dim3(128), 0, q,
-         static_cast<std::uint32_t*>(nope), static_cast<std::uint32_t*>(query));
 }
 
 }  // namespace glint::cuda

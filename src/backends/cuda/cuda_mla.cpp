@@ -4,6 +4,7 @@
 #include <numbers>
 
 #include "backends/cuda/cuda_ops.hpp"
+#include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
 namespace {
@@ -88,8 +89,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
 }
 
 void CudaOps::mla_append(const MlaAppendParams& p) {
-  append(begin(), p.kv.as<float>(), p.slots, p.pages.base, p.pages.page_stride_bytes, p.pages.codec == KvCodec::kF32,
-         p.kv.shape[0]);
+  append(begin(), p.kv.as<float>(), p.slots, p.pages.base, p.pages.page_stride_bytes, p.pages.codec, p.kv.shape[0]);
 }
 
 void CudaOps::mla_attend(const MlaAttendParams& p) {
@@ -126,24 +126,31 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
     tiled(l, t);
   }
 
-  AttendJob j;
+  const bool rotated = p.pages.codec == KvCodec::kInt8 || p.pages.codec == KvCodec::kInt4;
+  if (rotated) hadamard_rows(l, query, pairs, kKvRow);
+  Attend j;
   j.query = query;
   j.T = rows;
   j.heads = heads;
-  j.pages = p.pages.base;
-  j.page_stride = p.pages.page_stride_bytes;
-  j.f32 = p.pages.codec == KvCodec::kF32;
-  j.n_seqs = p.batch.n_seqs;
-  j.row_offsets = p.batch.row_offsets;
-  j.context_tokens = p.batch.context_tokens;
-  j.page_table = p.batch.page_table;
-  j.max_pages = p.batch.max_pages;
-  j.window = p.window_tokens;
+  j.cache = {.pages = p.pages.base,
+             .page_stride = p.pages.page_stride_bytes,
+             .codec = p.pages.codec,
+             .n_seqs = p.batch.n_seqs,
+             .row_offsets = p.batch.row_offsets,
+             .context_tokens = p.batch.context_tokens,
+             .page_table = p.batch.page_table,
+             .max_pages = p.batch.max_pages,
+             .window = p.window_tokens};
   j.partial_rows = partial_rows(limits_);
   j.partial = scratch.take<float>(j.partial_rows * kLatent * 4);
   j.partial_ml = scratch.take<float2>(j.partial_rows * 8);
   j.latent = latent;
-  attend(l, j);
+  if (attend_few_takes(l, j)) {
+    attend_few(l, j);
+  } else {
+    attend(l, j);
+  }
+  if (rotated) hadamard_rows(l, latent, pairs, kLatent);
 
   if (rows <= kSkinnyRows && skinny_fits(kv_b)) {
     SkinnyHeads h;

@@ -1,6 +1,7 @@
 // Memory, and the dense ops: embedding, norm, linear, language-model head, MTP input.
 
 #include "backends/cuda/cuda_ops.hpp"
+#include "backends/cuda/mla.hpp"
 
 #include <algorithm>
 
@@ -84,8 +85,9 @@ bool CudaOps::fill_from_pool(void* dst, std::int64_t n, const void* pool, std::i
 
 std::int64_t CudaOps::partial_rows(const OpLimits& l) const {
   constexpr std::int64_t kSplit = 128;
-  const std::int64_t pieces = std::min<std::int64_t>(kMaxSplits, (l.max_context + kSplit - 1) / kSplit);
-  return l.n_heads * std::min<std::int64_t>(32 * kMaxSplits, pieces * l.max_rows);
+  const std::int64_t pieces = std::min<std::int64_t>(kMaxPieces, (l.max_context + kSplit - 1) / kSplit);
+  return std::max(l.n_heads * std::min<std::int64_t>(32 * kMaxPieces, pieces * l.max_rows),
+                  std::int64_t{2 * kFewTile} * device_.launch().n_sms);
 }
 
 // The largest of what the ops take; each line follows the takes of one op.

@@ -120,23 +120,6 @@ __global__ void rope_heads_kernel(float* q, int heads, const __grid_constant__ R
   *at = {v.x * c - v.y * s, v.x * s + v.y * c};
 }
 
-__global__ void append_kernel(const float* kv, const std::int32_t* slots, unsigned char* base, std::int64_t page_stride,
-                              bool f32) {
-  pdl_launch();
-  pdl_wait();
-  const std::int32_t slot = slots[blockIdx.x];
-  if (slot < 0) return;
-  const float* from = kv + static_cast<std::int64_t>(blockIdx.x) * kRowWidth;
-  unsigned char* to = base + slot / kPageRows * page_stride + slot % kPageRows * (f32 ? 4LL : 2LL) * kRowWidth;
-  for (int i = threadIdx.x; i < kRowWidth; i += blockDim.x) {
-    if (f32) {
-      reinterpret_cast<float*>(to)[i] = from[i];
-    } else {
-      reinterpret_cast<__nv_bfloat16*>(to)[i] = __float2bfloat16_rn(from[i]);
-    }
-  }
-}
-
 __global__ void pack_kernel(const __grid_constant__ Act x, std::uint32_t* out, int pairs) {
   pdl_launch();
   pdl_wait();
@@ -235,13 +218,6 @@ void rope_heads(const Launch& l, float* q, std::int64_t rows, std::int64_t heads
            dim3(ceil_div(heads * 32, kThreads), static_cast<unsigned>(std::min(rows - r, kMaxGridY))), dim3(kThreads),
            0, q + r * heads * kQkWidth, static_cast<int>(heads), part);
   }
-}
-
-void append(const Launch& l, const float* kv, const std::int32_t* slots, void* base, std::int64_t page_stride, bool f32,
-            std::int64_t rows) {
-  if (rows == 0) return;
-  launch(l, append_kernel, dim3(static_cast<unsigned>(rows)), dim3(192), 0, kv, slots,
-         static_cast<unsigned char*>(base), page_stride, f32);
 }
 
 void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n) {

@@ -88,8 +88,6 @@ void norm_pair(const Launch& l, const NormPart& a, const NormPart& b, float eps,
                std::int64_t rows);
 // Rotates the last 64 of each head's 256 values.
 void rope_heads(const Launch& l, float* q, std::int64_t rows, std::int64_t heads, const RopeJob& rope);
-void append(const Launch& l, const float* kv, const std::int32_t* slots, void* base, std::int64_t page_stride, bool f32,
-            std::int64_t rows);
 // Rows of x as BF16, dense.
 void pack(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t n);
 void silu_mul(const Launch& l, const float* gate, const float* up, void* out_bf16, std::int64_t n);
@@ -234,33 +232,5 @@ void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, s
                  int item_rows, const GroupBuffers& out);
 void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
              std::int64_t hidden, bool has_shared, float* out);
-
-// ---- attend.cu ------------------------------------------------------------------------------------------------------
-
-struct AttendJob {
-  const void* query = nullptr;  // BF16 [T, N, 576]: latent query, rotary query
-  std::int64_t T = 0;
-  int heads = 0;
-  const void* pages = nullptr;
-  std::int64_t page_stride = 0;
-  bool f32 = false;
-  int n_seqs = 0;
-  const std::int32_t* row_offsets = nullptr;
-  const std::int32_t* context_tokens = nullptr;
-  const std::int32_t* page_table = nullptr;
-  int max_pages = 0;
-  int window = 0;
-  float* partial = nullptr;       // [splits, T · N, 512]
-  float2* partial_ml = nullptr;   // [splits, T · N]: running maximum and sum
-  std::int64_t partial_rows = 0;  // rows that partial holds
-  void* latent = nullptr;         // BF16 [T, N, 512]: the result
-};
-// The largest number of pieces a sequence is cut into.
-inline constexpr int kMaxSplits = 128;
-void attend(const Launch& l, const AttendJob& j);
-// query = [W_UKᵀ q_nope | q_pe] in BF16, for few rows.
-void latent_query(const Launch& l, const Mat& kv_b, const float* q, std::int64_t rows, int heads, void* query);
-// Only the second part, for many rows; and q_nope as BF16 [T, N, 192].
-void split_query(const Launch& l, const float* q, std::int64_t rows, int heads, void* nope, void* query);
 
 }  // namespace glint::cuda

@@ -1,0 +1,59 @@
+#pragma once
+// Launchers of attention over the latent cache; see kernels.hpp for what all launchers have in common.
+
+#include "backends/cuda/kernels.hpp"
+#include "ops/params.hpp"
+
+namespace glint::cuda {
+
+// ---- append.cu ------------------------------------------------------------------------------------------------------
+
+void append(const Launch& l, const float* kv, const std::int32_t* slots, void* base, std::int64_t page_stride,
+            KvCodec codec, std::int64_t rows);
+// H (ops/kv_codec.hpp) on the first 512 of each row's BF16 values, in place.
+void hadamard_rows(const Launch& l, void* rows_bf16, std::int64_t n, std::int64_t stride);
+
+// ---- latent_query.cu ------------------------------------------------------------------------------------------------
+
+// query = [W_UKᵀ q_nope | q_pe] in BF16, for few rows.
+void latent_query(const Launch& l, const Mat& kv_b, const float* q, std::int64_t rows, int heads, void* query);
+// Only the second part, for many rows; and q_nope as BF16 [T, N, 192].
+void split_query(const Launch& l, const float* q, std::int64_t rows, int heads, void* nope, void* query);
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+struct CacheView {
+  const void* pages = nullptr;
+  std::int64_t page_stride = 0;
+  KvCodec codec = KvCodec::kBF16;
+  int n_seqs = 0;
+  const std::int32_t* row_offsets = nullptr;
+  const std::int32_t* context_tokens = nullptr;
+  const std::int32_t* page_table = nullptr;
+  int max_pages = 0;
+  int window = 0;
+};
+
+struct Attend {
+  const void* query = nullptr;  // BF16 [T, N, 576]: latent query, rotary query
+  std::int64_t T = 0;
+  int heads = 0;
+  CacheView cache;
+  float* partial = nullptr;      // [partial_rows, 512]: pieces of the context
+  float2* partial_ml = nullptr;  // [partial_rows]: running maximum and sum
+  std::int64_t partial_rows = 0;
+  void* latent = nullptr;  // BF16 [T, N, 512]: the result
+};
+
+// attend.cu: any batch on any device. For the codecs with H, query and latent are under H as well.
+// The largest number of pieces a sequence is cut into.
+inline constexpr int kMaxPieces = 128;
+void attend(const Launch& l, const Attend& j);
+
+// attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as attend().
+inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on average
+inline constexpr int kFewTile = 40;   // pairs of a tile at most; a block has two tiles of pieces at most
+bool attend_few_takes(const Launch& l, const Attend& j);
+void attend_few(const Launch& l, const Attend& j);
+
+}  // namespace glint::cuda
