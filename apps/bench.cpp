@@ -18,6 +18,7 @@
 #include "base/error.hpp"
 #include "base/json.hpp"
 #include "bench_model.hpp"
+#include "bench_serve.hpp"
 #include "command.hpp"
 #include "engine/loaded_model.hpp"
 #include "engine_flags.hpp"
@@ -342,7 +343,10 @@ void register_bench(CLI::App& app, Run& run) {
       "\"of peak\": decode as a share of the read bandwidth (on a host the median of passes between the steps), "
       "prefill\n"
       "of the BF16 rate measured at the start.");
-  c->callback([f, &run] { run = [f] { return run_bench(*f); }; });
+  add_bench_serve(*c, run);
+  c->callback([f, c, &run] {
+    if (c->get_subcommands().empty()) run = [f] { return run_bench(*f); };
+  });
 }
 
 }  // namespace glint::apps

@@ -1,0 +1,225 @@
+#include "load_client.hpp"
+
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <boost/system/system_error.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string_view>
+
+#include "base/clock.hpp"
+#include "base/error.hpp"
+#include "base/json.hpp"
+
+namespace glint::apps {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = beast::http;
+
+std::string_view text_of(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  return v != nullptr && v->is_string() ? std::string_view(v->get_string()) : std::string_view{};
+}
+
+std::int64_t count_of(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  return v != nullptr && v->is_int64() ? v->get_int64() : 0;
+}
+
+const json::object* object_of(const json::object& o, std::string_view key) {
+  const json::value* v = o.if_contains(key);
+  return v != nullptr ? v->if_object() : nullptr;
+}
+
+// Takes the events of a stream as their bytes come.
+class StreamReader {
+ public:
+  explicit StreamReader(LoadAnswer& answer) : answer_(answer) {}
+
+  void feed(std::string_view bytes) {
+    const double now = now_s();
+    pending_ += bytes;
+    std::size_t begin = 0;
+    for (std::size_t end; (end = pending_.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      std::string_view line(pending_.data() + begin, end - begin);
+      if (line.ends_with('\r')) line.remove_suffix(1);
+      if (line.starts_with("data:")) event(line.substr(line.starts_with("data: ") ? 6 : 5), now);
+    }
+    pending_.erase(0, begin);
+  }
+  bool done() const { return done_; }
+
+ private:
+  void event(std::string_view data, double now) {
+    if (data == "[DONE]") {
+      done_ = true;
+      return;
+    }
+    const json::value parsed = json::parse_text(data, "an event of the stream");
+    const json::object* chunk = parsed.if_object();
+    if (chunk == nullptr) throw std::runtime_error("an event that is no object");
+    if (const json::object* error = object_of(*chunk, "error"))
+      throw std::runtime_error("the stream reports: " + std::string(text_of(*error, "message")));
+    if (const json::object* usage = object_of(*chunk, "usage")) {
+      answer_.prompt_tokens = count_of(*usage, "prompt_tokens");
+      answer_.completion_tokens = count_of(*usage, "completion_tokens");
+      if (const json::object* details = object_of(*usage, "prompt_tokens_details"))
+        answer_.cached_tokens = count_of(*details, "cached_tokens");
+    }
+    const json::value* choices = chunk->if_contains("choices");
+    if (choices == nullptr || !choices->is_array()) return;
+    for (const json::value& choice : choices->get_array()) {
+      const json::object* delta = choice.is_object() ? object_of(choice.get_object(), "delta") : nullptr;
+      if (delta != nullptr) piece(*delta, now);
+    }
+  }
+
+  void piece(const json::object& delta, double now) {
+    const std::string_view content = text_of(delta, "content"), reasoning = text_of(delta, "reasoning_content");
+    if (content.empty() && reasoning.empty() && !delta.contains("tool_calls")) return;
+    answer_.content += content;
+    answer_.reasoning += reasoning;
+    if (answer_.first_s == 0) {
+      answer_.first_s = now;
+    } else {
+      answer_.gaps_s.push_back(now - last_s_);
+    }
+    last_s_ = now;
+  }
+
+  LoadAnswer& answer_;
+  std::string pending_;
+  double last_s_ = 0;
+  bool done_ = false;
+};
+
+}  // namespace
+
+LoadTarget parse_target(const std::string& url) {
+  const auto refuse = [&url] {
+    throw Error({.what = "--url", .found = "'" + url + "'", .expected = "http://HOST[:PORT][/BASE]"});
+  };
+  constexpr std::string_view kScheme = "http://";
+  if (!url.starts_with(kScheme)) refuse();
+  const std::string rest = url.substr(kScheme.size());
+  LoadTarget t;
+  const std::size_t slash = rest.find('/');
+  std::string authority = rest.substr(0, slash);
+  if (slash != std::string::npos) t.base = rest.substr(slash);
+  while (t.base.ends_with('/')) t.base.pop_back();
+  if (t.base.ends_with("/v1")) t.base.resize(t.base.size() - 3);
+  t.port = "80";
+  const std::size_t bracket = authority.rfind(']');
+  const std::size_t colon = authority.rfind(':');
+  if (colon != std::string::npos && (bracket == std::string::npos || colon > bracket)) {
+    t.port = authority.substr(colon + 1);
+    authority.resize(colon);
+  }
+  if (authority.starts_with('[') && authority.ends_with(']')) authority = authority.substr(1, authority.size() - 2);
+  t.host = authority;
+  if (t.host.empty() || t.port.empty() || t.port.find_first_not_of("0123456789") != std::string::npos) refuse();
+  return t;
+}
+
+struct LoadClient::Impl {
+  explicit Impl(LoadTarget to) : target(std::move(to)) {}
+
+  void connect() {
+    asio::ip::tcp::resolver resolver(context);
+    stream.emplace(context);
+    wait([&](auto handler) {
+      stream->expires_after(std::chrono::seconds(30));
+      stream->async_connect(resolver.resolve(target.host, target.port), handler);
+    });
+    stream->socket().set_option(asio::ip::tcp::no_delay(true));
+    buffer.clear();
+  }
+
+  // Runs one asynchronous operation to its end: Beast's timeouts hold for these alone. Throws system_error.
+  template <typename Start>
+  void wait(const Start& start) {
+    beast::error_code result;
+    start([&result](const beast::error_code& error, const auto&...) { result = error; });
+    context.restart();
+    context.run();
+    if (result) throw boost::system::system_error(result);
+  }
+
+  void exchange(const std::string& body, LoadAnswer& answer) {
+    http::request<http::string_body> request{http::verb::post, target.base + "/v1/chat/completions", 11};
+    request.set(http::field::host, target.host + ":" + target.port);
+    request.set(http::field::content_type, "application/json");
+    if (!target.api_key.empty()) request.set(http::field::authorization, "Bearer " + target.api_key);
+    request.body() = body;
+    request.prepare_payload();
+    const auto limit = [this] {
+      stream->expires_after(std::chrono::milliseconds(std::int64_t(target.timeout_s * 1e3)));
+    };
+    wait([&](auto handler) {
+      limit();
+      http::async_write(*stream, request, handler);
+    });
+
+    http::response_parser<http::buffer_body> parser;
+    parser.body_limit(boost::none);
+    wait([&](auto handler) {
+      limit();
+      http::async_read_header(*stream, buffer, parser, handler);
+    });
+    answer.status = parser.get().result_int();
+    const bool streamed = answer.status == 200;
+    StreamReader reader(answer);
+    std::string refusal;
+    char bytes[16384];
+    while (!parser.is_done()) {
+      parser.get().body().data = bytes;
+      parser.get().body().size = sizeof bytes;
+      try {
+        wait([&](auto handler) {
+          limit();
+          http::async_read_some(*stream, buffer, parser, handler);
+        });
+      } catch (const boost::system::system_error& e) {
+        if (e.code() != http::error::need_buffer) throw;
+      }
+      const std::string_view got(bytes, sizeof bytes - parser.get().body().size);
+      if (streamed) {
+        reader.feed(got);
+      } else {
+        refusal += got;
+      }
+    }
+    if (!parser.get().keep_alive()) stream.reset();
+    if (!streamed) throw std::runtime_error("status " + std::to_string(answer.status) + ": " + refusal.substr(0, 300));
+    if (!reader.done()) throw std::runtime_error("the stream ended without [DONE]");
+  }
+
+  LoadTarget target;
+  asio::io_context context{1};
+  std::optional<beast::tcp_stream> stream;
+  beast::flat_buffer buffer;
+};
+
+LoadClient::LoadClient(LoadTarget target) : impl_(std::make_unique<Impl>(std::move(target))) {}
+LoadClient::~LoadClient() = default;
+
+LoadAnswer LoadClient::ask(const std::string& body) {
+  LoadAnswer answer;
+  answer.start_s = now_s();
+  try {
+    if (!impl_->stream) impl_->connect();
+    impl_->exchange(body, answer);
+  } catch (const std::exception& e) {
+    answer.error = e.what();
+    impl_->stream.reset();
+  }
+  answer.end_s = now_s();
+  return answer;
+}
+
+}  // namespace glint::apps
