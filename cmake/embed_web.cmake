@@ -1,6 +1,7 @@
 # cmake -DFROM=src/server/web -DTO=web_files.cpp -P embed_web.cmake: the page's files as string literals.
 set(entries "")
-foreach(pair "/|index.html|text/html" "/app.js|app.js|text/javascript" "/style.css|style.css|text/css")
+foreach(pair "/|index.html|text/html" "/app.js|app.js|text/javascript" "/style.css|style.css|text/css"
+        "/openapi.json|openapi.json|application/json")
   string(REPLACE "|" ";" parts "${pair}")
   list(GET parts 0 path)
   list(GET parts 1 file)

@@ -17,6 +17,7 @@ std::span<const Route> routes() {
       {.method = "GET", .path = "/metrics", .endpoint = get_metrics, .needs_model = false},
       {.method = "GET", .path = "/", .endpoint = get_page, .open = true, .needs_model = false},
       {.method = "GET", .path = "/app.js", .endpoint = get_page, .open = true, .needs_model = false},
+      {.method = "GET", .path = "/openapi.json", .endpoint = get_page, .open = true, .needs_model = false},
       {.method = "GET", .path = "/style.css", .endpoint = get_page, .open = true, .needs_model = false},
   };
   return kRoutes;
