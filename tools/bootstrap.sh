@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
 # Installs what the build needs and the machine lacks, by apt (Debian 12, Ubuntu 24.04 and their relatives).
-# Usage: tools/bootstrap.sh [--python] [--dev]
+# Usage: tools/bootstrap.sh [--python] [--dev] [--browser]
 #   (nothing)  compiler, CMake, Ninja and the C++ libraries: what `make` needs
 #   --python   also the virtual environment .venv with what tools/requirements.txt lists: what `make test` needs
 #   --dev      also clang-format, clang-tidy, clang (libFuzzer), ccache and mold: what `make check` and CI need
+#   --browser  also Chromium and playwright, for the tests of the chat page, which are skipped without; a failure is said
+#              and nothing more
 # A machine that has everything pays one preprocessor run (tens of milliseconds); nothing is installed twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-want_python=0 want_dev=0
+want_python=0 want_dev=0 want_browser=0
 for arg in "$@"; do
   case $arg in
     --python) want_python=1 ;;
     --dev) want_dev=1 ;;
+    --browser) want_python=1 want_browser=1 ;;
     *) echo "bootstrap: unknown option '$arg' (see the head of $0)" >&2; exit 2 ;;
   esac
 done
@@ -152,5 +155,17 @@ make_venv() {
   printf '%s' "$stamp" >.venv/stamp
 }
 
+add_browser() {
+  # Ubuntu's package of this name is an empty one that points to a snap.
+  if ! have chromium && [[ $(. /etc/os-release && echo "$ID") == debian ]]; then
+    say "installing chromium"
+    find_root && apt_get install --no-install-recommends --no-remove -y chromium || say "chromium could not be installed"
+  fi
+  .venv/bin/python -c 'import playwright' 2>/dev/null ||
+    .venv/bin/python -m pip install -q --disable-pip-version-check 'playwright>=1.40' </dev/null >>"$log" 2>&1 ||
+    say "pip could not install playwright; details: $log"
+}
+
 install_missing
 if ((want_python)); then make_venv; fi
+if ((want_browser)); then add_browser; fi
