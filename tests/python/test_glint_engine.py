@@ -339,6 +339,7 @@ def test_ctrl_c_interrupts_a_wait(root):
     """In a process of its own: a timer sends SIGINT while the main thread waits in native code."""
     program = (
         "import glint, os, signal, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job begins with it ignored
         "engine = glint.Engine()\n"
         "threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
         "try:\n"
