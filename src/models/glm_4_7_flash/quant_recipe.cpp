@@ -163,6 +163,38 @@ std::optional<QuantSpec> QuantRecipe::spec(const TensorSpec& tensor, std::int64_
   return fit_spec(*found, cols);
 }
 
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config) {
+  RecipeSize size;
+  const auto add = [&](const TensorSpec& t, std::int64_t layer) {
+    const Shape shape = t.shape(config);
+    const bool expert = t.scope == Scope::kExpert;
+    const std::int64_t params = shape.elements() * (expert ? config.n_experts : 1);
+    const auto spec = t.rank == 2 ? recipe.spec(t, layer, config) : std::nullopt;
+    const double kept = 8.0 * static_cast<double>(dtype_bytes(t.stored));
+    const double bits = spec ? spec->bits(shape[1]) : kept;
+    size.params += params;
+    size.bytes += static_cast<double>(params) * bits / 8;
+    if (layer == config.n_layers || t.role == Role::kEmbed) return;
+    const double read = t.field == "layers.kv_b" ? kept : bits;
+    const double share = expert ? static_cast<double>(config.top_k) / static_cast<double>(config.n_experts) : 1.0;
+    size.active_bytes += static_cast<double>(params) * share * read / 8;
+  };
+  for (const TensorSpec& t : tensor_table()) {
+    if (t.scope == Scope::kFused || t.field == "mtp.embed" || t.field == "mtp.head") continue;
+    if (t.scope == Scope::kModel) {
+      if (t.role != Role::kHead || !config.tie_embeddings) add(t, -1);
+      continue;
+    }
+    for (std::int64_t layer = 0; layer < config.n_cache_layers(); ++layer) {
+      const bool mtp = layer == config.n_layers, dense = !mtp && config.is_dense(layer);
+      if (t.scope == Scope::kLayer || (t.scope == Scope::kMtp && mtp) || (t.scope == Scope::kDense && dense) ||
+          ((t.scope == Scope::kMoe || t.scope == Scope::kExpert) && !dense))
+        add(t, layer);
+    }
+  }
+  return size;
+}
+
 std::string QuantRecipe::text() const {
   std::string s;
   for (const Rule& r : rules_) {

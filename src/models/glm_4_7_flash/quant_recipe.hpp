@@ -48,6 +48,16 @@ class QuantRecipe {
   std::vector<Rule> rules_;
 };
 
+// What a checkpoint of this config takes after the recipe, scales counted; what the recipe keeps is counted as the
+// official checkpoint stores it. The MTP layer's own embedding and head, which repeat the main ones, are left out.
+struct RecipeSize {
+  std::int64_t params = 0;
+  double bytes = 0;
+  double active_bytes = 0;  // that one decoded token reads: kv_b as BF16, as attention has it, and the head
+  double bits() const { return 8 * bytes / static_cast<double>(params); }
+};
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config);
+
 // The keys of QuantRecipe::set.
 std::span<const std::string_view> quant_keys();
 
