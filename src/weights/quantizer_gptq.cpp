@@ -321,8 +321,7 @@ void Hessian::add(const float* x, std::int64_t rows, const float* weights, Threa
 
 void Hessian::add_piece(ThreadPool* pool) {
   const auto add_row = [&](std::int64_t i, int) {
-    add_products(&piece_[static_cast<std::size_t>(i * kPiece)], piece_.data(), i + 1,
-                 &h_[static_cast<std::size_t>(i * n_)]);
+    add_products(&piece_[static_cast<std::size_t>(i * kPiece)], piece_.data(), i + 1, &h_[start_of_row(i)]);
   };
   if (pool != nullptr) pool->parallel_for(n_, add_row);
   for (std::int64_t i = 0; pool == nullptr && i < n_; ++i) add_row(i, 0);
