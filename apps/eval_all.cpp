@@ -10,6 +10,7 @@
 #include <fstream>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "backends/cpu/cpu.hpp"
 #include "base/error.hpp"
@@ -40,7 +41,7 @@ struct AllFlags {
   std::int64_t task_limit = 100;
   std::int64_t toolcall_limit = 10;
   std::int64_t loop_limit = 50;
-  std::int64_t calibration_tokens = kCalibrationTokens;
+  std::int64_t calibration_tokens = 16384;
   std::vector<std::string> only;
   int threads = 0;
   bool quiet = false;
@@ -82,7 +83,7 @@ class Evaluation {
     }
     fs::create_directories(f_.work);
     if (const fs::path parent = fs::path(f_.output).parent_path(); !parent.empty()) fs::create_directories(parent);
-    calibration_ = calibration_ids(f_.model, "", f_.calibration_tokens);
+    calibration_ = calibration_ids(f_.model, "", std::max(f_.calibration_tokens, kCalibrationTokens));
   }
 
   int run() {
@@ -144,8 +145,10 @@ class Evaluation {
   // What a row depends on besides.
   std::string key(const RowSpec& spec) const {
     std::string s = spec.kv + ";" + spec.recipe().text() + ";" + std::to_string(static_cast<int>(spec.method));
-    if (spec.method == QuantMethod::kGptq)
-      s += ";" + std::to_string(hash64(calibration_.data(), calibration_.size() * sizeof(std::int32_t)));
+    if (spec.method == QuantMethod::kGptq) {
+      const std::span<const std::int32_t> ids = calibration(spec);
+      s += ";" + std::to_string(hash64(ids.data(), ids.size_bytes())) + ";" + std::to_string(QuantizeJob{}.damping);
+    }
     return fmt::format("{:016x}", hash64(s.data(), s.size()));
   }
 
@@ -216,6 +219,12 @@ class Evaluation {
     return r;
   }
 
+  // Presets calibrate as `glint quantize` does, the other rows on less: they are many.
+  std::span<const std::int32_t> calibration(const RowSpec& spec) const {
+    const std::int64_t most = spec.is_preset() ? kCalibrationTokens : f_.calibration_tokens;
+    return std::span(calibration_).first(std::min(calibration_.size(), static_cast<std::size_t>(most)));
+  }
+
   // The checkpoint of a row, made or finished.
   std::string quantise(const RowSpec& spec) const {
     std::string name = spec.name;
@@ -228,7 +237,10 @@ class Evaluation {
                     .method = spec.method,
                     .resume = true,
                     .threads = f_.threads};
-    if (spec.method == QuantMethod::kGptq) job.calibration = calibration_;
+    if (spec.method == QuantMethod::kGptq) {
+      const std::span<const std::int32_t> ids = calibration(spec);
+      job.calibration.assign(ids.begin(), ids.end());
+    }
     const std::unique_ptr<Ops> ops = make_cpu_ops({.threads = f_.threads});
     quantize_checkpoint(job, *ops);
     return dir;
@@ -276,6 +288,7 @@ class Evaluation {
                           .backend = backend_.empty() ? "cpu" : backend_,
                           .date = fmt::format("{:04}-{:02}-{:02}", day.tm_year + 1900, day.tm_mon + 1, day.tm_mday),
                           .max_tokens = f_.max_tokens,
+                          .calibration_tokens = f_.calibration_tokens,
                           .plot = fs::path(f_.output).filename().string() + ".svg"};
     write_text(f_.output + ".md", report_markdown(rows_, results_, info));
     write_text(f_.output + ".svg", report_svg(rows_, results_));
@@ -357,7 +370,8 @@ void add_all(CLI::App& eval, std::function<int()>& run) {
   limit("--task-limit", f->task_limit, "Lines of --tasks (0: all)");
   limit("--toolcall-limit", f->toolcall_limit, "Lines of --toolcalls (0: all)");
   limit("--loop-limit", f->loop_limit, "Answers of up to 256 tokens that are searched for loops (0: all)");
-  c->add_option("--calibration-tokens", f->calibration_tokens, "Tokens that gptq rows calibrate on")
+  c->add_option("--calibration-tokens", f->calibration_tokens,
+                "Tokens that gptq rows other than the presets calibrate on")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   c->add_option("--only", f->only, "Rows to measure, by name (default: all)")->delimiter(',');

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "calibration_text.hpp"
 #include "eval_rows.hpp"
 #include "models/glm_4_7_flash/quant_recipe.hpp"
 
@@ -102,13 +103,16 @@ std::string report_markdown(const std::vector<RowSpec>& rows, const Results& res
   out += fmt::format(
       "Made by one command, {} on {}, {:.0f} minutes of CPU time:\n\n```\n{}\n```\n\n"
       "Every row is compared with the bundled model in BF16 with an F32 cache, over at most {} tokens a window length\n"
-      "of text that neither training nor calibration saw. *rtn* is plain rounding, *mse* searched scales, *gptq* "
-      "error-compensated\nrounding calibrated on `models/calibration.txt`; both of a pair take the same bytes. Bits a "
-      "weight, the file and what a\ndecoded token reads are those of the real model's shape, scales counted, where the "
-      "column does not say tiny. *Same\nanswers* are greedy answers equal to the reference's token for token; "
-      "*looping* "
-      "ones repeat 16 tokens three times.\n\n",
-      info.date, info.backend, seconds / 60, info.command, info.max_tokens);
+      "of text that neither training nor calibration saw. *rtn* is plain rounding, *mse* searched scales, *gptq*\n"
+      "error-compensated rounding calibrated on `models/calibration.txt` (the presets on {} tokens as `glint "
+      "quantize`\n"
+      "does, the other rows on {}); both of a pair take the same bytes. Bits a weight, the file and what a decoded "
+      "token\n"
+      "reads are those of the real model's shape, scales counted, where the column does not say tiny. *Same answers* "
+      "are\n"
+      "greedy answers equal to the reference's token for token; *looping* ones repeat 16 tokens three times.\n\n",
+      info.date, info.backend, seconds / 60, info.command, info.max_tokens, kCalibrationTokens,
+      info.calibration_tokens);
   out += "Bars:\n\n";
   for (const Bar b : {Bar::kWide, Bar::kWeights8, Bar::kWeights4, Bar::kCache8, Bar::kCache4})
     out += "- " + bar_text(b) + "\n";

@@ -24,6 +24,7 @@ struct RowSpec {
   std::string rival;  // the row of plain rounding at the same size, which this one must beat
 
   bool is_cache() const { return preset.empty(); }
+  bool is_preset() const { return !preset.empty() && preset != "bf16"; }
   QuantRecipe recipe() const;
 };
 
@@ -77,6 +78,7 @@ struct ReportInfo {
   std::string backend;
   std::string date;
   std::int64_t max_tokens = 0;
+  std::int64_t calibration_tokens = 0;
   std::string plot;  // name of the SVG file
 };
 std::string report_markdown(const std::vector<RowSpec>& rows, const Results& results, const ReportInfo& info);

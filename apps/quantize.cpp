@@ -95,8 +95,8 @@ int run_quantize(QuantizeFlags& f) {
   f.job.input_dir = f.model;
   f.job.recipe = QuantRecipe::preset(f.preset);
   for (const std::string& rule : f.set) f.job.recipe.set(rule);
-  // Eight bits have nothing to gain from calibration that the evaluation could see.
-  if (f.method.empty()) f.method = f.preset == "q4" || f.preset == "nf4" ? "gptq" : "mse";
+  // INT8 has nothing to gain from calibration that the evaluation could see.
+  if (f.method.empty()) f.method = f.preset == "q8" || f.preset == "bf16" ? "mse" : "gptq";
   f.job.method = method_of(f.method);
   if (f.job.method == QuantMethod::kGptq)
     f.job.calibration = calibration_ids(f.model, f.calibrate, f.calibration_tokens);
@@ -124,13 +124,13 @@ void register_quantize(CLI::App& app, Run& run) {
   const auto f = std::make_shared<QuantizeFlags>();
   c->add_option("-m,--model", f->model, "Checkpoint directory (default: $GLINT_MODEL, else the bundled model)");
   c->add_option("-o,--output", f->job.output_dir, "Directory to make; must not exist")->required();
-  c->add_option("--preset", f->preset, "q4, q8, nf4 or fp8")
+  c->add_option("--preset", f->preset, "q4, int4 (smaller, further off), q8, nf4 or fp8")
       ->capture_default_str()
-      ->check(CLI::IsMember({"q4", "q8", "nf4", "fp8", "bf16"}));
+      ->check(CLI::IsMember({"q4", "int4", "q8", "nf4", "fp8", "bf16"}));
   c->add_option("--set", f->set, "KEY=SPEC for a role or field, e.g. experts=int4-g32, mtp=bf16, experts@1-3=int8")
       ->delimiter(',');
   c->add_option("--method", f->method,
-                "rtn (plain rounding), mse (searched scales) or gptq (calibrated; default for q4 and nf4)")
+                "rtn (plain rounding), mse (searched scales) or gptq (calibrated; default except for q8)")
       ->check(CLI::IsMember({"rtn", "mse", "gptq"}));
   c->add_option("--calibrate", f->calibrate, "Text for gptq (default: the one that comes with Glint)");
   c->add_option("--calibration-tokens", f->calibration_tokens, "Tokens of it that are read")

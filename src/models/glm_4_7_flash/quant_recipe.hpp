@@ -17,10 +17,10 @@ namespace glint {
 
 class QuantRecipe {
  public:
-  // "q4", "q8", "nf4", "fp8". Throws Error for other names.
+  // "q4", "int4", "q8", "nf4", "fp8". Throws Error for other names.
   static QuantRecipe preset(std::string_view name);
-  // A preset by the name of its format, as --weights has it: "int4", "int8", "nf4", "fp8", "bf16" (keeps all), or one
-  // with overrides: "int4:experts=int4-g32,head=bf16". Throws Error.
+  // A preset by the name of its format, as --weights has it: "int4", "q4", "int8", "nf4", "fp8", "bf16" (keeps all), or
+  // one with overrides: "int4:experts=int4-g32,head=bf16". Throws Error.
   static QuantRecipe parse(std::string_view text);
 
   // "KEY=SPEC". A key is a role (embed, head, attention, dense_mlp, experts, shared, eh_proj), a field of the tensor
