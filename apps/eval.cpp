@@ -119,6 +119,7 @@ void register_eval(CLI::App& app, Run& run) {
   ppl->callback([f, &run] { run = [f] { return run_ppl(*f); }; });
   add_kl(*eval, run);
   add_tasks(*eval, run);
+  add_all(*eval, run);
 }
 
 }  // namespace glint::apps

@@ -64,46 +64,64 @@ double kl(std::span<const float> p, std::span<const float> q) {
 
 }  // namespace
 
-KlResult divergence(const EngineOptions& reference, const EngineOptions& tested, std::span<const std::int32_t> ids,
-                    const PplOptions& options) {
+double KlResult::change() const { return std::exp(nll - reference_nll) - 1; }
+
+ReferenceRun::ReferenceRun(const EngineOptions& reference, std::span<const std::int32_t> ids, const PplOptions& options)
+    : ids_(ids.begin(), ids.end()), quiet_(options.quiet) {
   const auto n = static_cast<std::int64_t>(ids.size());
-  const std::int64_t window = std::min(options.window, n);
-  std::int64_t n_windows = n / window;
+  if (n < 2) throw Error({.what = "divergence", .found = std::to_string(n) + " tokens", .expected = "at least 2"});
+  window_ = std::min(options.window, n - 1);
+  n_windows_ = n / (window_ + 1);
   if (options.max_predictions > 0)
-    n_windows = std::min(n_windows, std::max<std::int64_t>(1, options.max_predictions / window));
-  Prober a(reference, window);
-  Prober b(tested, window);
-  const auto vocab = static_cast<std::size_t>(a.vocab());
-  if (a.vocab() != b.vocab()) {
-    throw Error({.what = "the tested model's vocabulary",
-                 .found = std::to_string(b.vocab()),
-                 .expected = std::to_string(a.vocab()) + " as in the reference"});
+    n_windows_ = std::min(n_windows_, std::max<std::int64_t>(1, options.max_predictions / window_));
+  Prober model(reference, window_);
+  vocab_ = static_cast<std::size_t>(model.vocab());
+  log_p_.resize(static_cast<std::size_t>(positions()) * vocab_);
+  ProgressBar bar("reference", Unit::kTokens, !quiet_);
+  for (std::int64_t w = 0; w < n_windows_; ++w) {
+    const auto part = window_ids(w);
+    model.run(part.first(part.size() - 1), [&](std::int64_t position, std::span<const float> row) {
+      nll_ -= row[static_cast<std::size_t>(part[static_cast<std::size_t>(position) + 1])];
+      std::copy(row.begin(), row.end(), log_p_.begin() + (w * window_ + position) * static_cast<std::int64_t>(vocab_));
+    });
+    bar.update(static_cast<std::uint64_t>((w + 1) * window_), static_cast<std::uint64_t>(positions()));
   }
-  std::vector<float> log_p(static_cast<std::size_t>(window) * vocab);
+  nll_ /= static_cast<double>(positions());
+}
+
+std::span<const std::int32_t> ReferenceRun::window_ids(std::int64_t w) const {
+  return std::span(ids_).subspan(static_cast<std::size_t>(w * (window_ + 1)), static_cast<std::size_t>(window_ + 1));
+}
+
+KlResult ReferenceRun::compare(const EngineOptions& tested) const {
+  Prober model(tested, window_);
+  if (model.vocab() != static_cast<std::int64_t>(vocab_)) {
+    throw Error({.what = "the tested model's vocabulary",
+                 .found = std::to_string(model.vocab()),
+                 .expected = std::to_string(vocab_) + " as in the reference"});
+  }
+  const auto first = [](std::span<const float> row) { return std::max_element(row.begin(), row.end()) - row.begin(); };
   std::vector<double> all;
   std::int64_t agree = 0;
-  ProgressBar bar("comparing", Unit::kTokens, !options.quiet);
-  for (std::int64_t w = 0; w < n_windows; ++w) {
-    const auto part = ids.subspan(static_cast<std::size_t>(w * window), static_cast<std::size_t>(window));
-    a.run(part, [&](std::int64_t position, std::span<const float> row) {
-      std::copy(row.begin(), row.end(), log_p.begin() + position * static_cast<std::int64_t>(vocab));
-    });
-    b.run(part, [&](std::int64_t position, std::span<const float> row) {
-      const std::span<const float> p(log_p.data() + static_cast<std::size_t>(position) * vocab, vocab);
+  KlResult r{.positions = positions(), .reference_nll = nll_};
+  ProgressBar bar("comparing", Unit::kTokens, !quiet_);
+  for (std::int64_t w = 0; w < n_windows_; ++w) {
+    const auto part = window_ids(w);
+    model.run(part.first(part.size() - 1), [&](std::int64_t position, std::span<const float> row) {
+      const std::span<const float> p(log_p_.data() + static_cast<std::size_t>(w * window_ + position) * vocab_, vocab_);
+      r.nll -= row[static_cast<std::size_t>(part[static_cast<std::size_t>(position) + 1])];
       all.push_back(kl(p, row));
-      agree +=
-          std::max_element(p.begin(), p.end()) - p.begin() == std::max_element(row.begin(), row.end()) - row.begin()
-              ? 1
-              : 0;
+      agree += first(p) == first(row) ? 1 : 0;
     });
-    bar.update(static_cast<std::uint64_t>((w + 1) * window), static_cast<std::uint64_t>(n_windows * window));
+    bar.update(static_cast<std::uint64_t>((w + 1) * window_), static_cast<std::uint64_t>(positions()));
   }
   std::sort(all.begin(), all.end());
-  KlResult r{.positions = static_cast<std::int64_t>(all.size())};
-  for (const double v : all) r.mean += v / static_cast<double>(all.size());
-  r.p99 = all[static_cast<std::size_t>(0.99 * static_cast<double>(all.size() - 1))];
+  const auto count = static_cast<double>(all.size());
+  r.nll /= count;
+  for (const double v : all) r.mean += v / count;
+  r.p99 = all[static_cast<std::size_t>(0.99 * (count - 1))];
   r.max = all.back();
-  r.top1_agreement = static_cast<double>(agree) / static_cast<double>(all.size());
+  r.top1_agreement = static_cast<double>(agree) / count;
   return r;
 }
 
@@ -126,14 +144,23 @@ int run_kl(KlFlags& f) {
   f.options.quiet = f.engine.quiet || f.json;
   const auto tokenizer_only = Engine::open(f.engine.options);
   const std::vector<std::int32_t> ids = read_tokens(f.file, *tokenizer_only);
-  const KlResult r = divergence(f.reference, f.engine.options, ids, f.options);
+  const KlResult r = ReferenceRun(f.reference, ids, f.options).compare(f.engine.options);
   if (f.json) {
-    const json::value out = {{"file", f.file},  {"positions", r.positions}, {"kl_mean", r.mean},
-                             {"kl_p99", r.p99}, {"kl_max", r.max},          {"top1_agreement", r.top1_agreement}};
+    const json::value out = {{"file", f.file},
+                             {"positions", r.positions},
+                             {"reference_perplexity", std::exp(r.reference_nll)},
+                             {"perplexity", std::exp(r.nll)},
+                             {"perplexity_change", r.change()},
+                             {"kl_mean", r.mean},
+                             {"kl_p99", r.p99},
+                             {"kl_max", r.max},
+                             {"top1_agreement", r.top1_agreement}};
     fmt::print("{}\n", json::dump_python(out));
   } else {
     fmt::print("KL mean {:.3e}  p99 {:.3e}  max {:.3e} nats   the same first token at {:.2f} % of {} positions\n",
                r.mean, r.p99, r.max, r.top1_agreement * 100, r.positions);
+    fmt::print("perplexity {:.4f} → {:.4f} ({:+.2f} %)\n", std::exp(r.reference_nll), std::exp(r.nll),
+               r.change() * 100);
   }
   return 0;
 }

@@ -6,9 +6,9 @@
 #include <fstream>
 #include <map>
 #include <memory>
-#include <unordered_map>
 
 #include "base/error.hpp"
+#include "base/hash.hpp"
 #include "base/json.hpp"
 #include "base/json_value.hpp"
 #include "eval.hpp"
@@ -81,20 +81,11 @@ std::vector<GreedyAnswer> greedy_answers(Engine& engine, const std::vector<std::
   return answers;
 }
 
-class ScoreTable {
- public:
-  void add(const std::string& task, bool right) {
-    const auto [it, fresh] = index_.try_emplace(task, scores_.size());
-    if (fresh) scores_.push_back({.task = task});
-    ++scores_[it->second].total;
-    scores_[it->second].right += right ? 1 : 0;
-  }
-  std::vector<TaskScore> take() { return std::move(scores_); }
-
- private:
-  std::unordered_map<std::string, std::size_t> index_;
-  std::vector<TaskScore> scores_;
-};
+Outcome outcome(std::string task, bool right, const GreedyAnswer& answer) {
+  return {.task = std::move(task),
+          .right = right,
+          .answer = hash64(answer.ids.data(), answer.ids.size() * sizeof(std::int32_t))};
+}
 
 // 5, 5.0 and 5e0 are the same argument; strings and the rest compare as they are.
 bool same_json(const JsonValue& a, const JsonValue& b) {
@@ -128,7 +119,7 @@ bool same_calls(const JsonValue& expected, const std::vector<ParsedToolCall>& go
 
 }  // namespace
 
-std::vector<TaskScore> score_tasks(Engine& engine, const std::string& path, std::int64_t limit) {
+std::vector<Outcome> score_tasks(Engine& engine, const std::string& path, std::int64_t limit) {
   const std::vector<JsonValue> lines = read_jsonl(path, limit);
   std::vector<std::vector<std::int32_t>> prompts;
   for (const JsonValue& line : lines) {
@@ -136,17 +127,17 @@ std::vector<TaskScore> score_tasks(Engine& engine, const std::string& path, std:
         chat_ids(engine, user_message(field(line, "user", JsonValue::Kind::kString, path).text), nullptr));
   }
   const std::vector<GreedyAnswer> answers = greedy_answers(engine, prompts, 160);
-  ScoreTable table;
+  std::vector<Outcome> out;
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const std::string& want = field(lines[i], "assistant", JsonValue::Kind::kString, path).text;
     const ParsedOutput got = parse_output(answers[i].text, {.thinking_enabled = false});
-    table.add(field(lines[i], "task", JsonValue::Kind::kString, path).text,
-              python_strip(got.content) == python_strip(want));
+    out.push_back(outcome(field(lines[i], "task", JsonValue::Kind::kString, path).text,
+                          python_strip(got.content) == python_strip(want), answers[i]));
   }
-  return table.take();
+  return out;
 }
 
-std::vector<TaskScore> score_toolcalls(Engine& engine, const std::string& path, std::int64_t limit) {
+std::vector<Outcome> score_toolcalls(Engine& engine, const std::string& path, std::int64_t limit) {
   struct Question {
     std::string task;
     JsonValue tools;
@@ -166,7 +157,7 @@ std::vector<TaskScore> score_toolcalls(Engine& engine, const std::string& path, 
     }
   }
   const std::vector<GreedyAnswer> answers = greedy_answers(engine, prompts, 256);
-  ScoreTable table;
+  std::vector<Outcome> out;
   for (std::size_t i = 0; i < questions.size(); ++i) {
     const ParsedOutput got =
         parse_output(answers[i].text, {.tools = questions[i].tools.items, .thinking_enabled = false});
@@ -176,18 +167,22 @@ std::vector<TaskScore> score_toolcalls(Engine& engine, const std::string& path, 
     const bool right = is_call ? same_calls(*calls, got.tool_calls)
                                : got.tool_calls.empty() && content != nullptr &&
                                      python_strip(got.content) == python_strip(content->text);
-    table.add((is_call ? "call " : "reply ") + questions[i].task, right);
+    out.push_back(outcome((is_call ? "call " : "reply ") + questions[i].task, right, answers[i]));
   }
-  return table.take();
+  return out;
 }
 
-TaskScore total(const std::vector<TaskScore>& scores) {
-  TaskScore all{.task = "all"};
-  for (const TaskScore& s : scores) {
-    all.right += s.right;
-    all.total += s.total;
+std::vector<TaskScore> by_task(const std::vector<Outcome>& outcomes) {
+  std::map<std::string, TaskScore> scores;
+  for (const Outcome& o : outcomes) {
+    TaskScore& s = scores[o.task];
+    s.task = o.task;
+    ++s.total;
+    s.right += o.right ? 1 : 0;
   }
-  return all;
+  std::vector<TaskScore> out;
+  for (auto& [task, s] : scores) out.push_back(std::move(s));
+  return out;
 }
 
 bool repeats(std::span<const std::int32_t> ids, std::size_t n, int times) {
@@ -226,7 +221,7 @@ struct TaskFlags {
   bool json = false;
 };
 
-using ScoreFunction = std::vector<TaskScore> (*)(Engine&, const std::string&, std::int64_t);
+using ScoreFunction = std::vector<Outcome> (*)(Engine&, const std::string&, std::int64_t);
 
 double percent(const TaskScore& s) {
   return s.total > 0 ? 100.0 * static_cast<double>(s.right) / static_cast<double>(s.total) : 0;
@@ -234,9 +229,12 @@ double percent(const TaskScore& s) {
 
 int run_scores(TaskFlags& f, ScoreFunction score) {
   const auto engine = f.engine.open();
-  std::vector<TaskScore> scores = score(*engine, f.file, f.limit);
-  const TaskScore all = total(scores);
-  std::sort(scores.begin(), scores.end(), [](const TaskScore& a, const TaskScore& b) { return a.task < b.task; });
+  const std::vector<TaskScore> scores = by_task(score(*engine, f.file, f.limit));
+  TaskScore all{.task = "all"};
+  for (const TaskScore& s : scores) {
+    all.right += s.right;
+    all.total += s.total;
+  }
   if (f.json) {
     json::object tasks;
     for (const TaskScore& s : scores) tasks[s.task] = json::object{{"right", s.right}, {"total", s.total}};

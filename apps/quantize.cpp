@@ -11,13 +11,12 @@
 #include "backends/cpu/cpu.hpp"
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
-#include "base/file.hpp"
 #include "base/json.hpp"
+#include "calibration_text.hpp"
 #include "command.hpp"
 #include "model_dir.hpp"
 #include "models/glm_4_7_flash/quantize.hpp"
 #include "progress.hpp"
-#include "text/tokenizer.hpp"
 
 namespace glint::apps {
 namespace {
@@ -29,44 +28,11 @@ struct QuantizeFlags {
   std::vector<std::string> set;
   std::string method;
   std::string calibrate;
-  std::int64_t calibration_tokens = 32768;
+  std::int64_t calibration_tokens = kCalibrationTokens;
   double shard_gb = 5;
   bool json = false;
   bool quiet = false;
 };
-
-// The text that comes with Glint, beside the bundled model.
-std::string bundled_text() {
-  const std::string dir = resolve_model_dir("");
-  const std::string path = (std::filesystem::path(dir).parent_path() / "calibration.txt").string();
-  if (!std::filesystem::exists(path))
-    throw Error({.what = path, .found = "no such file", .hint = "give a text with --calibrate"});
-  return path;
-}
-
-// Documents end with <|endoftext|> and are read as in training: each begins with [gMASK]<sop>. A text without those
-// marks is one document. Tags of the chat format count as tags.
-std::vector<std::int32_t> calibration_ids(const QuantizeFlags& f) {
-  const Tokenizer tokenizer = Tokenizer::from_file(f.model + "/tokenizer.json");
-  const std::string path = f.calibrate.empty() ? bundled_text() : f.calibrate;
-  const std::string text = read_file(path);
-  static constexpr std::string_view kEnd = "<|endoftext|>";
-  std::vector<std::int32_t> ids;
-  for (std::size_t at = 0; at < text.size() && static_cast<std::int64_t>(ids.size()) < f.calibration_tokens;) {
-    const std::size_t end = std::min(text.find(kEnd, at), text.size());
-    std::string document = text.substr(at, end - at);
-    at = end + kEnd.size();
-    document.erase(0, document.find_first_not_of('\n'));
-    if (document.empty()) continue;
-    if (!document.starts_with("[gMASK]")) document = "[gMASK]<sop>" + document;
-    const std::vector<std::int32_t> more = tokenizer.encode(document + std::string(kEnd));
-    ids.insert(ids.end(), more.begin(), more.end());
-  }
-  if (static_cast<std::int64_t>(ids.size()) > f.calibration_tokens)
-    ids.resize(static_cast<std::size_t>(f.calibration_tokens));
-  if (ids.empty()) throw Error({.what = path, .found = "no text", .expected = "text to calibrate on"});
-  return ids;
-}
 
 void print_report(const QuantizeReport& r, const QuantizeFlags& f, double seconds) {
   fmt::print("{:<16}{:>16}{:>12}{:>7}{:>11}  {}\n", "", "parameters", "bytes", "bits", "error", "formats");
@@ -129,10 +95,11 @@ int run_quantize(QuantizeFlags& f) {
   f.job.input_dir = f.model;
   f.job.recipe = QuantRecipe::preset(f.preset);
   for (const std::string& rule : f.set) f.job.recipe.set(rule);
-  // Eight bits have nothing to gain from calibration that the evaluation could see.
-  if (f.method.empty()) f.method = f.preset == "q4" || f.preset == "nf4" ? "gptq" : "mse";
+  // INT8 has nothing to gain from calibration that the evaluation could see.
+  if (f.method.empty()) f.method = f.preset == "q8" || f.preset == "bf16" ? "mse" : "gptq";
   f.job.method = method_of(f.method);
-  if (f.job.method == QuantMethod::kGptq) f.job.calibration = calibration_ids(f);
+  if (f.job.method == QuantMethod::kGptq)
+    f.job.calibration = calibration_ids(f.model, f.calibrate, f.calibration_tokens);
   f.job.shard_bytes = static_cast<std::uint64_t>(f.shard_gb * 1e9);
   while (f.job.output_dir.size() > 1 && f.job.output_dir.back() == '/') f.job.output_dir.pop_back();
 
@@ -157,13 +124,13 @@ void register_quantize(CLI::App& app, Run& run) {
   const auto f = std::make_shared<QuantizeFlags>();
   c->add_option("-m,--model", f->model, "Checkpoint directory (default: $GLINT_MODEL, else the bundled model)");
   c->add_option("-o,--output", f->job.output_dir, "Directory to make; must not exist")->required();
-  c->add_option("--preset", f->preset, "q4, q8, nf4 or fp8")
+  c->add_option("--preset", f->preset, "q4, int4 (smaller, further off), q8, nf4 or fp8")
       ->capture_default_str()
-      ->check(CLI::IsMember({"q4", "q8", "nf4", "fp8", "bf16"}));
+      ->check(CLI::IsMember({"q4", "int4", "q8", "nf4", "fp8", "bf16"}));
   c->add_option("--set", f->set, "KEY=SPEC for a role or field, e.g. experts=int4-g32, mtp=bf16, experts@1-3=int8")
       ->delimiter(',');
   c->add_option("--method", f->method,
-                "rtn (plain rounding), mse (searched scales) or gptq (calibrated; default for q4 and nf4)")
+                "rtn (plain rounding), mse (searched scales) or gptq (calibrated; default except for q8)")
       ->check(CLI::IsMember({"rtn", "mse", "gptq"}));
   c->add_option("--calibrate", f->calibrate, "Text for gptq (default: the one that comes with Glint)");
   c->add_option("--calibration-tokens", f->calibration_tokens, "Tokens of it that are read")

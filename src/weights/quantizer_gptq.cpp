@@ -139,7 +139,7 @@ class RowBlock {
     if (sweeps > 0) start_sweeps();
     for (int i = 0; i < sweeps; ++i) {
       move_codes(q.w.group, grid);
-      if (q.w.mins == nullptr) move_scales(q.w);
+      move_scales(q.w);
     }
     emit(q, r0, n_rows, grid);
   }
@@ -241,7 +241,7 @@ class RowBlock {
     }
   }
 
-  // Scaling a group's rounded values v by 1 + t: the error falls most at t = (v·g) / (v H v).
+  // Scaling a group's rounded values v by 1 + t, its zero point kept: the error falls most at t = (v·g) / (v H v).
   void move_scales(const Weight& w) {
     const auto n = static_cast<std::size_t>(f_.n);
     std::vector<Lane> v(static_cast<std::size_t>(w.group));
@@ -259,20 +259,20 @@ class RowBlock {
         accumulate(f_.moments.data() + k * n + begin, v.data(), end - begin, hv);
         for (std::size_t lane = 0; lane < kLanes; ++lane) square[lane] += v[k - begin][lane] * hv[lane];
       }
-      Lane back{};  // minus t, as the scale's type allows it
+      const Scales before = scales_[i];
       for (std::size_t lane = 0; lane < kLanes; ++lane) {
         if (!(square[lane] > 0)) continue;
-        const GroupScale now{.scale = scales_[i].scale[lane]};
+        const GroupScale now{.scale = before.scale[lane], .min = before.min[lane]};
         const GroupScale next = shrunk_scale(spec_, now, 1.0F + along[lane] / square[lane]);
-        const float t = next.scale / now.scale - 1.0F;
-        if (!(2 * t * along[lane] > t * t * square[lane])) continue;  // the rounded step does not help
-        scales_[i].set(lane, next);
-        back[lane] = -t;
+        const float t = next.scale / now.scale - 1.0F;  // as the scale's type allows it
+        if (2 * t * along[lane] > t * t * square[lane]) scales_[i].set(lane, next);
       }
       for (std::size_t k = begin; k < end; ++k) {
-        Lane change;
+        Lane change;  // minus what is added to v
         for (std::size_t lane = 0; lane < kLanes; ++lane) {
-          change[lane] = back[lane] * v[k - begin][lane];
+          const float level = (v[k - begin][lane] - before.min[lane]) * before.inverse[lane];
+          const float to = level * scales_[i].scale[lane] + scales_[i].min[lane];
+          change[lane] = scales_[i].scale[lane] == before.scale[lane] ? 0.0F : v[k - begin][lane] - to;
           e_[k][lane] += change[lane];
         }
         spread(f_.moments.data() + k * n, change, n, base_.data());
@@ -321,8 +321,7 @@ void Hessian::add(const float* x, std::int64_t rows, const float* weights, Threa
 
 void Hessian::add_piece(ThreadPool* pool) {
   const auto add_row = [&](std::int64_t i, int) {
-    add_products(&piece_[static_cast<std::size_t>(i * kPiece)], piece_.data(), i + 1,
-                 &h_[static_cast<std::size_t>(i * n_)]);
+    add_products(&piece_[static_cast<std::size_t>(i * kPiece)], piece_.data(), i + 1, &h_[start_of_row(i)]);
   };
   if (pool != nullptr) pool->parallel_for(n_, add_row);
   for (std::int64_t i = 0; pool == nullptr && i < n_; ++i) add_row(i, 0);

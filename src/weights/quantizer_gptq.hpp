@@ -16,7 +16,7 @@ namespace glint {
 // Σ weight · x xᵀ over the rows seen.
 class Hessian {
  public:
-  explicit Hessian(std::int64_t n) : n_(n), h_(static_cast<std::size_t>(n * n), 0.0F) {}
+  explicit Hessian(std::int64_t n) : n_(n), h_(start_of_row(n), 0.0F) {}
 
   std::int64_t size() const { return n_; }
   std::int64_t rows_seen() const { return rows_seen_; }
@@ -27,17 +27,18 @@ class Hessian {
   void finish();
   bool is_finished() const { return pending_ == 0; }
   // Element (i, j), j ≤ i; the other half is not kept.
-  float at(std::int64_t i, std::int64_t j) const { return h_[static_cast<std::size_t>(i * n_ + j)]; }
+  float at(std::int64_t i, std::int64_t j) const { return h_[start_of_row(i) + static_cast<std::size_t>(j)]; }
   std::vector<float> diagonal() const;
 
  private:
-  std::int64_t n_;
   void add_piece(ThreadPool* pool);
+  static std::size_t start_of_row(std::int64_t i) { return static_cast<std::size_t>(i * (i + 1) / 2); }
 
+  std::int64_t n_;
   std::int64_t rows_seen_ = 0;
   std::int64_t pending_ = 0;  // rows in piece_
   std::vector<float> piece_;  // [n, 64], transposed
-  std::vector<float> h_;
+  std::vector<float> h_;      // rows of the lower half, one after another
 };
 
 struct HessianFactor {

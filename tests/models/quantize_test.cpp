@@ -7,9 +7,11 @@
 #include <cmath>
 #include <filesystem>
 
+#include "backends/cpu/cpu.hpp"
 #include "backends/reference/reference.hpp"
 #include "base/json.hpp"
 #include "models/glm_4_7_flash/calibrate.hpp"
+#include "models/glm_4_7_flash/memory_plan.hpp"
 #include "models/glm_4_7_flash/quantize_plan.hpp"
 #include "models/small_checkpoint.hpp"
 #include "models/tiny_model.hpp"
@@ -63,6 +65,22 @@ TEST(QuantRecipe, WhatPresetsKeep) {
     const auto spec = QuantRecipe::preset("q4").spec(spec_of(field), 47, real_config());
     EXPECT_TRUE(!spec || weight_code_bits(spec->format) == 8) << field;
   }
+}
+
+TEST(QuantRecipe, SizeOfTheRealModel) {
+  const ModelConfig real = real_config();
+  const RecipeSize kept = recipe_size(QuantRecipe::parse("bf16"), real);
+  const ModelSize official = model_size(real);
+  const std::int64_t copies = 2 * real.vocab * real.hidden;  // the MTP layer's own embedding and head
+  EXPECT_EQ(kept.params, official.total.params - copies);
+  EXPECT_DOUBLE_EQ(kept.bytes, static_cast<double>(official.total.bytes - 2 * copies));
+  const double active = 2.0 * static_cast<double>(official.active_params + real.vocab * real.hidden);
+  EXPECT_NEAR(kept.active_bytes / active, 1.0, 1e-3);  // norms and the bias apart
+
+  EXPECT_NEAR(recipe_size(QuantRecipe::preset("q8"), real).bits(), 8.0, 0.05);
+  const RecipeSize g64 = recipe_size(QuantRecipe::parse("bf16:experts=int4-g64"), real);
+  const double experts = static_cast<double>(official.roles[static_cast<std::size_t>(Role::kExperts)].params);
+  EXPECT_NEAR(kept.bytes - g64.bytes, experts * (16 - 4.25) / 8, 1e-6 * experts);
 }
 
 TEST(QuantRecipe, Refusals) {
@@ -213,6 +231,24 @@ TEST(QuantizeCheckpoint, ResumesToTheSameBytes) {
   EXPECT_LT(resumed.shards_kept, whole.shards);
   EXPECT_EQ(bytes_of(job.output_dir), expected);
   expect_error([&] { quantize_checkpoint(job, *ops); }, "something there already");
+}
+
+// The backend that `glint quantize` uses reads codes in place, but not those of kv_b; FP8 is calibrated as well.
+TEST(QuantizeCheckpoint, CalibratesOnTheFastBackend) {
+  const TempDir in;
+  SmallCheckpoint(job_config()).write(in);
+  const auto ops = make_cpu_ops({.threads = 2});
+  for (const char* preset : {"q4", "fp8"}) {
+    const TempDir out;
+    QuantizeJob job = job_for(in, out, preset);
+    job.recipe.set("kv_b=int8");
+    job.method = QuantMethod::kGptq;
+    job.window_tokens = 64;
+    for (int i = 0; i < 128; ++i) job.calibration.push_back((i * 37) % 100);
+    const QuantizeReport report = quantize_checkpoint(job, *ops);
+    EXPECT_LT(report.output_bytes, report.input_bytes) << preset;
+    EXPECT_LT(worst_difference(in.path(), job.output_dir), 0.3) << preset;
+  }
 }
 
 TEST(QuantizeCheckpoint, Refusals) {

@@ -59,16 +59,22 @@ struct Preset {
   std::string_view rules;
 };
 
-// The router and its bias, and the norms, are not quantisable at all (tensor_table.cpp). kv_b is read by the absorbed
-// form of attention, where its error meets every cached token; it and eh_proj are small.
-constexpr std::array<Preset, 5> kPresets{{
-    {"q4", "int4",
+// The router and its bias, and the norms, are not quantisable at all (tensor_table.cpp). What stays at 8 bits, or as it
+// is, is a small part of the bytes and showed most in the sensitivity of single roles
+// (docs/experiments/2026-11-24-four-bits.md): kv_a and q_a, through which all of attention passes, and the dense first
+// layer, which every later one builds on.
+constexpr std::array<Preset, 6> kPresets{{
+    // Experts are 92 % of the real model. Within the bars of docs/quality.md.
+    {"q4", "q4",
+     "experts=int4-g64,attention=int8,dense_mlp=int8,shared=int8,embed=int8,head=int8,eh_proj=int8,mtp=int8"},
+    // The leanest, for rounding while loading and for measurements of speed.
+    {"int4", "int4",
      "attention=int4-g64,dense_mlp=int4-g64,experts=int4-g64,shared=int4-g64,embed=int8,head=int8,kv_b=int8,"
      "eh_proj=int8,mtp=int8"},
     {"q8", "int8", "attention=int8,dense_mlp=int8,experts=int8,shared=int8,embed=int8,head=int8,eh_proj=int8"},
     // bitsandbytes has no 8-bit beside NF4, and leaves embeddings and heads alone.
-    {"nf4", "nf4", "attention=nf4,dense_mlp=nf4,experts=nf4,shared=nf4,kv_b=bf16,mtp=bf16,mtp.experts=nf4"},
-    {"fp8", "fp8", "attention=fp8,dense_mlp=fp8,experts=fp8,shared=fp8,embed=fp8,head=fp8,eh_proj=fp8"},
+    {"nf4", "nf4", "experts=nf4,shared=nf4,o=nf4,q_b=nf4,mtp=bf16,mtp.experts=nf4"},
+    {"fp8", "fp8", "experts=fp8,shared=fp8,o=fp8,q_b=fp8"},
     {"bf16", "bf16", ""},
 }};
 
@@ -88,7 +94,7 @@ QuantRecipe QuantRecipe::preset(std::string_view name) {
     }
     return recipe;
   }
-  throw Error({.what = "preset", .found = "'" + std::string(name) + "'", .expected = "q4, q8, nf4 or fp8"});
+  throw Error({.what = "preset", .found = "'" + std::string(name) + "'", .expected = "q4, int4, q8, nf4 or fp8"});
 }
 
 QuantRecipe QuantRecipe::parse(std::string_view text) {
@@ -99,7 +105,7 @@ QuantRecipe QuantRecipe::parse(std::string_view text) {
   if (preset_of == kPresets.end()) {
     throw Error({.what = "weights",
                  .found = "'" + std::string(text) + "'",
-                 .expected = "int4, int8, nf4, fp8 or bf16, with overrides as in int4:experts=int4-g32,head=bf16"});
+                 .expected = "int4, q4, int8, nf4, fp8 or bf16, with overrides as in int4:experts=int4-g32,head=bf16"});
   }
   QuantRecipe recipe = preset(preset_of->name);
   std::string_view rules = text.substr(std::min(text.size(), colon + 1));
@@ -161,6 +167,38 @@ std::optional<QuantSpec> QuantRecipe::spec(const TensorSpec& tensor, std::int64_
   if (!found || !has_scales(found->format)) return std::nullopt;
   const std::int64_t cols = tensor.shape(config)[tensor.rank - 1];
   return fit_spec(*found, cols);
+}
+
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config) {
+  RecipeSize size;
+  const auto add = [&](const TensorSpec& t, std::int64_t layer) {
+    const Shape shape = t.shape(config);
+    const bool expert = t.scope == Scope::kExpert;
+    const std::int64_t params = shape.elements() * (expert ? config.n_experts : 1);
+    const auto spec = t.rank == 2 ? recipe.spec(t, layer, config) : std::nullopt;
+    const double kept = 8.0 * static_cast<double>(dtype_bytes(t.stored));
+    const double bits = spec ? spec->bits(shape[1]) : kept;
+    size.params += params;
+    size.bytes += static_cast<double>(params) * bits / 8;
+    if (layer == config.n_layers || t.role == Role::kEmbed) return;
+    const double read = t.field == "layers.kv_b" ? kept : bits;
+    const double share = expert ? static_cast<double>(config.top_k) / static_cast<double>(config.n_experts) : 1.0;
+    size.active_bytes += static_cast<double>(params) * share * read / 8;
+  };
+  for (const TensorSpec& t : tensor_table()) {
+    if (t.scope == Scope::kFused || t.field == "mtp.embed" || t.field == "mtp.head") continue;
+    if (t.scope == Scope::kModel) {
+      if (t.role != Role::kHead || !config.tie_embeddings) add(t, -1);
+      continue;
+    }
+    for (std::int64_t layer = 0; layer < config.n_cache_layers(); ++layer) {
+      const bool mtp = layer == config.n_layers, dense = !mtp && config.is_dense(layer);
+      if (t.scope == Scope::kLayer || (t.scope == Scope::kMtp && mtp) || (t.scope == Scope::kDense && dense) ||
+          ((t.scope == Scope::kMoe || t.scope == Scope::kExpert) && !dense))
+        add(t, layer);
+    }
+  }
+  return size;
 }
 
 std::string QuantRecipe::text() const {

@@ -17,10 +17,10 @@ namespace glint {
 
 class QuantRecipe {
  public:
-  // "q4", "q8", "nf4", "fp8". Throws Error for other names.
+  // "q4", "int4", "q8", "nf4", "fp8". Throws Error for other names.
   static QuantRecipe preset(std::string_view name);
-  // A preset by the name of its format, as --weights has it: "int4", "int8", "nf4", "fp8", "bf16" (keeps all), or one
-  // with overrides: "int4:experts=int4-g32,head=bf16". Throws Error.
+  // A preset by the name of its format, as --weights has it: "int4", "q4", "int8", "nf4", "fp8", "bf16" (keeps all), or
+  // one with overrides: "int4:experts=int4-g32,head=bf16". Throws Error.
   static QuantRecipe parse(std::string_view text);
 
   // "KEY=SPEC". A key is a role (embed, head, attention, dense_mlp, experts, shared, eh_proj), a field of the tensor
@@ -47,6 +47,16 @@ class QuantRecipe {
   };
   std::vector<Rule> rules_;
 };
+
+// What a checkpoint of this config takes after the recipe, scales counted; what the recipe keeps is counted as the
+// official checkpoint stores it. The MTP layer's own embedding and head, which repeat the main ones, are left out.
+struct RecipeSize {
+  std::int64_t params = 0;
+  double bytes = 0;
+  double active_bytes = 0;  // that one decoded token reads: kv_b as BF16, as attention has it, and the head
+  double bits() const { return 8 * bytes / static_cast<double>(params); }
+};
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config);
 
 // The keys of QuantRecipe::set.
 std::span<const std::string_view> quant_keys();

@@ -25,7 +25,7 @@ struct QuantizeJob {
   std::vector<std::int32_t> calibration;  // token ids; documents as the model reads them, one after another
   std::int64_t window_tokens = 512;       // calibration runs on windows of it
   float background = 0.05F;               // calibrate.hpp
-  double damping = 0.01;                  // quantizer_gptq.hpp
+  double damping = 0.05;                  // quantizer_gptq.hpp
   std::uint64_t shard_bytes = 5'000'000'000;
   bool resume = false;  // go on where an earlier run of the same job ended
   int threads = 0;      // 0: one a core
