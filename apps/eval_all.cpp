@@ -227,10 +227,14 @@ class Evaluation {
 
   // The checkpoint of a row, made or finished.
   std::string quantise(const RowSpec& spec) const {
-    std::string name = spec.name;
-    std::replace(name.begin(), name.end(), ' ', '-');
-    const std::string dir = f_.work + "/" + name;
-    fs::remove_all(dir);
+    // Named by what it depends on: an interrupted run is gone on with only if the row is still the same.
+    const std::string name = "checkpoint-" + key(spec), dir = f_.work + "/" + name;
+    std::vector<fs::path> old;
+    for (const fs::directory_entry& e : fs::directory_iterator(f_.work)) {
+      const std::string found = e.path().filename().string();
+      if (found.starts_with("checkpoint-") && found != name + ".partial") old.push_back(e.path());
+    }
+    for (const fs::path& path : old) fs::remove_all(path);
     QuantizeJob job{.input_dir = f_.model,
                     .output_dir = dir,
                     .recipe = spec.recipe(),
