@@ -113,7 +113,8 @@ void DiskTier::save(std::span<const std::int32_t> tokens) {
     if (block.n_pages < KvDisk::kLeastPages) return;
     // Pinned pages are missing elsewhere: a quarter of all is enough. What is not written now may be after a later
     // turn.
-    if (saving_pages_ + block.n_pages > std::max(1, scheduler_.kv().n_pages() / 4)) return;
+    const std::int64_t most = std::max<std::int64_t>(KvDisk::kBlockPages, scheduler_.kv().n_pages() / 4);
+    if (saving_pages_ + block.n_pages > most) return;
     const auto held =
         tokens.first((std::size_t{block.first_page} + block.n_pages) * static_cast<std::size_t>(page_tokens_));
     const SequenceId pin = scheduler_.pin(held, 0);

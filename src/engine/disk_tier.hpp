@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -20,6 +21,10 @@ class DiskTier {
  public:
   // The store's memory must be the host's, and outlive it.
   DiskTier(Scheduler& scheduler, KvStore& store, KvDiskOptions options);
+  // Writes what save() was given, for a few seconds at most.
+  ~DiskTier();
+  DiskTier(const DiskTier&) = delete;
+  DiskTier& operator=(const DiskTier&) = delete;
 
   // True: pages of the prompt are being read, and the request has to wait for collect() to name it.
   bool load(RequestId request, std::span<const std::int32_t> prompt);
@@ -58,6 +63,7 @@ class DiskTier {
   std::unordered_map<std::uint64_t, std::uint64_t> load_of_job_;
   std::unordered_map<std::uint64_t, std::uint64_t> loading_;  // key of a block → its load
   std::unordered_map<std::uint64_t, Save> saves_;             // by job
+  std::deque<std::vector<std::int32_t>> backlog_;             // to save() when fewer pages are pinned
   std::uint64_t next_id_ = 1;
   std::int64_t saving_pages_ = 0;
   std::int64_t loaded_tokens_ = 0;

@@ -82,7 +82,7 @@ TEST_F(DiskTest, TheFirstTurnAfterARestartHits) {
 
 // Requests that begin alike, on the engine's own thread, one of which goes away while its prompt is read.
 TEST_F(DiskTest, RequestsThatWaitForTheSameBlocksReadThemOnce) {
-  const Request talk = prompt(1500, 2);
+  const Request talk = prompt(700, 2);
   Answer want;
   { want = answer(*Engine::open(options()), talk); }
   EngineOptions o = options();
@@ -92,8 +92,8 @@ TEST_F(DiskTest, RequestsThatWaitForTheSameBlocksReadThemOnce) {
   for (int i = 0; i < 4; ++i) ids.push_back(engine->submit(talk));
   engine->abandon(ids[1]);
   for (const std::size_t i : {0U, 2U, 3U}) expect_same(collect(*engine, ids[i]), want);
-  EXPECT_LE(engine->stats().disk_loaded_tokens, 1472);
-  EXPECT_GE(engine->stats().cached_tokens, 3 * 1472);
+  EXPECT_LE(engine->stats().disk_loaded_tokens, 640);
+  EXPECT_GE(engine->stats().cached_tokens, 3 * 640);
 }
 
 TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
@@ -127,9 +127,9 @@ TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
 // A cache that holds one conversation, a directory that holds three: all three take turns.
 TEST_F(DiskTest, ASmallCacheReadsBackWhatItGaveUp) {
   EngineOptions o = options();
-  o.max_context = 1088;
-  o.cache_tokens = 1600;
-  o.cache_dir_bytes = std::int64_t{40} << 20;
+  o.max_context = 448;
+  o.cache_tokens = 512;
+  o.cache_dir_bytes = std::int64_t{12} << 20;
   o.prefix_cache = true;
   const auto engine = Engine::open(o);
   o.cache_dir.clear();
@@ -137,14 +137,14 @@ TEST_F(DiskTest, ASmallCacheReadsBackWhatItGaveUp) {
   const auto cold = Engine::open(o);
   for (int round = 0; round < 3; ++round) {
     for (std::uint32_t t = 0; t < 3; ++t) {
-      const Request r = prompt(1000, 10 + t);
+      const Request r = prompt(330, 10 + t);
       const Answer got = answer(*engine, r);
       expect_same(got, answer(*cold, r));
       if (round > 0) EXPECT_GE(got.last.usage.cached_tokens, 256) << round << ' ' << t;
     }
   }
   EXPECT_GT(engine->stats().evicted_tokens, 0);
-  EXPECT_LE(engine->stats().disk_bytes, std::int64_t{40} << 20);
+  EXPECT_LE(engine->stats().disk_bytes, std::int64_t{12} << 20);
   EXPECT_TRUE(notices.empty());
 }
 
