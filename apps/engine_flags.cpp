@@ -1,5 +1,7 @@
 #include "engine_flags.hpp"
 
+#include <fmt/core.h>
+
 #include <charconv>
 #include <utility>
 
@@ -29,11 +31,25 @@ void EngineFlags::add_to(CLI::App& command) {
                      "Epsilon of the two latent norms; 1e-6 matches Hugging Face bit for bit");
   command.add_option("--attention-window", options.window_tokens,
                      "Sliding-window attention over this many tokens (default: all)");
+  command.add_flag("--no-prefix-cache{false}", options.prefix_cache,
+                   "Compute every prompt from its first token, whatever the cache still holds");
+  command.add_option("--cache-dir", options.cache_dir,
+                     "Directory where what the prefix cache kept survives a restart (default: none)");
+  command.add_option("--cache-dir-size", cache_dir_bytes, "Its size at most, e.g. 20G (default: 16G)")
+      ->transform(CLI::AsSizeValue(false));
   command.add_option("--synthetic", synthetic, "Random weights of the real shape instead of a model, e.g. layers=6");
   command.add_flag("-q,--quiet", quiet, "No progress bars, no closing line");
 }
 
 void EngineFlags::resolve() {
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
+  if (cache_dir_bytes > kMost) {
+    throw Error({.what = "--cache-dir-size", .found = std::to_string(cache_dir_bytes), .expected = "at most 1 EiB"});
+  }
+  options.cache_dir_bytes = static_cast<std::int64_t>(cache_dir_bytes);
+  if (!options.on_notice) {
+    options.on_notice = [](const std::string& line) { fmt::print(stderr, "glint: {}\n", line); };
+  }
   if (!synthetic.empty()) {
     static constexpr std::string_view kKey = "layers=";
     const std::string_view s = synthetic;

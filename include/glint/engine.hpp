@@ -16,20 +16,26 @@
 namespace glint {
 
 struct EngineOptions {
-  std::string model_dir;            // a checkpoint directory in the official layout; empty with synthetic_layers > 0
-  std::string device = "cpu";       // "cpu" or "reference"
-  std::string isa;                  // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16
-  int threads = 0;                  // cpu: 0 = one a core
-  std::string kv = "auto";          // cache format: "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: f16, cuda bf16
-  std::string weights;              // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored
-  std::int64_t max_context = 0;     // tokens a request may hold; 0: the model's own limit
-  std::int64_t cache_tokens = 0;    // tokens the whole cache holds; 0: as many as fit in a share of the free memory
-  std::int64_t chunk_tokens = 512;  // rows a step at most: long prompts are read in chunks of it
-  int max_requests = 64;            // requests that run at the same time; more wait
-  float latent_eps = 0;             // 0: the config's rms_norm_eps; 1e-6 for bit parity with Hugging Face
-  int window_tokens = 0;            // sliding-window attention; 0: dense
-  bool use_thread = true;           // false: the caller drives the engine with step()
-  int synthetic_layers = 0;         // > 0: random weights of the real shape with that many layers
+  std::string model_dir;             // a checkpoint directory in the official layout; empty with synthetic_layers > 0
+  std::string device = "cpu";        // "cpu" or "reference"
+  std::string isa;                   // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16
+  int threads = 0;                   // cpu: 0 = one a core
+  std::string kv = "auto";           // cache format: "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: f16, cuda bf16
+  std::string weights;               // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored
+  std::int64_t max_context = 0;      // tokens a request may hold; 0: the model's own limit
+  std::int64_t cache_tokens = 0;     // tokens the whole cache holds; 0: as many as fit in a share of the free memory
+  std::int64_t chunk_tokens = 512;   // rows a step at most: long prompts are read in chunks of it
+  int max_requests = 64;             // requests that run at the same time; more wait
+  float latent_eps = 0;              // 0: the config's rms_norm_eps; 1e-6 for bit parity with Hugging Face
+  int window_tokens = 0;             // sliding-window attention; 0: dense
+  bool prefix_cache = true;          // prompts that begin as earlier ones did start behind what is still in the cache
+  bool use_thread = true;            // false: the caller drives the engine with step()
+  int synthetic_layers = 0;          // > 0: random weights of the real shape with that many layers
+  std::string cache_dir;             // what the prefix cache kept is written here and found again after a restart
+  std::int64_t cache_dir_bytes = 0;  // at most; 0: 16 GiB
+  // Called when something is wrong that costs speed and no result: a damaged file in cache_dir, a full disk. From any
+  // thread; must not throw.
+  std::function<void(const std::string&)> on_notice;
   // Called while loading with bytes done and in all.
   std::function<void(std::uint64_t, std::uint64_t)> on_load;
 };
@@ -106,7 +112,14 @@ struct EngineStats {
   std::int64_t decode_tokens = 0;
   double step_s = 0;  // time inside steps
   std::int64_t cache_tokens = 0;
-  std::int64_t cache_tokens_used = 0;
+  std::int64_t cache_tokens_used = 0;  // of pages that running requests hold
+  std::int64_t cache_tokens_kept = 0;  // of pages that wait for a prompt that begins with them; given up when needed
+  std::int64_t cached_tokens = 0;      // prompt tokens that were found in the cache and not computed
+  std::int64_t evicted_tokens = 0;     // of kept pages that were given up
+  std::int64_t preemptions = 0;
+  std::int64_t disk_loaded_tokens = 0;  // read from the cache directory
+  std::int64_t disk_bytes = 0;          // what lies in it
+  std::int64_t disk_files = 0;
 };
 
 struct ModelInfo {

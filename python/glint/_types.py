@@ -26,6 +26,9 @@ class EngineOptions(TypedDict, total=False):
     max_requests: int  # requests that run at the same time; more wait
     latent_eps: float  # 0: the config's rms_norm_eps; 1e-6: bit parity with Hugging Face
     window_tokens: int  # sliding-window attention; 0: dense
+    prefix_cache: bool  # default True: prompts that begin as earlier ones did start behind what is still in the cache
+    cache_dir: str  # what the prefix cache kept is written here and found again after a restart; "": nowhere
+    cache_dir_bytes: int  # at most; 0: 16 GiB
     synthetic_layers: int  # > 0: random weights of the real shape, no tokenizer, no model_dir
 
 
@@ -59,7 +62,14 @@ class EngineStats(TypedDict):
     decode_tokens: int
     step_s: float  # seconds inside steps
     cache_tokens: int  # size of the cache in tokens
-    cache_tokens_used: int
+    cache_tokens_used: int  # held by running requests
+    cache_tokens_kept: int  # kept for prompts that begin with them; given up when needed
+    cached_tokens: int  # prompt tokens found in the cache
+    evicted_tokens: int  # kept tokens given up
+    preemptions: int
+    disk_loaded_tokens: int  # read from cache_dir
+    disk_bytes: int  # what lies in it
+    disk_files: int
 
 
 class ModelInfo(TypedDict):

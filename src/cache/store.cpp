@@ -20,6 +20,11 @@ KvPages KvStore::layer(std::int64_t index) const {
           .codec = options_.codec};
 }
 
+std::byte* KvStore::page(std::int64_t layer_index, PageId id) const {
+  CHECK(id >= 0 && id < n_pages(), std::to_string(id));
+  return static_cast<std::byte*>(layer(layer_index).base) + id * page_bytes_;
+}
+
 void KvStore::copy_page(PageCopy copy) {
   CHECK(copy.from >= 0 && copy.from < n_pages() && copy.to >= 0 && copy.to < n_pages());
   for (std::int64_t l = 0; l < options_.n_layers; ++l) {

@@ -22,6 +22,11 @@ class KvStore {
   KvStore(Ops& ops, const KvStoreOptions& options);
 
   KvPages layer(std::int64_t index) const;
+  // A page's bytes of one layer, and the distance from there to the next layer's.
+  std::byte* page(std::int64_t layer_index, PageId id) const;
+  std::int64_t layer_bytes() const { return options_.n_pages * page_bytes_; }
+  std::int64_t page_bytes() const { return page_bytes_; }
+  std::int64_t n_layers() const { return options_.n_layers; }
   std::int32_t n_pages() const { return options_.n_pages; }
   KvCodec codec() const { return options_.codec; }
   std::int64_t bytes() const { return static_cast<std::int64_t>(pool_.bytes()); }

@@ -123,6 +123,9 @@ EngineOptions engine_options_from_json(std::string_view text) {
   f.read("max_requests", o.max_requests);
   f.read("latent_eps", o.latent_eps);
   f.read("window_tokens", o.window_tokens);
+  f.read("prefix_cache", o.prefix_cache);
+  f.read("cache_dir", o.cache_dir);
+  f.read("cache_dir_bytes", o.cache_dir_bytes);
   f.read("use_thread", o.use_thread);
   f.read("synthetic_layers", o.synthetic_layers);
   f.finish();
@@ -167,7 +170,14 @@ std::string to_json(const EngineStats& s) {
                                         {"decode_tokens", s.decode_tokens},
                                         {"step_s", s.step_s},
                                         {"cache_tokens", s.cache_tokens},
-                                        {"cache_tokens_used", s.cache_tokens_used}});
+                                        {"cache_tokens_used", s.cache_tokens_used},
+                                        {"cache_tokens_kept", s.cache_tokens_kept},
+                                        {"cached_tokens", s.cached_tokens},
+                                        {"evicted_tokens", s.evicted_tokens},
+                                        {"preemptions", s.preemptions},
+                                        {"disk_loaded_tokens", s.disk_loaded_tokens},
+                                        {"disk_bytes", s.disk_bytes},
+                                        {"disk_files", s.disk_files}});
 }
 
 std::string to_json(const ModelInfo& i) {

@@ -7,6 +7,7 @@
 #include "base/clock.hpp"
 #include "base/error.hpp"
 #include "engine/chat_text.hpp"
+#include "engine/disk_options.hpp"
 
 namespace glint {
 namespace {
@@ -26,6 +27,10 @@ void check_options(const EngineOptions& o) {
   check_range("max_requests", o.max_requests, 1, 4096);
   check_range("window_tokens", o.window_tokens, 0, kMost);
   check_range("synthetic_layers", o.synthetic_layers, 0, 1024);
+  check_range("cache_dir_bytes", o.cache_dir_bytes, 0, std::int64_t{1} << 60);
+  if (!o.cache_dir.empty() && !o.prefix_cache) {
+    throw Error({.what = "cache_dir", .found = '"' + o.cache_dir + '"', .expected = "a prefix cache that is on"});
+  }
   if (!(o.latent_eps >= 0) || o.latent_eps > 1) {
     throw Error({.what = "latent_eps", .found = std::to_string(o.latent_eps), .expected = "from 0 to 1"});
   }
@@ -68,12 +73,14 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
   runtime_ = std::make_unique<Runtime>(loaded_.weights, *loaded_.ops, runtime);
 
   loop_ = std::make_unique<StepLoop>(*runtime_,
-                                     SchedulerOptions{.n_pages = runtime_->store().n_pages(),
-                                                      .page_tokens = kPageTokens,
-                                                      .chunk_tokens = options_.chunk_tokens,
-                                                      .max_running = options_.max_requests,
-                                                      .max_context = cache.max_context},
-                                     config.eos_ids);
+                                     StepLoopOptions{.scheduler = {.n_pages = runtime_->store().n_pages(),
+                                                                   .page_tokens = kPageTokens,
+                                                                   .chunk_tokens = options_.chunk_tokens,
+                                                                   .max_running = options_.max_requests,
+                                                                   .max_context = cache.max_context},
+                                                     .eos_ids = config.eos_ids,
+                                                     .prefix_cache = options_.prefix_cache,
+                                                     .disk = disk_options(options_, loaded_, runtime_->store())});
   stats_ = loop_->stats();
   if (options_.use_thread) thread_ = std::thread([this] { serve(); });
 }

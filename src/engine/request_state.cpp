@@ -62,6 +62,7 @@ Event RequestState::end(Finish finish, std::string error) {
 Usage RequestState::usage() const {
   Usage u;
   u.prompt_tokens = prompt_tokens;
+  u.cached_tokens = cached_tokens;
   u.generated_tokens = generated();
   u.seed = sampling.seed;
   if (started_s > 0) u.queue_s = started_s - submitted_s;

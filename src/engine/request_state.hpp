@@ -19,7 +19,8 @@ struct RequestState {
   RequestId id = 0;
   std::vector<std::int32_t> tokens;  // the prompt, then what was generated; of a scored window also the last target
   std::int64_t prompt_tokens = 0;
-  std::int64_t max_tokens = 0;  // clipped to the context
+  std::int64_t max_tokens = 0;     // clipped to the context
+  std::int64_t cached_tokens = 0;  // of the prompt, found in the cache
 
   SamplerParams sampling;
   TokenCounts counts;  // filled only if a penalty needs them

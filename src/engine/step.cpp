@@ -10,12 +10,18 @@
 
 namespace glint {
 
-StepLoop::StepLoop(Runtime& runtime, const SchedulerOptions& options, std::vector<std::int32_t> eos_ids)
-    : runtime_(runtime), scheduler_(options), sampler_(runtime.model().config().vocab), eos_ids_(std::move(eos_ids)) {
-  const auto n = static_cast<std::size_t>(options.max_running);
+StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
+    : runtime_(runtime),
+      scheduler_(options.scheduler),
+      sampler_(runtime.model().config().vocab),
+      eos_ids_(std::move(options.eos_ids)),
+      prefix_cache_(options.prefix_cache) {
+  const auto n = static_cast<std::size_t>(options.scheduler.max_running);
   outcomes_.reserve(n);
   logits_rows_.reserve(n);
   outgoing_.reserve(2 * n);
+  if (options.disk && prefix_cache_)
+    disk_ = std::make_unique<DiskTier>(scheduler_, runtime_.store(), std::move(*options.disk));
 }
 
 RequestState& StepLoop::at(RequestId id) {
@@ -25,17 +31,46 @@ RequestState& StepLoop::at(RequestId id) {
 }
 
 void StepLoop::admit(std::unique_ptr<RequestState> request) {
-  const RequestId id = request->id;
-  const Admission admission =
-      scheduler_.admit({.id = id, .prompt_tokens = request->prompt_tokens, .max_tokens = request->max_tokens});
+  RequestState& r = *request;
+  requests_.emplace(r.id, std::move(request));
+  const bool waits = disk_ && r.scores == nullptr && disk_->load(r.id, r.tokens);
+  if (!waits) enqueue(r);
+}
+
+void StepLoop::enqueue(RequestState& request) {
+  const bool shares = prefix_cache_ && request.scores == nullptr;  // scores are of every row: all must be computed
+  const Admission admission = scheduler_.admit({.id = request.id,
+                                                .prompt_tokens = request.prompt_tokens,
+                                                .max_tokens = request.max_tokens,
+                                                .tokens = shares ? &request.tokens : nullptr});
   CHECK(!admission.refusal.has_value(), "submit() checked it");
-  requests_.emplace(id, std::move(request));
+}
+
+// Requests whose prompts have come from the disk go to the scheduler.
+bool StepLoop::collect_loaded() {
+  if (!disk_) return false;
+  bool any = false;
+  for (const RequestId id : disk_->collect()) {
+    const auto it = requests_.find(id);  // cancelled ones are gone
+    if (it == requests_.end()) continue;
+    enqueue(*it->second);
+    any = true;
+  }
+  return any;
+}
+
+void StepLoop::save_ended() {
+  for (const std::unique_ptr<RequestState>& request : ended_) {
+    if (disk_ && request->scores == nullptr) disk_->save(request->tokens);
+  }
+  ended_.clear();
 }
 
 void StepLoop::finish(RequestId id, Event event) {
   const auto it = requests_.find(id);
   outgoing_.push_back(
       {.request = id, .scored = it->second->scores != nullptr, .scored_rows = 0, .event = std::move(event)});
+  ended_.push_back(std::move(it->second));
   requests_.erase(it);
 }
 
@@ -44,6 +79,7 @@ void StepLoop::cancel(RequestId id) {
   if (it == requests_.end()) return;
   scheduler_.cancel(id);
   finish(id, it->second->end(Finish::kCancelled, it->second->scores != nullptr ? "cancelled" : ""));
+  save_ended();
 }
 
 void StepLoop::cancel_all() {
@@ -51,7 +87,13 @@ void StepLoop::cancel_all() {
 }
 
 bool StepLoop::step() noexcept {
-  if (scheduler_.idle()) return false;
+  constexpr std::chrono::milliseconds kDiskWait{1};
+  const bool loaded = collect_loaded();
+  if (scheduler_.idle()) {
+    if (!disk_ || !disk_->busy()) return loaded;
+    disk_->wait(kDiskWait);
+    return true;
+  }
   const double begin = now_s();
   const StepPlan& plan = scheduler_.plan(static_cast<std::int64_t>(begin * 1e6));
   outcomes_.clear();
@@ -67,6 +109,11 @@ bool StepLoop::step() noexcept {
     } catch (const std::exception& e) { fail_step(plan, e.what()); }
   }
   scheduler_.commit(outcomes_);
+  save_ended();
+  if (!worked && disk_ && disk_->busy()) {  // it may be their pages that are missing
+    disk_->wait(kDiskWait);
+    return true;
+  }
   if (!plan.empty()) {
     ++stats_.steps;
     stats_.step_s += now_s() - begin;
@@ -84,7 +131,8 @@ void StepLoop::build(const StepPlan& plan) {
   logits_rows_.clear();
   for (const StepItem& item : plan.items) {
     if (item.copy) runtime_.store().copy_page(*item.copy);
-    const RequestState& request = at(item.request);
+    RequestState& request = at(item.request);
+    request.cached_tokens = item.cached;
     const std::span<const std::int32_t> tokens = request.tokens;
     const bool wants_logits = item.samples && request.scores == nullptr;
     logits_rows_.push_back(batch.add(scheduler_.kv(), {.sequence = item.sequence,
@@ -190,7 +238,17 @@ EngineStats StepLoop::stats() const {
   s.waiting_requests = scheduler_.n_waiting();
   const KvPlan& kv = scheduler_.kv();
   s.cache_tokens = static_cast<std::int64_t>(kv.n_pages()) * kv.page_tokens();
-  s.cache_tokens_used = static_cast<std::int64_t>(kv.n_pages() - kv.free_pages()) * kv.page_tokens();
+  s.cache_tokens_used = static_cast<std::int64_t>(kv.n_pages() - kv.available_pages()) * kv.page_tokens();
+  s.cache_tokens_kept = static_cast<std::int64_t>(kv.kept_pages()) * kv.page_tokens();
+  s.cached_tokens = scheduler_.n_cached_tokens();
+  s.evicted_tokens = kv.n_evicted() * kv.page_tokens();
+  s.preemptions = scheduler_.n_preemptions();
+  if (disk_) {
+    s.waiting_requests += disk_->n_loading();
+    s.disk_loaded_tokens = disk_->loaded_tokens();
+    s.disk_bytes = disk_->disk().bytes();
+    s.disk_files = disk_->disk().n_files();
+  }
   return s;
 }
 

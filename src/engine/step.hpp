@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "engine/disk_tier.hpp"
 #include "engine/request_state.hpp"
 #include "engine/runtime.hpp"
 #include "sampling/sampler.hpp"
@@ -15,9 +17,16 @@
 
 namespace glint {
 
+struct StepLoopOptions {
+  SchedulerOptions scheduler;
+  std::vector<std::int32_t> eos_ids;
+  bool prefix_cache = true;
+  std::optional<KvDiskOptions> disk;  // the prefix cache's second tier
+};
+
 class StepLoop {
  public:
-  StepLoop(Runtime& runtime, const SchedulerOptions& options, std::vector<std::int32_t> eos_ids);
+  StepLoop(Runtime& runtime, StepLoopOptions options);
 
   // Whether a request could ever run. Thread-safe.
   Admission check(const RequestDescriptor& request) const { return scheduler_.check(request); }
@@ -29,7 +38,7 @@ class StepLoop {
 
   // One step; false when there was nothing to do. Never throws: what goes wrong ends the requests concerned.
   bool step() noexcept;
-  bool idle() const { return scheduler_.idle(); }
+  bool idle() const { return scheduler_.idle() && !(disk_ && disk_->busy()); }
 
   // What happened since the last call: an event a token, prefill progress, ends. The caller takes and clears them.
   struct Outgoing {
@@ -54,16 +63,22 @@ class StepLoop {
   void fail_step(const StepPlan& plan, const std::string& error);
   void finish(RequestId id, Event event);
   void expire(const StepPlan& plan);
+  void enqueue(RequestState& request);
+  bool collect_loaded();
+  void save_ended();
 
   Runtime& runtime_;
   Scheduler scheduler_;
   Sampler sampler_;
   std::vector<std::int32_t> eos_ids_;
+  bool prefix_cache_;
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
+  std::vector<std::unique_ptr<RequestState>> ended_;  // in this step: the scheduler reads their tokens in its commit
   std::vector<StepOutcome> outcomes_;
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
+  std::unique_ptr<DiskTier> disk_;
 };
 
 }  // namespace glint

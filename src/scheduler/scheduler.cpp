@@ -59,8 +59,10 @@ const StepPlan& Scheduler::plan(std::int64_t now_us) {
   plan_.started.clear();
   plan_.preempted.clear();
   plan_.expired.clear();
+  kv_.advance();
   expire(now_us);
   start_waiting();
+  catch_up();
 
   bool reads = false;
   for (const RequestId id : running_) reads |= !requests_.at(id).decoding();
@@ -82,19 +84,25 @@ void Scheduler::expire(std::int64_t now_us) {
 
 // Beyond the pages that running requests hold or were promised (all their known tokens), one page for each of them must
 // stay free, so that a newcomer is not preempted at once by their next tokens.
-void Scheduler::start_waiting() {
-  std::int64_t available = kv_.free_pages();
+std::int64_t Scheduler::unpromised_pages() const {
+  std::int64_t available = kv_.available_pages();
   for (const RequestId id : running_) {
     const Request& r = requests_.at(id);
-    available -= std::max(0, pages_for(r.n_tokens) - pages_for(r.computed)) + 1;
+    available -= kv_.pages_needed(*r.sequence, r.unread()) + 1;
   }
+  return available;
+}
+
+void Scheduler::start_waiting() {
+  std::int64_t available = unpromised_pages();
   std::size_t i = 0;
   while (i < waiting_.size() && i < kMaxOvertakes && available > 0 && n_running() < options_.max_running) {
     const RequestId id = waiting_[i];
     Request& r = requests_.at(id);
     Request& first = requests_.at(waiting_.front());
     if (i > 0 && (first.preempted || first.overtaken >= kMaxOvertakes)) return;
-    const std::int64_t need = pages_for(r.n_tokens);
+    std::int64_t need = pages_for(r.n_tokens);
+    if (r.descriptor.tokens != nullptr) need -= kv_.match(r.first_tokens(r.n_tokens - 1)).used_pages;
     if (need > available) {
       ++i;
       continue;
@@ -107,12 +115,107 @@ void Scheduler::start_waiting() {
 }
 
 void Scheduler::start(Request& r) {
-  r.sequence = kv_.open();
+  open(r);
   r.preempted = false;
   const auto older = [&](RequestId other, std::int64_t arrival) { return requests_.at(other).arrival < arrival; };
   running_.insert(std::lower_bound(running_.begin(), running_.end(), r.arrival, older), r.descriptor.id);
   plan_.started.push_back(r.descriptor.id);
 }
+
+// ---- prefix cache ----------------------------------------------------------------------------------------------
+
+void Scheduler::open(Request& r) {
+  CHECK(r.descriptor.tokens == nullptr || static_cast<std::int64_t>(r.descriptor.tokens->size()) >= r.n_tokens);
+  r.sequence = r.descriptor.tokens == nullptr ? kv_.open() : kv_.open(r.first_tokens(r.n_tokens - 1));
+  const std::int64_t found = kv_.tokens(*r.sequence);
+  count_cached(r, found - r.computed);
+  r.computed = found;
+}
+
+void Scheduler::count_cached(Request& r, std::int64_t n_tokens) {
+  if (r.read_again) return;  // what it had read itself is no news
+  r.cached += n_tokens;
+  n_cached_tokens_ += n_tokens;
+}
+
+// Whether n_rows more of `reader` fill the page that `other` needs next. Two that begin with the same tokens have read
+// the same pages.
+bool Scheduler::reads_for(const Request& reader, std::int64_t n_rows, const Request& other) const {
+  if (reader.descriptor.tokens == nullptr || other.descriptor.tokens == nullptr) return false;
+  const std::int64_t page = other.computed / options_.page_tokens;
+  const std::int64_t begin = page * options_.page_tokens;
+  const std::int64_t end = begin + options_.page_tokens;
+  if (reader.computed < begin || reader.computed + n_rows < end || other.n_tokens <= end) return false;
+  const auto pages = [&](const Request& r) { return kv_.pages(*r.sequence); };
+  const auto before = static_cast<std::size_t>(page) - 1;
+  if (page > 0 && pages(reader)[before] != pages(other)[before]) return false;
+  const auto next = [&](const Request& r) {
+    return r.first_tokens(end).last(static_cast<std::size_t>(options_.page_tokens));
+  };
+  return std::equal(next(reader).begin(), next(reader).end(), next(other).begin());
+}
+
+// Others may have read what a request still has before it.
+void Scheduler::catch_up() {
+  if (n_running() < 2) return;
+  for (const RequestId id : running_) {
+    Request& r = requests_.at(id);
+    if (r.descriptor.tokens == nullptr || r.unread() <= options_.page_tokens) continue;
+    if (kv_.match(r.first_tokens(r.n_tokens - 1)).tokens < r.computed + options_.page_tokens) continue;
+    kv_.release(*r.sequence);
+    open(r);
+  }
+}
+
+// The last page is one of the tree that matches in part: the next row takes a copy of it.
+bool Scheduler::shares_tail(const Request& r) const {
+  return r.computed % options_.page_tokens != 0 && kv_.pages_needed(*r.sequence, 1) > 0;
+}
+
+void Scheduler::give_up_tail(Request& r) {
+  const std::int64_t tail = r.computed % options_.page_tokens;
+  count_cached(r, -tail);
+  r.computed -= tail;
+  kv_.truncate(*r.sequence, r.computed);
+}
+
+// Its last page will be a copy that nobody has made yet.
+bool Scheduler::copy_pending(const Request& r) const {
+  return planned_ && std::any_of(plan_.items.begin(), plan_.items.end(), [&](const StepItem& item) {
+           return item.request == r.descriptor.id && item.copy.has_value();
+         });
+}
+
+void Scheduler::keep(const Request& r, KvPlan::Keep what) {
+  if (r.descriptor.tokens != nullptr && r.computed > 0) kv_.keep(*r.sequence, r.first_tokens(r.computed), what);
+}
+
+// The sequence ends; its pages stay for others as long as they are not needed.
+void Scheduler::close(const Request& r) {
+  keep(r, copy_pending(r) ? KvPlan::Keep::kPages : KvPlan::Keep::kTail);
+  kv_.release(*r.sequence);
+}
+
+SequenceId Scheduler::pin(std::span<const std::int32_t> tokens, std::int32_t n_more) {
+  const std::int64_t whole = kv_.match(tokens).tokens / options_.page_tokens * options_.page_tokens;
+  const SequenceId sequence = kv_.open(tokens.first(static_cast<std::size_t>(whole)));
+  ++n_pins_;
+  const std::int64_t more = std::min<std::int64_t>(n_more, unpromised_pages());
+  if (more > 0) {
+    const bool extended = kv_.extend(sequence, more * options_.page_tokens, nullptr);
+    CHECK(extended, std::to_string(more) + " pages");
+  }
+  return sequence;
+}
+
+void Scheduler::unpin(SequenceId sequence, std::span<const std::int32_t> tokens) {
+  CHECK(n_pins_ > 0);
+  --n_pins_;
+  kv_.keep(sequence, tokens, KvPlan::Keep::kPages);
+  kv_.release(sequence);
+}
+
+// ---- rows ------------------------------------------------------------------------------------------------------
 
 // Those that waited longest come first, so that a budget below their number goes round.
 void Scheduler::plan_decodes(std::int64_t budget) {
@@ -153,8 +256,12 @@ void Scheduler::plan_prompts(std::int64_t budget) {
   std::stable_sort(readers.begin() + 1, readers.end(),
                    [](const Request* a, const Request* b) { return a->unread() < b->unread(); });
   std::vector<std::int64_t> rows(readers.size());
-  for (std::size_t i = 1; i < readers.size(); ++i) {
-    rows[i] = chunk(*readers[i], rest);
+  rows[0] = oldest_share;
+  for (std::size_t i = 1; i < readers.size() && rest > 0; ++i) {
+    bool follows = false;  // somebody reads its next page in this step
+    for (std::size_t j = 0; j < i && !follows; ++j)
+      follows = rows[j] > 0 && reads_for(*readers[j], rows[j], *readers[i]);
+    rows[i] = follows ? 0 : chunk(*readers[i], rest);
     rest -= rows[i];
   }
   rows[0] = chunk(*readers.front(), oldest_share + rest);
@@ -167,12 +274,13 @@ void Scheduler::plan_prompts(std::int64_t budget) {
 // decode loses its drafts and a prompt a part of its rows; when not even one row fits, younger requests are preempted
 // for it. If there is none, a decode is preempted itself and a prompt waits with what it has read.
 std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n_drafts) {
-  const bool prefill = !r.decoding();
   // Rows that free pages allow. A partly filled last page that is shared takes one page for its copy.
   const auto fits = [&] {
-    const std::int64_t copies = r.computed % options_.page_tokens != 0 ? kv_.pages_needed(*r.sequence, 1) : 0;
-    return (pages_for(r.computed) + kv_.free_pages() - copies) * options_.page_tokens - r.computed;
+    const std::int64_t copies = shares_tail(r) ? 1 : 0;
+    return (pages_for(r.computed) + kv_.available_pages() - copies) * options_.page_tokens - r.computed;
   };
+  if (fits() <= 0 && shares_tail(r)) give_up_tail(r);
+  const bool prefill = !r.decoding();
   if (fits() <= 0 && !make_room(r)) {
     if (!prefill) preempt(r);
     return 0;
@@ -186,7 +294,8 @@ std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n
                 .n_drafts = n_drafts,
                 .samples = r.computed + n_rows == r.n_tokens,
                 .prefill = prefill,
-                .copy = std::nullopt};
+                .copy = std::nullopt,
+                .cached = r.cached};
   const bool extended = kv_.extend(*r.sequence, item.n_tokens, &item.copy);
   CHECK(extended, "request " + std::to_string(item.request));
   r.last_step = step_;
@@ -200,7 +309,7 @@ std::int64_t Scheduler::add_rows(Request& r, std::int64_t n_rows, std::int64_t n
 // Preempts requests younger than `request`, the youngest first, until a page is free. False: none is, and none is
 // younger.
 bool Scheduler::make_room(const Request& request) {
-  while (kv_.free_pages() == 0) {
+  while (kv_.available_pages() == 0) {
     Request& youngest = requests_.at(running_.back());
     if (youngest.arrival == request.arrival) return false;
     preempt(youngest);
@@ -211,12 +320,13 @@ bool Scheduler::make_room(const Request& request) {
 void Scheduler::preempt(Request& r) {
   CHECK(r.sequence.has_value());
   const RequestId id = r.descriptor.id;
+  close(r);
   drop_item(id);
-  kv_.release(*r.sequence);
   r.sequence.reset();
   r.computed = 0;
   r.n_drafts = 0;
   r.preempted = true;
+  r.read_again = true;
   std::erase(running_, id);
   waiting_.push_front(id);
   plan_.preempted.push_back(id);
@@ -247,11 +357,18 @@ void Scheduler::commit(std::span<const StepOutcome> outcomes) {
     const auto found = by_id.find(item.request);
     const StepOutcome* outcome = found == by_id.end() ? nullptr : found->second;
     if (outcome != nullptr && outcome->finished) {
+      if (outcome->n_sampled > 0) {
+        r.computed = r.n_tokens + outcome->n_sampled - 1;
+      } else {
+        if (r.descriptor.tokens != nullptr) kv_.discard(r.first_tokens(r.n_tokens));
+        r.computed = 0;
+      }
       forget(item.request);
       continue;
     }
     if (!item.samples) {
       r.computed += item.n_tokens;
+      keep(r, KvPlan::Keep::kPages);
       continue;
     }
     const std::string name = "request " + std::to_string(item.request);
@@ -264,6 +381,7 @@ void Scheduler::commit(std::span<const StepOutcome> outcomes) {
     CHECK(r.n_tokens < r.limit, name + " reached its limit but was not finished");
     kv_.truncate(item.sequence, r.computed);
     r.n_drafts = std::max<std::int64_t>(0, outcome->n_next_drafts);
+    if (item.prefill) keep(r, KvPlan::Keep::kPages);
   }
 }
 
@@ -275,7 +393,7 @@ void Scheduler::forget(RequestId id) {
   const auto it = requests_.find(id);
   CHECK(it != requests_.end(), "request " + std::to_string(id));
   if (it->second.sequence) {
-    kv_.release(*it->second.sequence);
+    close(it->second);
     std::erase(running_, id);
   } else {
     waiting_.erase(std::find(waiting_.begin(), waiting_.end(), id));
@@ -286,7 +404,7 @@ void Scheduler::forget(RequestId id) {
 std::string Scheduler::check_integrity() const {
   if (std::string wrong = kv_.check_integrity(); !wrong.empty()) return "cache: " + wrong;
   if (requests_.size() != running_.size() + waiting_.size()) return "a request is neither running nor waiting";
-  if (kv_.n_sequences() != n_running()) return "the cache holds a sequence that nobody runs";
+  if (kv_.n_sequences() != n_running() + n_pins_) return "the cache holds a sequence that nobody runs";
   if (n_running() > options_.max_running) return std::to_string(n_running()) + " requests run";
   if (plan_.n_rows > options_.chunk_tokens) return std::to_string(plan_.n_rows) + " rows in a step";
   std::map<RequestId, std::int64_t> planned;

@@ -13,6 +13,10 @@
 // When the first in the queue does not fit, later ones that do may overtake it kMaxOvertakes times. Preemption: when
 // pages are short, the youngest running request gives its pages back, goes to the front of the queue and is read again
 // later; nobody is admitted before it. The oldest running request is never preempted, so every request finishes.
+// Prefix cache: a request that shows its tokens starts behind what the cache's tree holds of them (never the last one:
+// its logits are wanted), does not read what another one reads in the same step but catches up with it in the next, and
+// leaves its pages to the tree when it ends, is cancelled or preempted. Pages of the tree that nobody runs on count as
+// free.
 
 #include <cstdint>
 #include <deque>
@@ -45,6 +49,9 @@ struct RequestDescriptor {
   std::int64_t max_tokens = 0;        // generated tokens at most; 0: until the context is full
   std::int64_t max_chunk_tokens = 0;  // rows of a step at most; 0: no limit of its own
   std::int64_t deadline_us = 0;       // plan(now ≥ deadline) drops the request; 0: none
+  // The known tokens, kept by the caller until the request is forgotten; new ones are appended before their commit.
+  // nullptr: the request neither uses nor feeds the prefix cache.
+  const std::vector<std::int32_t>* tokens = nullptr;
 };
 
 struct Admission {
@@ -62,6 +69,7 @@ struct StepItem {
   bool samples = false;          // the last 1 + n_drafts rows want logits
   bool prefill = false;          // reads the prompt (or reads again after preemption)
   std::optional<PageCopy> copy;  // to make before the step
+  std::int64_t cached = 0;       // prompt tokens of the request that were found in the cache
 };
 
 struct StepPlan {
@@ -79,7 +87,7 @@ struct StepPlan {
 struct StepOutcome {
   RequestId request = 0;
   std::int64_t n_sampled = 0;      // new tokens: 1 + accepted drafts (fewer if the request ended among them)
-  bool finished = false;           // ended for any reason, failure included: pages go back at once
+  bool finished = false;           // ended for any reason: pages go back at once; with n_sampled = 0 it failed
   std::int64_t n_next_drafts = 0;  // drafts that the next step should verify, if rows and pages allow
 };
 
@@ -105,12 +113,20 @@ class Scheduler {
   // before the next plan). Unknown ids are ignored.
   void cancel(RequestId id);
 
+  // For the second tier of the prefix cache, which reads and fills pages outside of steps. A sequence that holds what
+  // the tree has of the tokens, in whole pages, and n_more pages for those that follow (fewer if running requests need
+  // them). Pages of it are not evicted until unpin(); a long time of many pins holds requests up.
+  SequenceId pin(std::span<const std::int32_t> tokens, std::int32_t n_more);
+  // Of the sequence's tokens, those given are in their pages now: the tree may have them.
+  void unpin(SequenceId sequence, std::span<const std::int32_t> tokens);
+
   const KvPlan& kv() const { return kv_; }
   const SchedulerOptions& options() const { return options_; }
   std::int64_t n_running() const { return static_cast<std::int64_t>(running_.size()); }
   std::int64_t n_waiting() const { return static_cast<std::int64_t>(waiting_.size()); }
   bool idle() const { return requests_.empty(); }
   std::int64_t n_preemptions() const { return n_preemptions_; }
+  std::int64_t n_cached_tokens() const { return n_cached_tokens_; }  // prompt tokens found in the cache
 
   // Empty when the invariants of scheduler and cache hold, else what is wrong.
   std::string check_integrity() const;
@@ -126,15 +142,30 @@ class Scheduler {
     std::int64_t last_step = 0;          // when it last got rows
     std::optional<SequenceId> sequence;  // set while running
     int overtaken = 0;
-    bool preempted = false;  // waits to be read again
+    bool preempted = false;   // waits to be read again
+    bool read_again = false;  // was preempted once
+    std::int64_t cached = 0;  // prompt tokens found in the cache
 
     bool decoding() const { return computed == n_tokens - 1 && computed > 0; }
     std::int64_t unread() const { return n_tokens - computed; }
+    std::span<const std::int32_t> first_tokens(std::int64_t n) const {
+      return std::span(*descriptor.tokens).first(static_cast<std::size_t>(n));
+    }
   };
 
   void expire(std::int64_t now_us);
   void start_waiting();
   void start(Request& request);
+  void open(Request& request);
+  void catch_up();
+  bool reads_for(const Request& reader, std::int64_t n_rows, const Request& other) const;
+  bool shares_tail(const Request& request) const;
+  bool copy_pending(const Request& request) const;
+  void give_up_tail(Request& request);
+  void count_cached(Request& request, std::int64_t n_tokens);
+  void keep(const Request& request, KvPlan::Keep what);
+  void close(const Request& request);
+  std::int64_t unpromised_pages() const;
   void plan_decodes(std::int64_t budget);
   void plan_prompts(std::int64_t budget);
   std::int64_t add_rows(Request& request, std::int64_t n_rows, std::int64_t n_drafts);
@@ -155,6 +186,8 @@ class Scheduler {
   std::int64_t step_ = 0;
   std::int64_t next_arrival_ = 1;
   std::int64_t n_preemptions_ = 0;
+  std::int64_t n_cached_tokens_ = 0;
+  std::int64_t n_pins_ = 0;
   std::int64_t last_prompt_step_ = 0;  // the last step that read a prompt
 };
 

@@ -166,7 +166,8 @@ std::shared_ptr<Exchange> post_messages(const std::shared_ptr<Call>& call) {
 std::shared_ptr<Exchange> post_count_tokens(const std::shared_ptr<Call>& call) {
   const JsonValue json = parse_body(call->request().body);
   const Conversation c = read_anthropic_conversation(Fields(json, ""));
-  call->send_json(fmt::format(R"({{"input_tokens":{}}})", call->engine().encode(render_chat(c.chat)).size()));
+  call->send_json(fmt::format(R"({{"input_tokens":{}}})",
+                              call->service().replay().encode(call->engine(), render_chat(c.chat)).size()));
   return nullptr;
 }
 

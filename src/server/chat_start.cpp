@@ -7,8 +7,9 @@ namespace glint::server {
 std::shared_ptr<Exchange> start_chat(const std::shared_ptr<Call>& call, ChatStart start) {
   GenerationSpec spec;
   spec.slots = call->admit(static_cast<std::int64_t>(start.n));
-  start.request.ids = call->engine().encode(render_chat(start.conversation.chat));
+  start.request.ids = call->service().replay().encode(call->engine(), render_chat(start.conversation.chat));
   check_fits(start.request.ids.size(), call->engine(), start.param);
+  spec.chat_ids = start.request.ids;
   spec.choices_a_prompt = start.n;
   spec.parser = std::move(start.conversation.parser);
   spec.parallel_calls = start.conversation.parallel_calls;

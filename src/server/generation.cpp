@@ -106,6 +106,7 @@ void Generation::take(Choice& choice, Event event) {
     return fail(
         {.status = 503, .message = "the generation was cut off: the server is shutting down", .code = "cancelled"});
   }
+  if (event.token >= 0 && !spec_.chat_ids.empty()) choice.ids.push_back(event.token);
   if (event.token >= 0 && call_->first_token_s < 0) call_->first_token_s = call_->age_s();
   if (event.logprob && event.finish != Finish::kEos) {  // end tokens are no part of the answer
     choice.scores.push_back({*event.logprob, std::move(event.top_logprobs)});
@@ -152,6 +153,11 @@ void Generation::end(Choice& choice, const Event& event, Finish finish) {
   choice.ended = true;
   choice.finish = finish;
   choice.stop_string = event.stop_string;
+  if (!spec_.chat_ids.empty()) {
+    choice.ids.insert(choice.ids.begin(), spec_.chat_ids.begin(), spec_.chat_ids.end());
+    call_->service().replay().remember(call_->engine(), choice.ids);
+    choice.ids = {};
+  }
   if (!spec_.stream) return;
   if (!std::exchange(begun_, true)) spec_.stream->begin(out_);
   spec_.stream->end(choice, out_);

@@ -28,6 +28,7 @@ struct Choice {
   std::optional<OutputParser> parser;  // none: the text is all content
   ParsedOutput parsed;                 // of a whole answer; a stream keeps nothing but the counts
   std::vector<TokenScore> scores;      // of a whole answer all, of a stream those not yet told
+  std::vector<std::int32_t> ids;       // generated; of a conversation only
   std::size_t n_calls = 0;
   std::int64_t reasoning_tokens = 0;
   bool in_reasoning = true;
@@ -69,6 +70,7 @@ class StreamWriter {
 struct GenerationSpec {
   std::vector<Request> requests;  // one a choice
   std::size_t choices_a_prompt = 1;
+  std::vector<std::int32_t> chat_ids;  // of a conversation's prompt: its answers are remembered for the next turn
   std::optional<OutputParserOptions> parser;  // none: the text is all content
   bool parallel_calls = true;                 // false: the answer ends with its first complete call
   Slots slots;

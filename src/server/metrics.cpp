@@ -80,6 +80,17 @@ std::string Metrics::print(const EngineStats* stats, const ModelInfo* model, std
     single("glint_waiting_requests", "gauge", "Requests in the engine's queue.", stats->waiting_requests, out);
     single("glint_cache_tokens", "gauge", "Tokens that the cache can hold.", stats->cache_tokens, out);
     single("glint_cache_tokens_used", "gauge", "Tokens of pages in use.", stats->cache_tokens_used, out);
+    single("glint_cache_tokens_kept", "gauge", "Tokens kept for prompts that begin with them.",
+           stats->cache_tokens_kept, out);
+    single("glint_cache_hit_tokens_total", "counter", "Prompt tokens found in the cache when their request started.",
+           stats->cached_tokens, out);
+    single("glint_cache_evicted_tokens_total", "counter", "Kept tokens given up for others.", stats->evicted_tokens,
+           out);
+    single("glint_cache_disk_loaded_tokens_total", "counter", "Prompt tokens read from the cache directory.",
+           stats->disk_loaded_tokens, out);
+    single("glint_cache_disk_bytes", "gauge", "Size of the cache directory.", stats->disk_bytes, out);
+    single("glint_preemptions_total", "counter", "Requests that gave their pages back and were read again.",
+           stats->preemptions, out);
     single("glint_steps_total", "counter", "Steps of the engine.", stats->steps, out);
     single("glint_step_seconds_total", "counter", "Time inside steps.", stats->step_s, out);
     single("glint_prefill_rows_total", "counter", "Prompt tokens read, those read again included.",

@@ -12,6 +12,7 @@
 #include "server/api_error.hpp"
 #include "server/http.hpp"
 #include "server/metrics.hpp"
+#include "server/replay.hpp"
 
 namespace glint::server {
 
@@ -128,6 +129,7 @@ class Service final : public HttpHandler {
   std::int64_t created() const { return created_; }  // seconds since 1970
   std::int64_t in_flight() const { return in_flight_; }
   Metrics& metrics() { return metrics_; }
+  ReplayMemory& replay() { return replay_; }
 
  private:
   friend class Call;
@@ -141,6 +143,7 @@ class Service final : public HttpHandler {
   std::atomic<bool> draining_{false};
   mutable std::atomic<std::int64_t> in_flight_{0};
   Metrics metrics_;
+  ReplayMemory replay_;
 };
 
 }  // namespace glint::server

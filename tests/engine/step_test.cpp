@@ -39,15 +39,21 @@ struct StepTest : ::testing::Test {
       weights, ops,
       RuntimeOptions{
           .model = {.max_rows = 64, .max_logits = 8, .max_context = 256}, .cache_tokens = 1024, .max_seqs = 4}};
-  StepLoop loop{runtime,
-                {.n_pages = runtime.store().n_pages(), .chunk_tokens = 64, .max_running = 4, .max_context = 256},
-                weights.config.eos_ids};
+  StepLoop loop{
+      runtime,
+      {.scheduler = {.n_pages = runtime.store().n_pages(), .chunk_tokens = 64, .max_running = 4, .max_context = 256},
+       .eos_ids = weights.config.eos_ids}};
 
-  void admit(RequestId id, std::int64_t max_tokens) {
+  // A prompt of three tokens, the last one its own; or a longer one that is always the same.
+  void admit(RequestId id, std::int64_t max_tokens, std::int32_t prompt_tokens = 3) {
     auto r = std::make_unique<RequestState>();
     r->id = id;
     r->tokens = {8129, 8131, static_cast<std::int32_t>(300 + id)};
-    r->prompt_tokens = 3;
+    if (prompt_tokens > 3) r->tokens.pop_back();
+    while (static_cast<std::int32_t>(r->tokens.size()) < prompt_tokens) {
+      r->tokens.push_back(400 + static_cast<std::int32_t>(r->tokens.size() * 37 % 1000));
+    }
+    r->prompt_tokens = prompt_tokens;
     r->max_tokens = max_tokens;
     r->sampling.temperature = 0;
     r->ignore_eos = true;
@@ -95,6 +101,24 @@ TEST_F(StepTest, AThrowingForwardEndsItsRequestsOnly) {
   EXPECT_TRUE(loop.idle());
   admit(3, 5);
   EXPECT_EQ(run().at(3).finish, Finish::kLength);
+}
+
+// What a broken step computed must not be found by the next request with the same beginning.
+TEST_F(StepTest, AFailedRequestLeavesNothingInThePrefixCache) {
+  const auto long_prompt = [&](RequestId id) {
+    admit(id, 3, 150);
+    return run().at(id);
+  };
+  const Event first = long_prompt(1);
+  EXPECT_EQ(first.usage.cached_tokens, 0);
+  const Event second = long_prompt(2);
+  EXPECT_EQ(second.usage.cached_tokens, 149);
+  EXPECT_EQ(second.usage.logits_hash, first.usage.logits_hash);
+  ops.fail = true;
+  EXPECT_EQ(long_prompt(3).finish, Finish::kError);
+  const Event again = long_prompt(4);
+  EXPECT_EQ(again.usage.cached_tokens, 0);
+  EXPECT_EQ(again.usage.logits_hash, first.usage.logits_hash);
 }
 
 TEST_F(StepTest, AThrowWhileScoringEndsTheWindow) {

@@ -73,6 +73,79 @@ TEST(SchedulerHistory, AnyHistoryKeepsTheInvariantsAndEveryRequestFinishes) {
   EXPECT_TRUE(ok);
 }
 
+// Prompts that begin as earlier conversations did, or as others that run now: every row that is read must have been
+// computed for these tokens, whatever was shared, copied, evicted, preempted, cancelled or broken before.
+TEST(SchedulerHistory, AnyHistoryOfSharedPrefixesReadsTheRightRows) {
+  const bool ok = rc::check("turns, branches, cancels, failures", [] {
+    const SchedulerOptions options{.n_pages = *rc::gen::element(1, 3, 6, 10, 20, 60),
+                                   .page_tokens = *rc::gen::element(1, 4, 16),
+                                   .chunk_tokens = *rc::gen::element(1, 2, 7, 16, 64),
+                                   .max_running = *rc::gen::inRange(1, 12),
+                                   .max_context = *rc::gen::element(0, 90)};
+    Simulator sim(options);
+    std::mt19937 rng(*rc::gen::arbitrary<std::uint32_t>());
+    const auto below = [&](std::size_t n) { return static_cast<std::int64_t>(rng() % n); };
+    const std::size_t draft_limit = *rc::gen::element(0U, 0U, 3U);
+    sim.propose = [&](RequestId) { return below(draft_limit + 1); };
+    sim.accept = [&](RequestId, std::int64_t n) { return below(static_cast<std::size_t>(n) + 1); };
+    const bool breaks = *rc::gen::element(false, false, true);
+    sim.fail = [&](RequestId) { return breaks && below(40) == 0; };
+    RequestId next = 1;
+    std::int64_t work = 0;
+    const int events = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 200));
+    for (int i = 0; i < events; ++i) {
+      switch (below(10)) {
+        case 8:
+          if (!sim.finished_tokens.empty()) {
+            const auto n = static_cast<std::size_t>(below(sim.finished_tokens.size()));
+            sim.pin(sim.finished_tokens[n], static_cast<std::int32_t>(below(4)));
+          }
+          break;
+        case 9:
+          sim.unpin_one();
+          break;
+        case 0:
+        case 1: {
+          std::vector<std::int32_t> tokens;
+          const auto& old = sim.finished_tokens;
+          if (!old.empty() && below(3) > 0) {
+            tokens = old[static_cast<std::size_t>(below(old.size()))];
+            if (below(2) == 0) tokens.resize(static_cast<std::size_t>(below(tokens.size() + 1)));
+          } else if (!sim.jobs.empty() && below(2) > 0) {
+            tokens = *sim.jobs.begin()->second.tokens;
+          }
+          const std::int64_t more = below(30) + 1;
+          for (std::int64_t n = 0; n < more; ++n) tokens.push_back(static_cast<std::int32_t>(below(2)));
+          const auto prompt = static_cast<std::int64_t>(tokens.size());
+          const std::int64_t generates = below(30) + 1;
+          const bool alone = below(8) == 0;
+          const RequestDescriptor d{.id = next++, .prompt_tokens = prompt};
+          if (sim.admit(d, generates, alone ? std::vector<std::int32_t>{} : tokens)) work += prompt + generates;
+          break;
+        }
+        case 2:
+          if (!sim.jobs.empty()) sim.cancel(std::next(sim.jobs.begin(), below(sim.jobs.size()))->first);
+          break;
+        case 3:
+          demand(sim.step(i, [&] {
+            if (!sim.jobs.empty()) sim.cancel(std::next(sim.jobs.begin(), below(sim.jobs.size()))->first);
+          }));
+          break;
+        default:
+          demand(sim.step(i));
+      }
+      demand(sim.scheduler.check_integrity());
+    }
+    while (sim.unpin_one()) demand(sim.scheduler.check_integrity());
+    demand(sim.drain(100 + work * (2 + ceil_div(140, options.page_tokens))));
+    RC_ASSERT(sim.jobs.empty());
+    RC_CLASSIFY(sim.cached > 0, "hits");
+    RC_CLASSIFY(sim.scheduler.kv().n_evicted() > 0, "evictions");
+    RC_CLASSIFY(sim.scheduler.n_preemptions() > 0, "preempted");
+  });
+  EXPECT_TRUE(ok);
+}
+
 // Arrivals all day, heavier at noon: chat turns, now and then a long document. A step takes 20 ms + 50 µs a row.
 struct Day {
   std::uint64_t hash = 0;

@@ -26,7 +26,7 @@ struct Script {
   bool endless = false;  // no end: the request runs until it is cancelled
 };
 
-class FakeEngine final : public Engine {
+class FakeEngine : public Engine {
  public:
   FakeEngine() {
     info_.backend = "fake";
