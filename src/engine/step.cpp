@@ -13,6 +13,7 @@ namespace glint {
 StepLoop::StepLoop(Runtime& runtime, const SchedulerOptions& options, std::vector<std::int32_t> eos_ids)
     : runtime_(runtime), scheduler_(options), sampler_(runtime.model().config().vocab), eos_ids_(std::move(eos_ids)) {
   const auto n = static_cast<std::size_t>(options.max_running);
+  allowed_.resize(static_cast<std::size_t>(sampler_.vocab() + 63) / 64);
   outcomes_.reserve(n);
   logits_rows_.reserve(n);
   outgoing_.reserve(2 * n);
@@ -124,11 +125,17 @@ void StepLoop::sample_item(const StepItem& item, std::int64_t logits_row, double
   Event event;
   bool failed = true;
   try {
-    const Sample sample = sampler_.sample({.logits = logits,
-                                           .params = &request.sampling,
-                                           .counts = &request.counts,
-                                           .position = static_cast<std::int64_t>(request.tokens.size())});
+    SampleInput input{.logits = logits,
+                      .params = &request.sampling,
+                      .counts = &request.counts,
+                      .position = static_cast<std::int64_t>(request.tokens.size())};
+    if (request.constraint) {
+      request.constraint->mask(allowed_);
+      input.allowed_tokens = allowed_;
+    }
+    const Sample sample = sampler_.sample(input);
     failed = sample.status != SampleStatus::kOk;
+    CHECK(failed || !request.constraint || request.constraint->accept(sample.token), "the mask allowed it");
     event =
         failed ? request.end(Finish::kError, sample_status_text(sample.status)) : request.take(sample, eos_ids_, now);
   } catch (const std::exception& e) {

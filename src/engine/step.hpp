@@ -61,6 +61,7 @@ class StepLoop {
   std::vector<std::int32_t> eos_ids_;
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::vector<StepOutcome> outcomes_;
+  std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
