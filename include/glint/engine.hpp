@@ -60,6 +60,19 @@ struct Request {
   std::vector<std::int32_t> stop_ids;  // besides the model's own end tokens
   std::vector<std::string> stop;       // strings that end the answer; not part of it
   bool ignore_eos = false;
+  // The form that the answer must have: JSON with these fields, or empty for none. End tokens come only where the form
+  // is complete; max_tokens and stop cut as ever. What of a schema cannot be promised is refused by submit().
+  //   "json_schema": S         the answer is JSON of the schema S; "where": its name in messages
+  //   "json_object": true      the answer is a JSON object
+  //   "tools": […]             as in a chat request, with
+  //     "tool_choice"          "required": the answer is calls, arguments by the tools' schemas. "auto": as without,
+  //     but
+  //                            calls keep to the tools, and of those that say "strict": true to their schemas; with a
+  //                            json_schema, the answer is either
+  //     "function": NAME       calls of this tool only
+  //     "parallel_tool_calls"  false: one call
+  //   "thinking": true         the prompt ended with <think>: the form begins behind </think>
+  std::string constraint;
   bool skip_special = true;  // special tokens do not appear in Event::text (think and tool tags are not special)
   // For callers that cannot sit in next(): called when an event arrives where none was waiting, on the engine's thread,
   // so it must return at once, must not throw, and may be called before submit() has returned. The receiver then takes

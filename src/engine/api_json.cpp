@@ -141,6 +141,7 @@ Request request_from_json(std::string_view text) {
   f.read("stop_ids", r.stop_ids);
   f.read("stop", r.stop);
   f.read("ignore_eos", r.ignore_eos);
+  f.read("constraint", r.constraint);
   f.read("skip_special", r.skip_special);
   const json::value* sampling = f.nested("sampling");
   f.finish();

@@ -81,6 +81,9 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
                                                      .eos_ids = config.eos_ids,
                                                      .prefix_cache = options_.prefix_cache,
                                                      .disk = disk_options(options_, loaded_, runtime_->store())});
+  if (loaded_.tokenizer) {
+    constraints_ = std::make_unique<Constraints>(*loaded_.tokenizer, config.eos_ids, loaded_.valid_vocab, config.vocab);
+  }
   stats_ = loop_->stats();
   if (options_.use_thread) thread_ = std::thread([this] { serve(); });
 }
@@ -132,9 +135,15 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
   for (const std::string& stop : request.stop) {
     if (stop.empty()) throw Error({.what = "stop", .found = "an empty string", .expected = "text"});
   }
-  if (!request.stop.empty()) tokenizer();  // without one no text ever comes
+  if (!request.stop.empty() || !request.constraint.empty()) tokenizer();  // without one no text ever comes
 
   auto state = std::make_unique<RequestState>();
+  if (!request.constraint.empty()) {
+    if (request.ignore_eos) {
+      throw Error({.what = "ignore_eos", .found = "true", .expected = "false where the answer has a form to keep"});
+    }
+    state->constraint = constraints_->make(request.constraint);
+  }
   SamplingParams& p = request.sampling;
   state->sampling = {.temperature = p.temperature,
                      .top_p = p.top_p,

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/constraints.hpp"
 #include "engine/loaded_model.hpp"
 #include "engine/memory.hpp"
 #include "engine/runtime.hpp"
@@ -79,6 +80,7 @@ class EngineImpl final : public Engine {
   const EngineOptions options_;
   LoadedModel loaded_;
   ModelInfo info_;
+  std::unique_ptr<Constraints> constraints_;  // none: no tokenizer
   std::unique_ptr<Runtime> runtime_;
   std::unique_ptr<StepLoop> loop_;
   std::vector<std::unique_ptr<RequestState>> accepted_;  // scratch of accept()

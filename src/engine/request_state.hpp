@@ -3,6 +3,7 @@
 // submits, then owned by the engine thread.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "engine/stop_matcher.hpp"
 #include "glint/engine.hpp"
+#include "grammar/token_constraint.hpp"
 #include "sampling/sampler.hpp"
 #include "text/decoder.hpp"
 
@@ -23,7 +25,8 @@ struct RequestState {
   std::int64_t cached_tokens = 0;  // of the prompt, found in the cache
 
   SamplerParams sampling;
-  TokenCounts counts;  // filled only if a penalty needs them
+  TokenCounts counts;                                    // filled only if a penalty needs them
+  std::unique_ptr<grammar::TokenConstraint> constraint;  // none: every token may come
   std::vector<std::int32_t> stop_ids;
   bool ignore_eos = false;
   std::optional<IncrementalDecoder> decoder;  // none: a model without a tokenizer gives no text

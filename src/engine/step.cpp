@@ -17,6 +17,7 @@ StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
       eos_ids_(std::move(options.eos_ids)),
       prefix_cache_(options.prefix_cache) {
   const auto n = static_cast<std::size_t>(options.scheduler.max_running);
+  allowed_.resize(static_cast<std::size_t>(sampler_.vocab() + 63) / 64);
   outcomes_.reserve(n);
   logits_rows_.reserve(n);
   outgoing_.reserve(2 * n);
@@ -172,11 +173,17 @@ void StepLoop::sample_item(const StepItem& item, std::int64_t logits_row, double
   Event event;
   bool failed = true;
   try {
-    const Sample sample = sampler_.sample({.logits = logits,
-                                           .params = &request.sampling,
-                                           .counts = &request.counts,
-                                           .position = static_cast<std::int64_t>(request.tokens.size())});
+    SampleInput input{.logits = logits,
+                      .params = &request.sampling,
+                      .counts = &request.counts,
+                      .position = static_cast<std::int64_t>(request.tokens.size())};
+    if (request.constraint) {
+      request.constraint->mask(allowed_);
+      input.allowed_tokens = allowed_;
+    }
+    const Sample sample = sampler_.sample(input);
     failed = sample.status != SampleStatus::kOk;
+    CHECK(failed || !request.constraint || request.constraint->accept(sample.token), "the mask allowed it");
     event =
         failed ? request.end(Finish::kError, sample_status_text(sample.status)) : request.take(sample, eos_ids_, now);
   } catch (const std::exception& e) {

@@ -75,6 +75,7 @@ class StepLoop {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::vector<std::unique_ptr<RequestState>> ended_;  // in this step: the scheduler reads their tokens in its commit
   std::vector<StepOutcome> outcomes_;
+  std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;

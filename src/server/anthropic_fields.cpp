@@ -140,23 +140,27 @@ std::vector<JsonValue> read_tools(const Fields& body) {
     JsonValue function = JsonValue::make_object().set("name", name);
     if (const auto description = tool.text("description")) function.set("description", *description);
     function.set("parameters", *schema);
+    if (tool.boolean("strict").value_or(false)) function.set("strict", JsonValue::from_bool(true));
     tools.push_back(JsonValue::make_object().set("type", "function").set("function", std::move(function)));
   }
   return tools;
 }
 
-void read_tool_choice(const Fields& body, Conversation& c) {
+void read_choice(const Fields& body, Conversation& c) {
   std::vector<JsonValue> tools = read_tools(body);
-  bool allowed = true;
+  ToolChoice choice;
   if (const JsonValue* value = body.object("tool_choice")) {
-    const Fields choice(*value, "tool_choice");
-    const std::string type = choice.required_text("type");
-    if (type == "any" || type == "tool") throw unsupported(choice.at("type"), '"' + type + '"', "auto and none are");
-    if (type != "auto" && type != "none") choice.fail("type", "auto or none");
-    allowed = type == "auto";
-    c.parallel_calls = !choice.boolean("disable_parallel_tool_use").value_or(false);
+    const Fields fields(*value, "tool_choice");
+    const std::string type = fields.required_text("type");
+    if (type != "auto" && type != "none" && type != "any" && type != "tool") {
+      fields.fail("type", "auto, any, tool or none");
+    }
+    choice.allowed = type != "none";
+    choice.needed = type == "any" || type == "tool";
+    if (type == "tool") choice.function = fields.required_text("name");
+    c.parallel_calls = !fields.boolean("disable_parallel_tool_use").value_or(false);
   }
-  offer_tools(std::move(tools), allowed, c);
+  offer_tools(std::move(tools), choice, c);
 }
 
 // Off unless asked for, as with Anthropic: a client that does not ask for thinking does not expect blocks of it.
@@ -178,15 +182,15 @@ Conversation read_anthropic_conversation(const Fields& body) {
   Conversation c;
   c.chat.messages = read_turns(body);
   c.chat.add_generation_prompt = true;
-  read_tool_choice(body, c);
+  if (const JsonValue* output = body.object("output_config")) {
+    const JsonValue* format = Fields(*output, "output_config").object("format");
+    if (format != nullptr) read_format(*format, "output_config.format", c);
+  }
+  read_choice(body, c);
   c.chat.enable_thinking = wants_thinking(body);
   c.parser.thinking_enabled = *c.chat.enable_thinking;
   if (const JsonValue* kwargs = body.object("chat_template_kwargs")) {
     c.chat.clear_thinking = Fields(*kwargs, "chat_template_kwargs").boolean("clear_thinking");
-  }
-  if (const JsonValue* output = body.object("output_config");
-      output && Fields(*output, "output_config").has("format")) {
-    throw unsupported("output_config.format", "structured output");
   }
   return c;
 }

@@ -106,13 +106,6 @@ std::vector<JsonValue> read_tools(const Fields& body) {
   return list->items;
 }
 
-void check_format(const Fields& body) {
-  const JsonValue* format = body.object("response_format");
-  if (format == nullptr) return;
-  const std::string type = Fields(*format, "response_format").required_text("type");
-  if (type != "text") throw unsupported("response_format.type", "\"" + type + "\"", "text is");
-}
-
 // The most explicit one wins: chat_template_kwargs, enable_thinking, Z.ai's thinking, reasoning_effort.
 void read_thinking(const Fields& body, ChatRequest& chat) {
   read_effort(body, "reasoning_effort", chat);
@@ -129,15 +122,24 @@ void read_thinking(const Fields& body, ChatRequest& chat) {
 
 }  // namespace
 
-bool calls_allowed(const Fields& body) {
+ToolChoice read_tool_choice(const Fields& body) {
+  static constexpr std::string_view kExpected = "auto, none, required or a function";
   const JsonValue* choice = body.get("tool_choice");
-  if (choice == nullptr) return true;
-  static constexpr std::string_view kInstead = "auto and none are";
-  if (choice->is(Kind::kObject)) throw unsupported("tool_choice", "to force a function", kInstead);
-  if (!choice->is(Kind::kString)) body.fail("tool_choice", "auto or none");
-  if (choice->text == "required") throw unsupported("tool_choice", "\"required\"", kInstead);
-  if (choice->text != "auto" && choice->text != "none") body.fail("tool_choice", "auto or none");
-  return choice->text == "auto";
+  if (choice == nullptr) return {};
+  if (choice->is(Kind::kObject)) {
+    const Fields fields(*choice, "tool_choice");
+    const std::string type = fields.required_text("type");
+    if (type != "function") throw unsupported("tool_choice.type", '"' + type + '"', "function is");
+    const JsonValue* inner = fields.object("function");  // chat nests it, Responses does not
+    const std::string name =
+        inner == nullptr ? fields.required_text("name") : Fields(*inner, "tool_choice.function").required_text("name");
+    return {.needed = true, .function = name};
+  }
+  if (!choice->is(Kind::kString)) body.fail("tool_choice", kExpected);
+  if (choice->text != "auto" && choice->text != "none" && choice->text != "required") {
+    body.fail("tool_choice", kExpected);
+  }
+  return {.allowed = choice->text != "none", .needed = choice->text == "required"};
 }
 
 void read_effort(const Fields& fields, std::string_view name, ChatRequest& chat) {
@@ -199,12 +201,57 @@ void order_results(std::vector<ChatMessage>& messages, std::vector<std::vector<s
   }
 }
 
-void offer_tools(std::vector<JsonValue> tools, bool allowed, Conversation& c) {
-  if (allowed) {
+void offer_tools(std::vector<JsonValue> tools, const ToolChoice& choice, Conversation& c) {
+  const auto name_of = [](const JsonValue& tool) { return tool.find("function")->find("name")->text; };
+  const auto is_strict = [](const JsonValue& tool) {
+    const JsonValue* strict = tool.find("function")->find("strict");
+    return strict != nullptr && strict->is(Kind::kBool) && strict->boolean;
+  };
+  if (choice.needed && tools.empty()) throw bad_field("tool_choice", "a call that is needed", "tools beside it");
+  if (!choice.function.empty() &&
+      std::none_of(tools.begin(), tools.end(), [&](const JsonValue& t) { return name_of(t) == choice.function; })) {
+    throw bad_field("tool_choice", '"' + choice.function.substr(0, 64) + '"', "the name of one of the tools");
+  }
+  if (choice.needed || (choice.allowed && std::any_of(tools.begin(), tools.end(), is_strict))) {
+    if (c.constraint.is(Kind::kNull)) c.constraint = JsonValue::make_object();
+    c.constraint.set("tools", JsonValue::make_array(tools));
+    c.constraint.set("tool_choice", choice.needed ? "required" : "auto");
+    if (!choice.function.empty()) c.constraint.set("function", choice.function);
+  }
+  if (choice.allowed) {
     c.chat.tools = tools;
     c.parser.tools = std::move(tools);
   }
   c.parser.parse_tool_calls = !c.chat.tools.empty();
+}
+
+void read_format(const JsonValue& format, const std::string& path, Conversation& c) {
+  const Fields fields(format, path);
+  const std::string type = fields.required_text("type");
+  if (type == "text") return;
+  JsonValue made = JsonValue::make_object();
+  if (type == "json_object") {
+    made.set("json_object", JsonValue::from_bool(true));
+  } else if (type == "json_schema") {
+    const JsonValue* inner = fields.object("json_schema");
+    const Fields holder(inner == nullptr ? format : *inner, inner == nullptr ? path : fields.at("json_schema"));
+    const JsonValue* schema = holder.object("schema");
+    if (schema == nullptr) holder.fail("schema", "a JSON schema");
+    made.set("json_schema", *schema).set("where", holder.at("schema"));
+  } else {
+    fields.fail("type", "text, json_object or json_schema");
+  }
+  c.constraint = std::move(made);
+}
+
+std::string constraint_text(const Conversation& c) {
+  if (c.constraint.is(Kind::kNull)) return "";
+  JsonValue spec = c.constraint;
+  // Tools that may be called beside an answer of a form are part of the form.
+  if (!c.chat.tools.empty() && spec.find("tools") == nullptr) spec.set("tools", JsonValue::make_array(c.chat.tools));
+  spec.set("parallel_tool_calls", JsonValue::from_bool(c.parallel_calls));
+  spec.set("thinking", JsonValue::from_bool(c.parser.thinking_enabled));
+  return dump_json(spec, NumberStyle::kVerbatim);
 }
 
 Conversation read_conversation(const Fields& body) {
@@ -212,9 +259,9 @@ Conversation read_conversation(const Fields& body) {
   c.chat.messages = read_messages(body);
   c.chat.add_generation_prompt = true;
   std::vector<JsonValue> tools = read_tools(body);
-  offer_tools(std::move(tools), calls_allowed(body), c);
+  if (const JsonValue* format = body.object("response_format")) read_format(*format, "response_format", c);
+  offer_tools(std::move(tools), read_tool_choice(body), c);
   c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
-  check_format(body);
   read_thinking(body, c.chat);
   c.parser.thinking_enabled = c.chat.enable_thinking.value_or(true);
   return c;

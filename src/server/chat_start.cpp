@@ -8,6 +8,9 @@ std::shared_ptr<Exchange> start_chat(const std::shared_ptr<Call>& call, ChatStar
   GenerationSpec spec;
   spec.slots = call->admit(static_cast<std::int64_t>(start.n));
   start.request.ids = call->service().replay().encode(call->engine(), render_chat(start.conversation.chat));
+  start.conversation.parser.plain_content =
+      start.conversation.chat.tools.empty() && start.conversation.constraint.is(JsonValue::Kind::kObject);
+  start.request.constraint = constraint_text(start.conversation);
   check_fits(start.request.ids.size(), call->engine(), start.param);
   spec.chat_ids = start.request.ids;
   spec.choices_a_prompt = start.n;

@@ -145,6 +145,7 @@ std::vector<JsonValue> read_tools(const Fields& body) {
     JsonValue function = JsonValue::make_object().set("name", name);
     if (const auto description = tool.text("description")) function.set("description", *description);
     if (const JsonValue* parameters = tool.object("parameters")) function.set("parameters", *parameters);
+    if (tool.boolean("strict").value_or(false)) function.set("strict", JsonValue::from_bool(true));
     tools.push_back(JsonValue::make_object().set("type", "function").set("function", std::move(function)));
   }
   return tools;
@@ -158,13 +159,6 @@ void refuse_stored(const Fields& body) {
   if (body.text("truncation").value_or("disabled") != "disabled") {
     throw unsupported("truncation", "\"auto\"", "disabled is");
   }
-  if (const JsonValue* text = body.object("text")) {
-    const Fields fields(*text, "text");
-    const JsonValue* format = fields.object("format");
-    if (format == nullptr) return;
-    const std::string type = Fields(*format, "text.format").required_text("type");
-    if (type != "text") throw unsupported("text.format.type", '"' + type + '"', "text is");
-  }
 }
 
 }  // namespace
@@ -175,7 +169,11 @@ Conversation read_responses_conversation(const Fields& body) {
   read_input(body, c);
   c.chat.add_generation_prompt = true;
   std::vector<JsonValue> tools = read_tools(body);
-  offer_tools(std::move(tools), calls_allowed(body), c);
+  if (const JsonValue* text = body.object("text")) {
+    const JsonValue* format = Fields(*text, "text").object("format");
+    if (format != nullptr) read_format(*format, "text.format", c);
+  }
+  offer_tools(std::move(tools), read_tool_choice(body), c);
   c.parallel_calls = body.boolean("parallel_tool_calls").value_or(true);
   if (const JsonValue* reasoning = body.object("reasoning")) {
     read_effort(Fields(*reasoning, "reasoning"), "effort", c.chat);

@@ -91,6 +91,7 @@ struct OutputParser::Scan {
 OutputParser::OutputParser(const OutputParserOptions& options)
     : tools_(options.tools),
       thinking_(options.thinking_enabled),
+      content_tags_(thinking_ && !options.plain_content ? kThinkClose | kThinkOpen : 0u),
       call_tag_(options.parse_tool_calls ? kCallOpen : 0u),
       state_(thinking_ ? State::kReasoning : State::kContent) {}
 
@@ -205,7 +206,7 @@ bool OutputParser::step_reasoning() {
 }
 
 bool OutputParser::step_content() {
-  const Scan found = scan((thinking_ ? kThinkClose | kThinkOpen : 0u) | call_tag_);
+  const Scan found = scan(content_tags_ | call_tag_);
   emit_content(pending().substr(0, found.text_bytes));
   head_ += found.text_bytes;
   if (found.tag == 0) return false;

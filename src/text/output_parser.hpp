@@ -55,6 +55,7 @@ struct OutputEvent {
 struct OutputParserOptions {
   std::vector<JsonValue> tools;  // as in the request (tool_schema.hpp); empty: any name is good, types are guessed
   bool thinking_enabled = true;  // the prompt ended with <think>
+  bool plain_content = false;    // what follows the reasoning is all content, tags too: JSON of a schema
   bool parse_tool_calls = true;  // false: calls are plain text (tool_choice "none")
 };
 
@@ -104,7 +105,8 @@ class OutputParser {
 
   ToolSchemas tools_;
   bool thinking_;
-  unsigned call_tag_;  // the tag that opens a call, 0 if calls are not parsed
+  unsigned content_tags_;  // that mean something in content
+  unsigned call_tag_;      // the tag that opens a call, 0 if calls are not parsed
 
   State state_;
   std::string buffer_;  // fed and not yet consumed: from head_ on
