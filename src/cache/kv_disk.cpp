@@ -123,8 +123,8 @@ void KvDisk::scan() {
       if (parts.empty() || parts.back().first_page != info.first_page) continue;
       key = parts.back().key;
     }
-    entries_[key] = {.path = path, .bytes = info.file_bytes(), .last_use = modified_ns(path)};
-    total_bytes_ += info.file_bytes();
+    add(info, path, key);
+    entries_[key].last_use = modified_ns(path);
     now_ = std::max(now_, entries_[key].last_use);
   }
   if (n_bad > 0) {
@@ -162,7 +162,7 @@ std::vector<KvDisk::Block> KvDisk::find(std::span<const std::int32_t> tokens, st
     std::uint64_t key = 0;
     for (; n > 0; --n) {
       key = block_key(before, tokens.subspan(at * page, n * page));
-      if (at + kBlockPages <= from_page || entries_.contains(key)) break;
+      if (at + kBlockPages <= from_page || files_.contains(key)) break;
     }
     if (n == 0 || (at + kBlockPages > from_page && at + n <= from_page)) break;
     if (at + n > from_page) out.push_back({.first_page = at, .n_pages = n, .key = key});
@@ -172,11 +172,33 @@ std::vector<KvDisk::Block> KvDisk::find(std::span<const std::int32_t> tokens, st
   return out;
 }
 
+std::uint64_t KvDisk::key_before(std::span<const std::int32_t> tokens, std::uint32_t first_page) const {
+  return first_page == 0 ? shape_hash(options_.shape) : blocks(tokens, first_page).back().key;
+}
+
+void KvDisk::add(const KvFileInfo& info, std::string path, std::uint64_t key) {
+  Entry& e = entries_[key];
+  e.path = std::move(path);
+  e.bytes = info.file_bytes();
+  total_bytes_ += e.bytes;
+  if (info.shape != options_.shape) return;
+  const std::uint64_t before = key_before(info.tokens, info.first_page);
+  const std::size_t page = info.shape.page_tokens;
+  for (std::uint32_t n = 1; n <= info.n_pages; ++n) {
+    e.beginnings.push_back(block_key(before, std::span(info.tokens).subspan(info.first_page * page, n * page)));
+    files_[e.beginnings.back()] = key;
+  }
+}
+
 void KvDisk::remove(std::uint64_t key) {
   const auto it = entries_.find(key);
   if (it == entries_.end()) return;
   if (writable_) doomed_.push_back(it->second.path);
   total_bytes_ -= it->second.bytes;
+  for (const std::uint64_t beginning : it->second.beginnings) {
+    const auto file = files_.find(beginning);
+    if (file != files_.end() && file->second == key) files_.erase(file);
+  }
   entries_.erase(it);
 }
 
@@ -241,8 +263,8 @@ bool KvDisk::write(Job job) {
   {
     const std::lock_guard lock(mutex_);
     if (!writable_ || now_s() < write_again_s_) return false;
-    if (entries_.contains(job.block.key)) {
-      touch(job.block.key);
+    if (const auto file = files_.find(job.block.key); file != files_.end()) {
+      touch(file->second);
       return false;
     }
     if (std::find(writing_.begin(), writing_.end(), job.block.key) != writing_.end()) return false;
@@ -289,11 +311,13 @@ void KvDisk::read_loop() {
 
 bool KvDisk::do_read(const Job& job) {
   std::string path;
+  std::uint64_t file = 0;
   {
     const std::lock_guard lock(mutex_);
-    const auto it = entries_.find(job.block.key);
-    if (it == entries_.end()) return false;
-    path = it->second.path;
+    const auto it = files_.find(job.block.key);
+    if (it == files_.end()) return false;
+    file = it->second;
+    path = entries_.at(file).path;
   }
   bool gone = false;
   const std::string wrong = read_kv_file(
@@ -305,10 +329,10 @@ bool KvDisk::do_read(const Job& job) {
       &gone);
   const std::lock_guard lock(mutex_);
   if (wrong.empty()) {
-    touch(job.block.key);
+    touch(file);
     return true;
   }
-  remove(job.block.key);
+  remove(file);
   if (!gone) say(fs::path(path).filename().string() + " deleted: " + wrong);
   return false;
 }
@@ -350,17 +374,15 @@ bool KvDisk::do_write(const Job& job) {
       say("cannot write (" + wrong + "); going on without what is not there");
     return false;
   }
-  entries_[job.block.key] = {.path = path, .bytes = info.file_bytes()};
-  touch(job.block.key);
-  total_bytes_ += info.file_bytes();
   // Shorter blocks with the same beginning have had their day.
   const std::uint32_t first = job.block.first_page;
-  const std::vector<Block> before = blocks(job.tokens, first);
-  const std::uint64_t key = before.empty() ? shape_hash(options_.shape) : before.back().key;
+  const std::uint64_t before = key_before(job.tokens, first);
   const std::size_t page = options_.shape.page_tokens;
   for (std::uint32_t n = 1; n < job.block.n_pages; ++n) {
-    remove(block_key(key, std::span(job.tokens).subspan(first * page, n * page)));
+    remove(block_key(before, std::span(job.tokens).subspan(first * page, n * page)));
   }
+  add(info, path, job.block.key);
+  touch(job.block.key);
   return true;
 }
 

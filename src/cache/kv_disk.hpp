@@ -81,6 +81,7 @@ class KvDisk {
     std::string path;
     std::uint64_t bytes = 0;
     std::int64_t last_use = 0;
+    std::vector<std::uint64_t> beginnings;  // its keys in files_
   };
 
   std::uint64_t block_key(std::uint64_t before, std::span<const std::int32_t> tokens) const;
@@ -92,9 +93,11 @@ class KvDisk {
   bool do_read(const Job& job);
   bool do_write(const Job& job);
   bool make_room(std::uint64_t bytes);  // mutex held
-  void remove(std::uint64_t key);       // mutex held; the file goes with unlink_doomed()
-  void unlink_doomed();                 // mutex not held: it may take a while
-  void touch(std::uint64_t key);        // mutex held
+  std::uint64_t key_before(std::span<const std::int32_t> tokens, std::uint32_t first_page) const;
+  void add(const KvFileInfo& info, std::string path, std::uint64_t key);  // mutex held
+  void remove(std::uint64_t key);  // mutex held; the file goes with unlink_doomed()
+  void unlink_doomed();            // mutex not held: it may take a while
+  void touch(std::uint64_t key);   // mutex held
   void come_back(Job job, bool ok);
   void say(const std::string& what) const;
 
@@ -106,6 +109,9 @@ class KvDisk {
   mutable std::mutex mutex_;
   std::condition_variable read_ready_, write_ready_, done_ready_;
   std::unordered_map<std::uint64_t, Entry> entries_;
+  // Key of the first n pages of a block, for every n → the entry that holds them: a prompt may end or go on differently
+  // in the middle of a block. Of several that share a beginning it is the last one.
+  std::unordered_map<std::uint64_t, std::uint64_t> files_;
   std::vector<std::string> doomed_;  // files to delete
   std::uint64_t total_bytes_ = 0;
   std::int64_t now_ = 0;

@@ -42,7 +42,7 @@ using KvPiece = std::function<std::byte*(std::uint32_t page, std::uint32_t layer
 // Each returns what went wrong, or nothing.
 // Header and tokens, checked; the file has the length that they say.
 std::string read_kv_file_info(const std::string& path, KvFileInfo* info);
-// The pages, if the file is exactly that block. *gone: there is no such file any more.
+// The pages, if the file is that block or one that goes on after it. *gone: there is no such file any more.
 std::string read_kv_file(const std::string& path, const KvFileInfo& expected, const KvPiece& piece, bool* gone);
 std::string write_kv_file(const std::string& path, const KvFileInfo& info, const KvPiece& piece);
 

@@ -4,11 +4,21 @@
 #include <utility>
 
 #include "base/check.hpp"
+#include "base/clock.hpp"
 
 namespace glint {
 
 DiskTier::DiskTier(Scheduler& scheduler, KvStore& store, KvDiskOptions options)
     : scheduler_(scheduler), store_(store), page_tokens_(scheduler.options().page_tokens), disk_(std::move(options)) {}
+
+DiskTier::~DiskTier() {
+  constexpr double kDrainSeconds = 10;
+  const double end = now_s() + kDrainSeconds;
+  while (!saves_.empty() && now_s() < end) {
+    disk_.wait(std::chrono::milliseconds(10));
+    collect();
+  }
+}
 
 // Where the block's pages lie; those before from_page are there already and must not be written to.
 std::vector<std::byte*> DiskTier::page_bytes(SequenceId pin, const KvDisk::Block& block, std::int64_t from_page) const {
@@ -101,20 +111,34 @@ std::vector<RequestId> DiskTier::collect() {
     scheduler_.unpin(save->second.pin, {});
     saves_.erase(save);
   }
+  while (!backlog_.empty() && saving_pages_ < most_saving_pages()) {
+    const std::vector<std::int32_t> tokens = std::move(backlog_.front());
+    backlog_.pop_front();
+    const std::size_t before = backlog_.size();
+    save(tokens);
+    if (backlog_.size() > before) break;  // again too many
+  }
   return ready;
 }
 
 // ---- writing ---------------------------------------------------------------------------------------------------
+
+// Pinned pages are missing elsewhere.
+std::int64_t DiskTier::most_saving_pages() const {
+  return std::max<std::int64_t>(KvDisk::kBlockPages, scheduler_.kv().n_pages() / 4);
+}
 
 void DiskTier::save(std::span<const std::int32_t> tokens) {
   if (tokens.size() < KvDisk::kLeastPages * static_cast<std::size_t>(page_tokens_)) return;
   const std::int64_t n_pages = scheduler_.kv().match(tokens).tokens / page_tokens_;
   for (const KvDisk::Block& block : disk_.blocks(tokens, static_cast<std::uint32_t>(n_pages))) {
     if (block.n_pages < KvDisk::kLeastPages) return;
-    // Pinned pages are missing elsewhere: a quarter of all is enough. What is not written now may be after a later
-    // turn.
-    const std::int64_t most = std::max<std::int64_t>(KvDisk::kBlockPages, scheduler_.kv().n_pages() / 4);
-    if (saving_pages_ + block.n_pages > most) return;
+    if (saving_pages_ > 0 && saving_pages_ + block.n_pages > most_saving_pages()) {
+      constexpr std::size_t kMostBacklog = 32;
+      if (backlog_.size() == kMostBacklog) backlog_.pop_front();
+      backlog_.emplace_back(tokens.begin(), tokens.end());
+      return;
+    }
     const auto held =
         tokens.first((std::size_t{block.first_page} + block.n_pages) * static_cast<std::size_t>(page_tokens_));
     const SequenceId pin = scheduler_.pin(held, 0);

@@ -54,6 +54,7 @@ class DiskTier {
   };
 
   std::vector<std::byte*> page_bytes(SequenceId pin, const KvDisk::Block& block, std::int64_t from_page) const;
+  std::int64_t most_saving_pages() const;
   void take_loaded(const KvDisk::Job& job, std::vector<RequestId>* ready);
 
   Scheduler& scheduler_;
