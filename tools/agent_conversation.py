@@ -103,6 +103,7 @@ def main() -> int:
         positions = 2 * args.tokens + 8192
         model = long_context_model(folder, positions)
         flags = ("-m", str(model), "--no-log")
+        Server.timeout_s = 900
         with Server(*flags) as server:
             rows = play(server, args.mode, args.turns, args.tokens)
         print("turn  prompt  cached  read  again  share")

@@ -26,13 +26,13 @@ from serving import Server  # noqa: E402
 FLAGS = ("--no-log", "--chunk", "256")
 
 
-def prompts(rng: random.Random) -> List[List[int]]:
-    """Three beginnings, each of them alone and with three ends."""
+def prompts(rng: random.Random, beginnings: int, tokens: int) -> List[List[int]]:
+    """Beginnings of about so many tokens, each of them alone and with three ends."""
     out = []
-    for _ in range(3):
-        head = [rng.randrange(300, 6000) for _ in range(rng.randrange(1100, 1700))]
+    for _ in range(beginnings):
+        head = [rng.randrange(300, 6000) for _ in range(rng.randrange(tokens, tokens * 3 // 2))]
         out.append(head)
-        out += [head + [rng.randrange(300, 6000) for _ in range(rng.randrange(20, 400))] for _ in range(3)]
+        out += [head + [rng.randrange(300, 6000) for _ in range(rng.randrange(20, tokens // 3))] for _ in range(3)]
     return out
 
 
@@ -61,10 +61,10 @@ def damage(folder: Path, rng: random.Random) -> None:
             f.write(bytes([byte ^ (1 << rng.randrange(8))]))
 
 
-def run(rounds: int, seed: int) -> Dict[str, int]:
+def run(rounds: int, seed: int, beginnings: int = 3, tokens: int = 1100) -> Dict[str, int]:
     """Figures of what happened; raises when something is wrong."""
     rng = random.Random(seed)
-    every = prompts(rng)
+    every = prompts(rng, beginnings, tokens)
     with Server(*FLAGS, "--no-prefix-cache") as server:
         want = [ask(server, p)["choices"][0]["text"] for p in every]
     folder = Path(tempfile.mkdtemp())
