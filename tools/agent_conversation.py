@@ -59,7 +59,7 @@ def options(mode: str) -> Dict[str, Any]:
 def play(server: Server, mode: str, turns: int, tokens: int, answer_tokens: int = 100) -> List[Dict[str, Any]]:
     """A row a turn: prompt, cached, generated, again (tokens known before this turn that were read again)."""
     rng = random.Random(5)
-    words = max(20, int(tokens * 0.72) // (turns + 2))
+    words = max(20, int(tokens * 0.95) // (turns + 2))
     messages: List[Dict[str, Any]] = [{"role": "system", "content": "You are a careful agent. " + text(rng, 2 * words)},
                                       {"role": "user", "content": "Begin. " + text(rng, words)}]
     rows: List[Dict[str, Any]] = []
@@ -103,6 +103,7 @@ def main() -> int:
         positions = 2 * args.tokens + 8192
         model = long_context_model(folder, positions)
         flags = ("-m", str(model), "--no-log")
+        Server.timeout_s = 900
         with Server(*flags) as server:
             rows = play(server, args.mode, args.turns, args.tokens)
         print("turn  prompt  cached  read  again  share")

@@ -9,6 +9,7 @@ loaded, while prompts are read or blocks written. Now and then a file is cut off
 """
 
 import argparse
+import http.client
 import random
 import shutil
 import signal
@@ -26,13 +27,13 @@ from serving import Server  # noqa: E402
 FLAGS = ("--no-log", "--chunk", "256")
 
 
-def prompts(rng: random.Random) -> List[List[int]]:
-    """Three beginnings, each of them alone and with three ends."""
+def prompts(rng: random.Random, beginnings: int, tokens: int) -> List[List[int]]:
+    """Beginnings of about so many tokens, each of them alone and with three ends."""
     out = []
-    for _ in range(3):
-        head = [rng.randrange(300, 6000) for _ in range(rng.randrange(1100, 1700))]
+    for _ in range(beginnings):
+        head = [rng.randrange(300, 6000) for _ in range(rng.randrange(tokens, tokens * 3 // 2))]
         out.append(head)
-        out += [head + [rng.randrange(300, 6000) for _ in range(rng.randrange(20, 400))] for _ in range(3)]
+        out += [head + [rng.randrange(300, 6000) for _ in range(rng.randrange(20, tokens // 3))] for _ in range(3)]
     return out
 
 
@@ -61,10 +62,10 @@ def damage(folder: Path, rng: random.Random) -> None:
             f.write(bytes([byte ^ (1 << rng.randrange(8))]))
 
 
-def run(rounds: int, seed: int) -> Dict[str, int]:
+def run(rounds: int, seed: int, beginnings: int = 3, tokens: int = 250) -> Dict[str, int]:
     """Figures of what happened; raises when something is wrong."""
     rng = random.Random(seed)
-    every = prompts(rng)
+    every = prompts(rng, beginnings, tokens)
     with Server(*FLAGS, "--no-prefix-cache") as server:
         want = [ask(server, p)["choices"][0]["text"] for p in every]
     folder = Path(tempfile.mkdtemp())
@@ -72,12 +73,23 @@ def run(rounds: int, seed: int) -> Dict[str, int]:
     lock = threading.Lock()
     wrong: List[str] = []
 
+    def count_loaded(server: Server) -> None:
+        try:
+            loaded = int(server.metrics()["glint_cache_disk_loaded_tokens_total"])
+        except (OSError, http.client.HTTPException):
+            return  # it died before
+        with lock:
+            seen["loaded_tokens"] += loaded
+
     def client(server: Server, picks: List[int]) -> None:
         for i in picks:
             try:
                 answer = ask(server, every[i])
-            except Exception:  # pylint: disable=broad-except
+            except (OSError, http.client.HTTPException):
                 return  # killed
+            except AssertionError as e:
+                wrong.append(f"prompt {i}: {e}")
+                return
             with lock:
                 seen["answers"] += 1
                 seen["hits"] += answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
@@ -89,8 +101,8 @@ def run(rounds: int, seed: int) -> Dict[str, int]:
             if rng.random() < 0.2:
                 damage(folder, rng)
                 seen["damaged"] += 1
-            early = rng.random() < 0.1
-            server = Server(*FLAGS, "--cache-dir", str(folder), "--cache-dir-size", "200M", wait=not early)
+            early = rng.random() < 0.1 and number < rounds - 1
+            server = Server(*FLAGS, "--cache-dir", str(folder), "--cache-dir-size", "24M", wait=not early)
             assert early or server.process.poll() is None, server.lines
             picks = [[rng.randrange(len(every)) for _ in range(6)] for _ in range(2)]
             clients = [] if early else [threading.Thread(target=client, args=(server, p)) for p in picks]
@@ -100,9 +112,16 @@ def run(rounds: int, seed: int) -> Dict[str, int]:
             if last:
                 for thread in clients:
                     thread.join()
-                seen["loaded_tokens"] = int(server.metrics()["glint_cache_disk_loaded_tokens_total"])
+                count_loaded(server)
             else:
-                time.sleep(rng.random() * (0.2 if early else 2.5))
+                # Mostly soon after an answer, when its blocks are being written.
+                enough = seen["answers"] + rng.randrange(6)
+                patience = time.monotonic() + 20
+                while not early and seen["answers"] < enough and time.monotonic() < patience:
+                    time.sleep(0.005)
+                if not early and rng.random() < 0.5:
+                    count_loaded(server)
+                time.sleep(rng.random() * rng.choice((0.02, 0.2)))
                 server.process.send_signal(signal.SIGKILL)
                 seen["killed"] += 1
             server.stop()

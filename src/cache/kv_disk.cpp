@@ -259,15 +259,20 @@ void KvDisk::read(Job job) {
   read_ready_.notify_one();
 }
 
+bool KvDisk::needs_no_write(const Block& block) {
+  const std::lock_guard lock(mutex_);
+  if (!writable_ || now_s() < write_again_s_) return true;
+  if (const auto file = files_.find(block.key); file != files_.end()) {
+    touch(file->second);
+    return true;
+  }
+  return std::find(writing_.begin(), writing_.end(), block.key) != writing_.end();
+}
+
 bool KvDisk::write(Job job) {
+  if (needs_no_write(job.block)) return false;
   {
     const std::lock_guard lock(mutex_);
-    if (!writable_ || now_s() < write_again_s_) return false;
-    if (const auto file = files_.find(job.block.key); file != files_.end()) {
-      touch(file->second);
-      return false;
-    }
-    if (std::find(writing_.begin(), writing_.end(), job.block.key) != writing_.end()) return false;
     writing_.push_back(job.block.key);
     writes_.push_back(std::move(job));
   }

@@ -64,7 +64,9 @@ class KvDisk {
     bool ok = false;  // set when it comes back
   };
   void read(Job job);
-  // False: not taken, since it is there or on its way, or writing is off.
+  // Whether the block is there or on its way, or cannot be written now; one that is there counts as used.
+  bool needs_no_write(const Block& block);
+  // False: not taken, since needs_no_write().
   bool write(Job job);
 
   // Jobs that came back, in any order.

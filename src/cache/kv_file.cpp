@@ -38,7 +38,7 @@ static_assert(sizeof(Header) == 80 && std::is_trivially_copyable_v<Header>);
 
 class File {
  public:
-  File(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0644)) {}
+  File(const std::string& path, int flags) : fd_(::open(path.c_str(), flags | O_CLOEXEC, 0600)) {}
   ~File() {
     if (fd_ >= 0) ::close(fd_);
   }

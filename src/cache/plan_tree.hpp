@@ -20,7 +20,7 @@ using PageId = std::int32_t;
 
 struct PrefixNode {
   struct ByTokens {
-    using is_transparent = void;
+    using is_transparent = void;  // NOLINT(readability-identifier-naming): the name that std::set asks for
     bool operator()(const PrefixNode* a, const PrefixNode* b) const;
     bool operator()(const PrefixNode* a, std::span<const std::int32_t> b) const;
     bool operator()(std::span<const std::int32_t> a, const PrefixNode* b) const;

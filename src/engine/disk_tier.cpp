@@ -133,6 +133,7 @@ void DiskTier::save(std::span<const std::int32_t> tokens) {
   const std::int64_t n_pages = scheduler_.kv().match(tokens).tokens / page_tokens_;
   for (const KvDisk::Block& block : disk_.blocks(tokens, static_cast<std::uint32_t>(n_pages))) {
     if (block.n_pages < KvDisk::kLeastPages) return;
+    if (disk_.needs_no_write(block)) continue;
     if (saving_pages_ > 0 && saving_pages_ + block.n_pages > most_saving_pages()) {
       constexpr std::size_t kMostBacklog = 32;
       if (backlog_.size() == kMostBacklog) backlog_.pop_front();

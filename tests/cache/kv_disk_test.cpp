@@ -158,7 +158,7 @@ TEST_F(KvDiskTest, DamagedCutAndForeignFilesAreSaidOnceAndDeleted) {
   }
   bad.push_back(good.substr(0, good.size() - 1));
   bad.push_back(good.substr(0, 30));
-  bad.push_back("");
+  bad.emplace_back();
   bad.push_back(good + "x");
   for (std::size_t i = 0; i < bad.size(); ++i) {
     notices.clear();

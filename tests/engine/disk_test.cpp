@@ -54,10 +54,10 @@ void expect_same(const Answer& got, const Answer& want) {
 }
 
 TEST_F(DiskTest, TheFirstTurnAfterARestartHits) {
-  const Request talk = prompt(1500, 1);
+  const Request talk = prompt(900, 1);
   const Request branch = [&] {
     Request r = talk;
-    r.ids.resize(1200);
+    r.ids.resize(700);
     r.ids.push_back(700);
     return r;
   }();
@@ -68,13 +68,13 @@ TEST_F(DiskTest, TheFirstTurnAfterARestartHits) {
     want = answer(*engine, talk);
     EXPECT_EQ(want.last.usage.cached_tokens, 0);
     want_branch = answer(*engine, branch);
-    EXPECT_EQ(want_branch.last.usage.cached_tokens, 1200);
+    EXPECT_EQ(want_branch.last.usage.cached_tokens, 700);
   }
   const auto engine = Engine::open(options());
   const Answer again = answer(*engine, talk);
   expect_same(again, want);
-  EXPECT_EQ(again.last.usage.cached_tokens, 1500 / 64 * 64);
-  EXPECT_EQ(engine->stats().disk_loaded_tokens, 1500 / 64 * 64);
+  EXPECT_EQ(again.last.usage.cached_tokens, 900 / 64 * 64);
+  EXPECT_EQ(engine->stats().disk_loaded_tokens, 900 / 64 * 64);
   expect_same(answer(*engine, branch), want_branch);
   EXPECT_EQ(engine->stats().cache_tokens_used, 0);
   EXPECT_TRUE(notices.empty());
@@ -97,7 +97,7 @@ TEST_F(DiskTest, RequestsThatWaitForTheSameBlocksReadThemOnce) {
 }
 
 TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
-  const Request talk = prompt(2300, 3);
+  const Request talk = prompt(1300, 3);
   Answer want;
   { want = answer(*Engine::open(options()), talk); }
   // A bit in the pages of one block, which only reading can find, and another one cut off.
@@ -106,7 +106,7 @@ TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
     if (f.path().extension() == ".kv") files.push_back(f.path());
   }
   std::sort(files.begin(), files.end());
-  ASSERT_EQ(files.size(), 3U);
+  ASSERT_EQ(files.size(), 2U);
   {
     std::fstream f(files[0], std::ios::in | std::ios::out | std::ios::binary);
     f.seekp(-1000, std::ios::end);
@@ -118,8 +118,8 @@ TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
     notices.clear();
     const auto engine = Engine::open(options());
     expect_same(answer(*engine, talk), want);
-    if (i == 0) EXPECT_LT(engine->stats().disk_loaded_tokens, 2240);
-    if (i == 1) EXPECT_EQ(engine->stats().disk_loaded_tokens, 2240);
+    if (i == 0) EXPECT_LT(engine->stats().disk_loaded_tokens, 1280);
+    if (i == 1) EXPECT_EQ(engine->stats().disk_loaded_tokens, 1280);
     if (i == 1) EXPECT_TRUE(notices.empty());
   }
 }

@@ -137,7 +137,7 @@ TEST(Prefix, EvictionAndCancelsChangeNothing) {
     while (talk.size() < 120) talk.push_back(static_cast<std::int32_t>(300 + rng() % 5000));
   }
   const std::vector<std::int32_t> turn = warm->encode(" Then one day");
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 6; ++round) {
     std::vector<std::pair<std::size_t, RequestId>> running;
     for (std::size_t t = 0; t < talks.size(); ++t) {
       if (rng() % 3 != 0) running.emplace_back(t, warm->submit(of_ids(talks[t], 10)));

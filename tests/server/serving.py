@@ -24,6 +24,8 @@ def binary() -> Path:
 class Server:
     """A running server; as a context manager it is stopped at the end, which must succeed."""
 
+    timeout_s = 60
+
     def __init__(self, *flags: str, wait: bool = True):
         self.lines: list = []
         self.url = ""
@@ -66,7 +68,7 @@ class Server:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers or {}, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
                 status, raw = answer.status, answer.read()
         except urllib.error.HTTPError as e:
             with e:

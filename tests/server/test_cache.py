@@ -15,12 +15,12 @@ STORY = [{"role": "user", "content": "Tell me about the river and the town. " * 
 
 @pytest.mark.parametrize("mode", ["tools", "preserved"])
 def test_an_agents_turns_read_only_what_is_new(mode):
-    game = {"turns": 4, "tokens": 1200, "answer_tokens": 16}
+    game = {"turns": 4, "tokens": 900, "answer_tokens": 16}
     with Server("--no-log") as server:
         rows = agent_conversation.play(server, mode, **game)
         metrics = server.metrics()
     assert all(agent_conversation.share(row) < 0.05 for row in rows), rows
-    assert rows[-1]["cached"] > 600
+    assert rows[-1]["cached"] > 400
     if mode == "tools":
         with Server("--no-log", "--no-prefix-cache") as server:
             plain = agent_conversation.play(server, mode, **game)
@@ -65,7 +65,8 @@ def test_a_directory_that_cannot_be_used_is_said_once(tmp_path):
 
 
 def test_killed_servers_leave_a_directory_that_can_be_used():
-    seen = cache_crash.run(rounds=4, seed=2)
-    assert seen["killed"] == 3
-    assert seen["answers"] >= 12
+    seen = cache_crash.run(rounds=5, seed=2, beginnings=2)
+    assert seen["killed"] == 4
+    assert seen["answers"] >= 12  # of the last round, which is not killed
     assert seen["hits"] > 0
+    assert seen["loaded_tokens"] > 0
