@@ -83,7 +83,7 @@ def bf16(values: list[float]) -> bytes:
 def write_checkpoint(folder: Path, layers: int) -> None:
     """Normal values of deviation 0.02 from one block of them; norms are ones."""
     folder.mkdir(parents=True)
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     block = bf16([rng.gauss(0, 0.02) for _ in range(1 << 17)])
     header: dict[str, object] = {}
     at = 0
