@@ -116,7 +116,10 @@ Answer follow(Engine& engine, const Request& request, const AnswerStyle& style, 
   Answer answer;
   Printer printer(style);
   std::optional<OutputParser> parser;
-  if (style.chat) parser.emplace(OutputParserOptions{.thinking_enabled = style.thinking});
+  if (style.chat)
+    parser.emplace(OutputParserOptions{.thinking_enabled = style.thinking,
+                                       .plain_content = style.plain_content,
+                                       .parse_tool_calls = !style.plain_content});
   ProgressBar bar("reading the prompt", Unit::kTokens, !quiet && style.print);
 
   const RequestId id = engine.submit(request);

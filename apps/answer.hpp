@@ -13,10 +13,11 @@ namespace glint::apps {
 
 // Where an answer is printed.
 struct AnswerStyle {
-  bool print = true;       // false: only keep it (--json)
-  bool dim_think = false;  // reasoning in grey: on a terminal
-  bool chat = true;        // false: raw text, not parsed
-  bool thinking = true;    // the prompt ended with <think>
+  bool print = true;           // false: only keep it (--json)
+  bool dim_think = false;      // reasoning in grey: on a terminal
+  bool chat = true;            // false: raw text, not parsed
+  bool thinking = true;        // the prompt ended with <think>
+  bool plain_content = false;  // after the reasoning nothing is a tag: JSON of a schema
 };
 
 struct Answer {

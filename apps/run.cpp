@@ -9,6 +9,7 @@
 
 #include "answer.hpp"
 #include "base/error.hpp"
+#include "base/file.hpp"
 #include "base/json.hpp"
 #include "base/json_value.hpp"
 #include "command.hpp"
@@ -29,6 +30,7 @@ struct RunFlags {
   bool no_prefix = false;
   bool no_think = false;
   bool json = false;
+  std::string json_schema;  // a file
 };
 
 std::string read_prompt(const RunFlags& f) {
@@ -57,6 +59,17 @@ std::vector<std::int32_t> prompt_ids(const Engine& engine, const RunFlags& f, co
   request.set("add_generation_prompt", JsonValue::from_bool(true));
   request.set("enable_thinking", JsonValue::from_bool(!f.no_think));
   return engine.encode(engine.render_chat(dump_json(request, NumberStyle::kVerbatim)));
+}
+
+// The form of the answer that --json-schema asks for.
+std::string constraint(const RunFlags& f) {
+  if (f.json_schema.empty()) return "";
+  JsonValue schema = parse_json_value(read_file(f.json_schema), f.json_schema);
+  return dump_json(JsonValue::make_object()
+                       .set("json_schema", std::move(schema))
+                       .set("where", f.json_schema)
+                       .set("thinking", JsonValue::from_bool(!f.raw && !f.no_think)),
+                   NumberStyle::kVerbatim);
 }
 
 json::object logprob_json(const TokenLogprob& t, const Engine& engine) {
@@ -100,8 +113,13 @@ void print_json(const Answer& a, const Engine& engine, const RunFlags& f) {
 int run_run(RunFlags& f) {
   const std::string prompt = read_prompt(f);
   const auto engine = f.engine.open();
-  const Request request = f.sampling.request(prompt_ids(*engine, f, prompt));
-  const AnswerStyle style{.print = !f.json, .dim_think = stdout_is_terminal(), .chat = !f.raw, .thinking = !f.no_think};
+  Request request = f.sampling.request(prompt_ids(*engine, f, prompt));
+  request.constraint = constraint(f);
+  const AnswerStyle style{.print = !f.json,
+                          .dim_think = stdout_is_terminal(),
+                          .chat = !f.raw,
+                          .thinking = !f.no_think,
+                          .plain_content = !request.constraint.empty()};
   const Interrupt interrupt;
   const Answer answer = follow(*engine, request, style, f.engine.quiet, interrupt.flag());
   if (f.json) {
@@ -124,6 +142,8 @@ void register_run(CLI::App& app, Run& run) {
   c->add_flag("--no-prefix", f->no_prefix, "With --raw: do not start the text with [gMASK]<sop>");
   c->add_flag("--no-think", f->no_think, "Answer at once, without a think block");
   c->add_flag("--json", f->json, "One JSON object on stdout instead of streaming");
+  c->add_option("--json-schema", f->json_schema, "A file with a JSON schema that the answer must keep to")
+      ->check(CLI::ExistingFile);
   f->sampling.add_to(*c);
   f->engine.add_to(*c);
   c->footer(

@@ -19,7 +19,7 @@ Prompt = Union[str, Sequence[int]]
 _SAMPLING_FIELDS = frozenset(Sampling.__annotations__)
 _OPTION_FIELDS = frozenset(EngineOptions.__annotations__)
 # Fields of a request itself; the others belong to its "sampling".
-_REQUEST_FIELDS = frozenset({"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special"})
+_REQUEST_FIELDS = frozenset({"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special", "constraint"})
 # Z.ai's recommendation for the model, and a length that ends.
 _DEFAULTS: Dict[str, Any] = {"max_tokens": 512, "temperature": 1.0, "top_p": 0.95}
 
@@ -40,6 +40,8 @@ def _request_json(ids: List[int], sampling: Mapping[str, Any]) -> str:
     given = {**_DEFAULTS, **{name: value for name, value in sampling.items() if value is not None}}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
+    if "constraint" in given and not isinstance(given["constraint"], str):
+        given["constraint"] = _dump(given["constraint"])
     for name in ("stop", "stop_ids"):
         if name in given:
             given[name] = list(given[name])
@@ -260,6 +262,9 @@ class Engine:
             sampling: see `Sampling`. With thinking, leave room in max_tokens for the reasoning.
         """
         prompt = self.render_chat(messages, tools=tools, enable_thinking=enable_thinking, clear_thinking=clear_thinking)
+        constraint = sampling.get("constraint")
+        if constraint is not None and not isinstance(constraint, str):
+            sampling["constraint"] = {"thinking": enable_thinking, **constraint}
         generation = self.generate(prompt, **sampling)
         return self.chat_result(generation, tools=tools, enable_thinking=enable_thinking)
 

@@ -49,6 +49,7 @@ class Sampling(TypedDict, total=False):
     stop: Union[str, Sequence[str], None]  # texts that end the answer; not part of it
     stop_ids: Optional[Sequence[int]]  # token ids that end it, besides the model's own
     ignore_eos: Optional[bool]  # go on after the model's end tokens
+    constraint: Union[str, Mapping[str, Any], None]  # the answer's form: {"json_schema": …} and so on, see engine.hpp
     skip_special: Optional[bool]  # default True: special tokens do not appear in text
 
 

@@ -9,8 +9,8 @@ namespace {
 
 // Masks with fewer tokens than this are lists.
 constexpr std::size_t kMinBits = 1024;
-// Nodes of the tree that warm() looks at before it leaves the rest to the steps: about 0.2 s of one core.
-constexpr std::size_t kWarmNodes = 40'000'000;
+// Nodes of the tree that warm() looks at before it leaves the rest to the steps: about 0.1 s of one core.
+constexpr std::size_t kWarmNodes = 5'000'000;
 // Configurations that a request keeps before it forgets those of the past.
 constexpr std::size_t kMaxConfigs = 1024;
 constexpr std::size_t kMaxNodes = 1 << 16;

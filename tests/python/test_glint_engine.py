@@ -384,5 +384,17 @@ def test_options_are_those_of_the_header(root):
         for line in body.splitlines()
         if ";" in line.split("//")[0]
     }
-    requests = {"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special"}
+    requests = {"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special", "constraint"}
     assert fields | requests == set(glint.Sampling.__annotations__)
+
+
+def test_constraint_gives_json_of_the_schema(engine):
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["n"]}
+    answer = engine.chat("Tell me a story.", max_tokens=60, enable_thinking=False, seed=3,
+                         constraint={"json_schema": schema})
+    assert answer.generation.finish_reason == "eos"
+    assert 1 <= json.loads(answer.content)["n"] <= 9
+    with pytest.raises(glint.GlintError, match=r"json_schema\.properties\.n\.not"):
+        engine.generate("x", max_tokens=4, constraint={"json_schema": {"properties": {"n": {"not": {}}}}})
+    with pytest.raises(glint.GlintError, match="ignore_eos"):
+        engine.generate("x", max_tokens=4, ignore_eos=True, constraint={"json_object": True})
