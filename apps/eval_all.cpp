@@ -164,6 +164,8 @@ class Evaluation {
                    .found = "results of another model, text or budget",
                    .hint = "give the options of that run, another --work, or delete the folder"});
     }
+    if (const json::value* backend = o->if_contains("backend"); backend != nullptr && backend->is_string())
+      backend_ = std::string(backend->get_string());
     for (const RowSpec& spec : rows_) {
       const json::value* row = rows->get_object().if_contains(spec.name);
       const json::object* entry = row != nullptr ? row->if_object() : nullptr;
@@ -187,7 +189,8 @@ class Evaluation {
   }
 
   void write_state() const {
-    write_text(state_path(), json::serialize(json::object{{"setup", setup_}, {"rows", rows_json()}}));
+    write_text(state_path(),
+               json::serialize(json::object{{"setup", setup_}, {"backend", backend_}, {"rows", rows_json()}}));
   }
 
   // ---- measuring ---------------------------------------------------------------------------------------------

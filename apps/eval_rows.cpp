@@ -208,6 +208,7 @@ Verdict judge(const RowSpec& spec, const Results& results) {
   const auto require = [&](bool ok, const std::string& why) {
     if (ok) return;
     v.good = false;
+    if (v.why.find(why) != v.why.npos) return;  // in another window
     v.why += (v.why.empty() ? "" : ", ") + why;
   };
   const auto limits = [&](double change, double kl) {
