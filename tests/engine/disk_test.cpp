@@ -54,10 +54,10 @@ void expect_same(const Answer& got, const Answer& want) {
 }
 
 TEST_F(DiskTest, TheFirstTurnAfterARestartHits) {
-  const Request talk = prompt(900, 1);
+  const Request talk = prompt(700, 1);
   const Request branch = [&] {
     Request r = talk;
-    r.ids.resize(700);
+    r.ids.resize(500);
     r.ids.push_back(700);
     return r;
   }();
@@ -68,13 +68,13 @@ TEST_F(DiskTest, TheFirstTurnAfterARestartHits) {
     want = answer(*engine, talk);
     EXPECT_EQ(want.last.usage.cached_tokens, 0);
     want_branch = answer(*engine, branch);
-    EXPECT_EQ(want_branch.last.usage.cached_tokens, 700);
+    EXPECT_EQ(want_branch.last.usage.cached_tokens, 500);
   }
   const auto engine = Engine::open(options());
   const Answer again = answer(*engine, talk);
   expect_same(again, want);
-  EXPECT_EQ(again.last.usage.cached_tokens, 900 / 64 * 64);
-  EXPECT_EQ(engine->stats().disk_loaded_tokens, 900 / 64 * 64);
+  EXPECT_EQ(again.last.usage.cached_tokens, 700 / 64 * 64);
+  EXPECT_EQ(engine->stats().disk_loaded_tokens, 700 / 64 * 64);
   expect_same(answer(*engine, branch), want_branch);
   EXPECT_EQ(engine->stats().cache_tokens_used, 0);
   EXPECT_TRUE(notices.empty());
@@ -149,7 +149,7 @@ TEST_F(DiskTest, ASmallCacheReadsBackWhatItGaveUp) {
 }
 
 TEST_F(DiskTest, OtherOptionsThatChangeValuesDoNotHit) {
-  const Request talk = prompt(600, 5);
+  const Request talk = prompt(200, 5);
   { answer(*Engine::open(options()), talk); }
   for (int change = 0; change < 3; ++change) {
     EngineOptions o = options();

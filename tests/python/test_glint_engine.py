@@ -373,11 +373,11 @@ def test_info_and_stats_match_their_types(engine):
 
 
 def test_options_are_those_of_the_header(root):
-    """EngineOptions of engine.hpp, field for field; use_thread and on_load are Python's own business."""
+    """EngineOptions of engine.hpp, field for field; use_thread and the callbacks are Python's own business."""
     header = (root / "include/glint/engine.hpp").read_text(encoding="utf-8")
     body = header.split("struct EngineOptions {")[1].split("\n};")[0]
     fields = {line.split(";")[0].split("=")[0].split()[-1] for line in body.splitlines() if ";" in line.split("//")[0]}
-    assert fields - {"model_dir", "use_thread", "on_load"} == set(glint.EngineOptions.__annotations__)
+    assert fields - {"model_dir", "use_thread", "on_load", "on_notice"} == set(glint.EngineOptions.__annotations__)
     body = header.split("struct SamplingParams {")[1].split("\n};")[0]
     fields = {
         line.split("//")[0].split(";")[0].split("=")[0].split()[-1]
