@@ -391,7 +391,9 @@ bool SchemaReader::disjoint(const Alternative& a, const Alternative& b, int dept
   const unsigned both = a.types & b.types;
   if (both == 0) return true;
   if (depth > 4) return false;
-  for (const auto& [listed, other] : {std::pair(&a, &b), std::pair(&b, &a)}) {
+  for (const auto& pair : {std::pair(&a, &b), std::pair(&b, &a)}) {
+    const Alternative* listed = pair.first;
+    const Alternative* other = pair.second;
     if (!listed->values) continue;
     const bool simple = std::all_of(listed->values->begin(), listed->values->end(),
                                     [](const JsonValue& v) { return !v.is(Kind::kArray) && !v.is(Kind::kObject); });
