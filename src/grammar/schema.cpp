@@ -100,7 +100,7 @@ constexpr Format kFormats[] = {
     {"date-time", "^" GLINT_DATE "T" GLINT_TIME "$"},
     {"uuid", "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"},
     {"email",
-     R"(^[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+){0,4}@([A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?\.){1,4}[A-Za-z]{2,10}$)"},
+     R"(^[A-Za-z0-9_+-]{1,24}(\.[A-Za-z0-9_+-]{1,16}){0,2}@([A-Za-z0-9]([A-Za-z0-9-]{0,20}[A-Za-z0-9])?\.){1,3}[A-Za-z]{2,8}$)"},
     {"ipv4", R"(^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$)"},
     {"uri",
      R"(^[A-Za-z][A-Za-z0-9+.-]*:(//[A-Za-z0-9._~-]+(:[0-9]{1,4})?)?(/[A-Za-z0-9._~!$&'()*+,;=:@-]*)*(\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]*)?(#[A-Za-z0-9._~-]*)?$)"},
@@ -391,7 +391,9 @@ bool SchemaReader::disjoint(const Alternative& a, const Alternative& b, int dept
   const unsigned both = a.types & b.types;
   if (both == 0) return true;
   if (depth > 4) return false;
-  for (const auto& [listed, other] : {std::pair(&a, &b), std::pair(&b, &a)}) {
+  for (const auto& pair : {std::pair(&a, &b), std::pair(&b, &a)}) {
+    const Alternative* listed = pair.first;
+    const Alternative* other = pair.second;
     if (!listed->values) continue;
     const bool simple = std::all_of(listed->values->begin(), listed->values->end(),
                                     [](const JsonValue& v) { return !v.is(Kind::kArray) && !v.is(Kind::kObject); });

@@ -183,7 +183,7 @@ TEST(Schema, MasksAgreeWithSteps) {
     const auto grammar = compile_schema(schema);
     std::mt19937 rng(5);
     std::vector<std::uint64_t> bits(grammar->vocabulary().n_words());
-    for (int round = 0; round < 12; ++round) {
+    for (int round = 0; round < 5; ++round) {
       std::vector<std::int32_t> taken;
       auto constraint = make_constraint(grammar);
       for (int step = 0; step < 25; ++step) {
