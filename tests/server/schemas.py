@@ -2,7 +2,8 @@
 
 import random
 
-WORDS = ["name", "age", "tags", "size", "unit", "city", "kind", "x", "with space", "naïve", "a\"b", "deep/er", "id", "ok"]
+WORDS = ["name", "age", "tags", "size", "unit", "city", "kind", "x",
+         "with space", "naïve", "a\"b", "deep/er", "id", "ok"]
 
 
 def scalar(rng):
