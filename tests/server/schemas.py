@@ -2,7 +2,8 @@
 
 import random
 
-WORDS = ["name", "age", "tags", "size", "unit", "city", "kind", "x", "with space", "naïve", "a\"b", "deep/er", "id", "ok"]
+WORDS = ["name", "age", "tags", "size", "unit", "city", "kind", "x",
+         "with space", "naïve", "a\"b", "deep/er", "id", "ok"]
 
 
 def scalar(rng):
@@ -64,14 +65,21 @@ def generated(n, seed=7):
 
 
 HAND_MADE = [
-    {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}, "days": {"type": "integer", "minimum": 1, "maximum": 14}},
-     "required": ["city", "days"], "additionalProperties": False},
-    {"oneOf": [{"type": "object", "properties": {"type": {"const": "circle"}, "r": {"type": "number", "exclusiveMinimum": 0, "maximum": 9}}, "required": ["type", "r"]},
-               {"type": "object", "properties": {"type": {"const": "box"}, "w": {"type": "integer", "minimum": 1, "maximum": 9}}, "required": ["type", "w"]}]},
-    {"type": "object", "additionalProperties": {"type": "boolean"}, "properties": {"on": {"type": "boolean"}}, "required": ["on"]},
-    {"type": "array", "items": {"type": "array", "items": {"enum": [0, 1]}, "minItems": 2, "maxItems": 2}, "minItems": 2, "maxItems": 2},
+    {"type": "object", "required": ["city", "days"], "additionalProperties": False,
+     "properties": {"city": {"type": "string", "maxLength": 20},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 14}}},
+    {"oneOf": [
+        {"type": "object", "required": ["type", "r"], "properties": {
+            "type": {"const": "circle"}, "r": {"type": "number", "exclusiveMinimum": 0, "maximum": 9}}},
+        {"type": "object", "required": ["type", "w"], "properties": {
+            "type": {"const": "box"}, "w": {"type": "integer", "minimum": 1, "maximum": 9}}}]},
+    {"type": "object", "additionalProperties": {"type": "boolean"}, "properties": {"on": {"type": "boolean"}},
+     "required": ["on"]},
+    {"type": "array", "minItems": 2, "maxItems": 2,
+     "items": {"type": "array", "items": {"enum": [0, 1]}, "minItems": 2, "maxItems": 2}},
     {"type": "array", "items": {"$ref": "#/definitions/item"}, "maxItems": 2,
-     "definitions": {"item": {"type": "object", "properties": {"n": {"type": ["number", "null"], "minimum": -1, "maximum": 1}}, "required": ["n"]}}},
+     "definitions": {"item": {"type": "object", "required": ["n"], "properties": {
+         "n": {"type": ["number", "null"], "minimum": -1, "maximum": 1}}}}},
     {"type": "string", "maxLength": 0}, {"type": "string", "minLength": 5, "maxLength": 5}, {"enum": ["only"]},
     {"type": "number", "minimum": 0.1, "maximum": 0.11}, {"type": "integer", "minimum": -3, "maximum": -3},
 ]

@@ -51,8 +51,8 @@ def test_two_hundred_schemas_at_temperature_one(client, idle):
         check(answer.message.content, schema)
 
 
-SHORT = {"type": "object", "properties": {"fox": {"type": "string", "maxLength": 12}, "n": {"type": "integer", "maximum": 99}},
-         "required": ["fox", "n"], "additionalProperties": False}
+SHORT = {"type": "object", "required": ["fox", "n"], "additionalProperties": False,
+         "properties": {"fox": {"type": "string", "maxLength": 12}, "n": {"type": "integer", "maximum": 99}}}
 
 
 def test_schema_with_thinking_streamed_and_by_logprobs(client, idle):
