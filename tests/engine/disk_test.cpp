@@ -114,13 +114,14 @@ TEST_F(DiskTest, DamagedBlocksAreComputedAgain) {
     f.put('\x56');
   }
   fs::resize_file(files[1], fs::file_size(files[1]) / 2);
-  for (int i = 0; i < 2; ++i) {  // the second time all is whole again
+  // The third time all is whole again: damage to a block behind one that was lost shows when that one is back.
+  for (int i = 0; i < 3; ++i) {
     notices.clear();
     const auto engine = Engine::open(options());
     expect_same(answer(*engine, talk), want);
     if (i == 0) EXPECT_LT(engine->stats().disk_loaded_tokens, 1280);
-    if (i == 1) EXPECT_EQ(engine->stats().disk_loaded_tokens, 1280);
-    if (i == 1) EXPECT_TRUE(notices.empty());
+    if (i == 2) EXPECT_EQ(engine->stats().disk_loaded_tokens, 1280);
+    if (i == 2) EXPECT_TRUE(notices.empty());
   }
 }
 

@@ -151,7 +151,7 @@ def test_none_means_default(engine):
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ({"foo": 1}, TypeError, "unknown sampling parameter foo; known: frequency_penalty"),
+        ({"foo": 1}, TypeError, "unknown sampling parameter foo; known: constraint, frequency_penalty"),
         ({"temperature": -1}, glint.Error, "temperature: found -1"),
         ({"top_p": 0}, glint.Error, "top_p"),
         ({"top_k": "many"}, glint.Error, 'field "top_k": found "many"'),
@@ -394,7 +394,7 @@ def test_constraint_gives_json_of_the_schema(engine):
                          constraint={"json_schema": schema})
     assert answer.generation.finish_reason == "eos"
     assert 1 <= json.loads(answer.content)["n"] <= 9
-    with pytest.raises(glint.GlintError, match=r"json_schema\.properties\.n\.not"):
+    with pytest.raises(glint.Error, match=r"json_schema\.properties\.n\.not"):
         engine.generate("x", max_tokens=4, constraint={"json_schema": {"properties": {"n": {"not": {}}}}})
-    with pytest.raises(glint.GlintError, match="ignore_eos"):
+    with pytest.raises(glint.Error, match="ignore_eos"):
         engine.generate("x", max_tokens=4, ignore_eos=True, constraint={"json_object": True})
