@@ -76,13 +76,14 @@ void read_tools(const JsonValue& list, bool strict_only, Spec& spec) {
     if (parameters == nullptr) parameters = tool->find("input_schema");
     const JsonValue* strict = tool->find("strict");
     const bool keep = !strict_only || (strict != nullptr && strict->is(Kind::kBool) && strict->boolean);
-    JsonValue none = JsonValue::make_object();
-    none.set("properties", JsonValue::make_object());
-    spec.tools.push_back({.name = name->text,
-                          .parameters = !keep                   ? JsonValue::from_bool(true)
-                                        : parameters == nullptr ? std::move(none)
-                                                                : *parameters,
-                          .where = where});
+    JsonValue form = JsonValue::from_bool(true);
+    if (keep && parameters == nullptr) {
+      form = JsonValue::make_object();
+      form.set("properties", JsonValue::make_object());
+    } else if (keep) {
+      form = *parameters;
+    }
+    spec.tools.push_back({.name = name->text, .parameters = std::move(form), .where = where});
   }
 }
 
@@ -133,10 +134,9 @@ class ConstraintCompiler {
     try {
       return std::move(builder_).finish(root);
     } catch (const Error& e) {
-      Error named({.what = spec_.calls == Calls::kNeeded ? "tools" : spec_.where,
+      throw Error({.what = spec_.calls == Calls::kNeeded ? "tools" : spec_.where,
                    .found = e.parts().found,
                    .expected = e.parts().expected});
-      throw named;
     }
   }
 

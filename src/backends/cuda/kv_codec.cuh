@@ -8,7 +8,9 @@
 namespace glint::cuda {
 
 __host__ __device__ constexpr bool is_rotated(KvCodec c) { return c == KvCodec::kInt8 || c == KvCodec::kInt4; }
-__host__ __device__ constexpr bool is_short(KvCodec c) { return c == KvCodec::kFp8 || c == KvCodec::kInt8 || c == KvCodec::kInt4; }
+__host__ __device__ constexpr bool is_short(KvCodec c) {
+  return c == KvCodec::kFp8 || c == KvCodec::kInt8 || c == KvCodec::kInt4;
+}
 template <KvCodec kCodec>
 inline constexpr int kCacheRowBytes = static_cast<int>(kv_row_bytes(kCodec));
 template <KvCodec kCodec>
