@@ -261,15 +261,18 @@ inline void fill_factors(const CodesStep& s, const int (&lane_group)[kLanes], fl
           for (std::int64_t b = 0; b < blocks; b += kLanes)
             store(to + b, load_factors(table, w.scale_dtype, g + b, blocks - b));
         } else {
-          for (std::int64_t b = 0; b < kStepBlocks; ++b) to[b] = 0;
-          std::int64_t known = -1;
-          float value = 0;
+          // Groups of several blocks, often a whole row: a division a block would cost more than the products.
+          std::int64_t g = s.k0 / w.group;
+          std::int64_t end = (g + 1) * w.group - s.k0;
+          float value = factor_at(table, w.scale_dtype, row + g);
           for (std::int64_t b = 0; b < blocks; ++b) {
-            const std::int64_t g = (s.k0 + b * width) / w.group;
-            if (g != known) value = factor_at(table, w.scale_dtype, row + g);
-            known = g;
+            if (b * width >= end) {
+              value = factor_at(table, w.scale_dtype, row + ++g);
+              end += w.group;
+            }
             to[b] = value;
           }
+          for (std::int64_t b = blocks; b < kStepBlocks; ++b) to[b] = 0;
         }
       }
     }
