@@ -7,7 +7,6 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <span>
@@ -54,16 +53,6 @@ double cpu_seconds() {
     return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
   };
   return seconds(u.ru_utime) + seconds(u.ru_stime);
-}
-
-void write_text(const std::string& path, const std::string& text) {
-  const std::string temp = path + ".tmp";
-  std::ofstream out(temp, std::ios::binary);
-  out << text;
-  out.close();
-  std::error_code ec;
-  if (out) fs::rename(temp, path, ec);
-  if (!out || ec) throw Error({.what = path, .found = "cannot be written", .hint = "is the disk full?"});
 }
 
 std::uint64_t hash_of(const std::string& path) {
@@ -189,7 +178,7 @@ class Evaluation {
   }
 
   void write_state() const {
-    write_text(state_path(),
+    write_file(state_path(),
                json::serialize(json::object{{"setup", setup_}, {"backend", backend_}, {"rows", rows_json()}}));
   }
 
@@ -297,8 +286,8 @@ class Evaluation {
                           .max_tokens = f_.max_tokens,
                           .calibration_tokens = f_.calibration_tokens,
                           .plot = fs::path(f_.output).filename().string() + ".svg"};
-    write_text(f_.output + ".md", report_markdown(rows_, results_, info));
-    write_text(f_.output + ".svg", report_svg(rows_, results_));
+    write_file(f_.output + ".md", report_markdown(rows_, results_, info));
+    write_file(f_.output + ".svg", report_svg(rows_, results_));
     json::array rows;
     for (const RowSpec& spec : rows_) {
       const auto found = results_.find(spec.name);
@@ -338,7 +327,7 @@ class Evaluation {
                                   {"cpu_seconds", r.cpu_seconds}});
     }
     const json::object all{{"command", info.command}, {"backend", info.backend}, {"rows", std::move(rows)}};
-    write_text(f_.output + ".json", json::dump_python(all) + "\n");
+    write_file(f_.output + ".json", json::dump_python(all) + "\n");
   }
 
   AllFlags& f_;

@@ -9,6 +9,9 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
 #include <utility>
 
 #include "base/error.hpp"
@@ -48,6 +51,16 @@ std::string read_file(const std::string& path) {
   }
   out.resize(done);
   return out;
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  const std::string temp = path + ".tmp";
+  std::ofstream out(temp, std::ios::binary);
+  out << text;
+  out.close();
+  std::error_code ec;
+  if (out) std::filesystem::rename(temp, path, ec);
+  if (!out || ec) throw Error({.what = path, .found = "cannot be written", .hint = "is the disk full?"});
 }
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {

@@ -1,5 +1,5 @@
 #pragma once
-// Files: read whole, or mapped read-only.
+// Files: read whole, written whole, or mapped read-only.
 
 #include <cstddef>
 #include <span>
@@ -9,6 +9,9 @@ namespace glint {
 
 // The whole file. Throws Error when it cannot be opened or read.
 std::string read_file(const std::string& path);
+
+// Writes path.tmp and renames it, so that readers see the old file or the whole new one. Throws Error when that fails.
+void write_file(const std::string& path, const std::string& text);
 
 // A read-only memory map of a whole file; unmapped by the destructor. An empty file maps to an empty span.
 class MappedFile {

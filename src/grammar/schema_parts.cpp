@@ -1,33 +1,15 @@
 // What an alternative is made of: properties, items, references.
 
 #include <algorithm>
-#include <charconv>
 #include <string_view>
 
+#include "base/json_pointer.hpp"
 #include "grammar/schema.hpp"
 
 namespace glint::grammar {
 namespace {
 
 using Kind = JsonValue::Kind;
-
-// One token of a JSON pointer.
-std::string pointer_token(std::string_view raw) {
-  std::string out;
-  for (std::size_t i = 0; i < raw.size(); ++i) {
-    unsigned code = 0;
-    if (raw[i] == '%' && i + 2 < raw.size() &&
-        std::from_chars(raw.data() + i + 1, raw.data() + i + 3, code, 16).ptr == raw.data() + i + 3) {
-      out += static_cast<char>(code);
-      i += 2;
-    } else if (raw[i] == '~' && i + 1 < raw.size() && (raw[i + 1] == '0' || raw[i + 1] == '1')) {
-      out += raw[++i] == '0' ? '~' : '/';
-    } else {
-      out += raw[i];
-    }
-  }
-  return out;
-}
 
 }  // namespace
 
@@ -109,25 +91,10 @@ std::optional<Conjunction> SchemaReader::item(const Alternative& a, std::size_t 
 
 const JsonValue& SchemaReader::follow(const JsonValue& ref, const std::string& path) const {
   if (!ref.is(Kind::kString)) refuse(path, shown_json(ref), "a text such as #/$defs/name");
-  std::string_view rest = ref.text;
-  if (rest.empty() || rest[0] != '#')
-    refuse(path, shown_json(ref), "a reference within the schema, such as #/$defs/name");
-  rest.remove_prefix(1);
-  const JsonValue* at = &root_;
-  while (!rest.empty() && at != nullptr) {
-    if (rest[0] != '/') refuse(path, shown_json(ref), "a JSON pointer, such as #/$defs/name");
-    rest.remove_prefix(1);
-    const std::size_t end = std::min(rest.find('/'), rest.size());
-    const std::string token = pointer_token(rest.substr(0, end));
-    rest.remove_prefix(end);
-    if (at->is(Kind::kArray)) {
-      std::size_t index = 0;
-      const auto r = std::from_chars(token.data(), token.data() + token.size(), index);
-      at = r.ec == std::errc() && index < at->items.size() ? &at->items[index] : nullptr;
-    } else {
-      at = at->find(token);
-    }
-  }
+  const std::string_view text = ref.text;
+  if (!text.starts_with('#')) refuse(path, shown_json(ref), "a reference within the schema, such as #/$defs/name");
+  if (text.size() > 1 && text[1] != '/') refuse(path, shown_json(ref), "a JSON pointer, such as #/$defs/name");
+  const JsonValue* at = follow_reference(text, root_);
   if (at == nullptr) refuse(path, shown_json(ref), "a reference to something that is there");
   return *at;
 }

@@ -1,10 +1,10 @@
 #include "text/tool_schema.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 
 #include "base/error.hpp"
+#include "base/json_pointer.hpp"
 #include "text/python_text.hpp"
 
 namespace glint {
@@ -46,48 +46,6 @@ JsonTypes type_of(const JsonValue& v) {
   return kAnyType;
 }
 
-// One token of a JSON pointer in a URI fragment: %41 → A, then ~1 → /, ~0 → ~.
-std::string pointer_token(std::string_view raw) {
-  std::string plain;
-  for (std::size_t i = 0; i < raw.size(); ++i) {
-    unsigned code = 0;
-    if (raw[i] == '%' && i + 2 < raw.size() &&
-        std::from_chars(raw.data() + i + 1, raw.data() + i + 3, code, 16).ptr == raw.data() + i + 3) {
-      plain += static_cast<char>(code);
-      i += 2;
-    } else {
-      plain += raw[i];
-    }
-  }
-  std::string out;
-  for (std::size_t i = 0; i < plain.size(); ++i) {
-    const bool escape = plain[i] == '~' && i + 1 < plain.size() && (plain[i + 1] == '0' || plain[i + 1] == '1');
-    out += escape ? (plain[++i] == '0' ? '~' : '/') : plain[i];
-  }
-  return out;
-}
-
-const JsonValue* follow(std::string_view ref, const JsonValue& root) {
-  if (ref.empty() || ref[0] != '#') return nullptr;
-  ref.remove_prefix(1);
-  const JsonValue* at = &root;
-  while (!ref.empty() && at) {
-    if (ref[0] != '/') return nullptr;
-    ref.remove_prefix(1);
-    const std::size_t end = std::min(ref.find('/'), ref.size());
-    const std::string token = pointer_token(ref.substr(0, end));
-    ref.remove_prefix(end);
-    if (at->is(Kind::kArray)) {
-      std::size_t index = 0;
-      const auto r = std::from_chars(token.data(), token.data() + token.size(), index);
-      at = r.ec == std::errc() && index < at->items.size() ? &at->items[index] : nullptr;
-    } else {
-      at = at->find(token);
-    }
-  }
-  return at;
-}
-
 class Resolver {
  public:
   explicit Resolver(const JsonValue& root) : root_(root) {}
@@ -97,7 +55,7 @@ class Resolver {
     JsonTypes out = kAnyType;  // every keyword narrows it
     const auto narrow = [&](JsonTypes t) { out &= t; };
     if (const JsonValue* ref = schema.find("$ref"); ref && ref->is(Kind::kString)) {
-      if (const JsonValue* target = follow(ref->text, root_)) narrow(types(*target, depth + 1));
+      if (const JsonValue* target = follow_reference(ref->text, root_)) narrow(types(*target, depth + 1));
     }
     if (const JsonValue* type = schema.find("type")) narrow(declared(*type));
     if (const JsonValue* value = schema.find("const")) narrow(type_of(*value));
@@ -129,7 +87,7 @@ class Resolver {
       if (const JsonValue* found = properties->find(name)) return found;
     }
     if (const JsonValue* ref = schema.find("$ref"); ref && ref->is(Kind::kString)) {
-      const JsonValue* target = follow(ref->text, root_);
+      const JsonValue* target = follow_reference(ref->text, root_);
       if (const JsonValue* found = target ? property(*target, name, depth + 1) : nullptr) return found;
     }
     for (const char* keyword : {"allOf", "anyOf", "oneOf"}) {

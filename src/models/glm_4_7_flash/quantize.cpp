@@ -5,10 +5,10 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 
 #include "base/error.hpp"
+#include "base/file.hpp"
 #include "base/hash.hpp"
 #include "base/json.hpp"
 #include "base/thread_pool.hpp"
@@ -207,17 +207,7 @@ class Job {
 
   void note_finished(const Shard& shard) {
     state_["shards"].get_object()[shard.file] = hash_of(partial_ + "/" + shard.file);
-    write_text(state_path(), json::serialize(state_));
-  }
-
-  void write_text(const std::string& path, const std::string& text) const {
-    const std::string temp = path + ".tmp";
-    std::ofstream out(temp, std::ios::binary);
-    out << text;
-    out.close();
-    std::error_code ec;
-    if (out) fs::rename(temp, path, ec);
-    if (!out || ec) throw Error({.what = path, .found = "cannot be written", .hint = "is the disk full?"});
+    write_file(state_path(), json::serialize(state_));
   }
 
   // ---- the work ----------------------------------------------------------------------------------------------
@@ -373,7 +363,7 @@ class Job {
       }
     }
     const json::object index{{"metadata", {{"total_size", report_.output_bytes}}}, {"weight_map", std::move(map)}};
-    write_text(partial_ + "/model.safetensors.index.json", json::dump_python(index) + "\n");
+    write_file(partial_ + "/model.safetensors.index.json", json::dump_python(index) + "\n");
   }
 
   void write_config() const {
@@ -384,7 +374,7 @@ class Job {
     for (const Item& i : items_) tensors.push_back(i.tensor);
     const std::string q = describe_recipe(tensors, job_.recipe, model_.config);
     if (!q.empty()) o["quantization_config"] = json::parse_text(q, "quantization_config");
-    write_text(partial_ + "/config.json", json::dump_python(config) + "\n");
+    write_file(partial_ + "/config.json", json::dump_python(config) + "\n");
   }
 
   // Tokenizer, chat template, licence …: everything small that is neither weights nor written here.
