@@ -36,6 +36,8 @@ class Counted final : public DecoratedOps<Counted> {
   // While passive, ops pass through uncounted and unhindered.
   void set_passive(bool passive) { passive_ = passive; }
 
+  bool decoder(const DecoderParams& p) override { return passive_ && inner().decoder(p); }
+
   template <typename Params, typename Run>
   void around(std::string_view op, const Params& p, Run run) {
     if (passive_) {

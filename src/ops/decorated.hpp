@@ -40,6 +40,8 @@ class DecoratedOps : public Ops {
   bool supports(WeightFormat format) const override { return inner_->supports(format); }
   bool supports(KvCodec codec) const override { return inner_->supports(codec); }
 
+  void prepare_decoder(std::span<const LayerWeights> layers) override { inner_->prepare_decoder(layers); }
+
   void embed(const EmbedParams& p) final { forward("embed", p, &Ops::embed); }
   void rms_norm(const RmsNormParams& p) final { forward("rms_norm", p, &Ops::rms_norm); }
   void linear(const LinearParams& p) final { forward("linear", p, &Ops::linear); }

@@ -71,6 +71,12 @@ class Ops {
   virtual void mlp(const MlpParams& p) = 0;
   virtual void lm_head(const LmHeadParams& p) = 0;
   virtual void mtp_input(const MtpInputParams& p) = 0;
+
+  // All decoder layers in one, where a backend has that for few rows and these layers. Otherwise (and in decorators,
+  // which want to see the ops) false: nothing was done, and the caller goes op by op. The layers are made known once,
+  // outside a step, and stay where they are.
+  virtual void prepare_decoder(std::span<const LayerWeights> /*layers*/) {}
+  virtual bool decoder(const DecoderParams& /*p*/) { return false; }
 };
 
 }  // namespace glint

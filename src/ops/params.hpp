@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "tensor/weight.hpp"
 
@@ -188,6 +189,46 @@ struct MtpInputParams {
   float eps = 1e-5F;
   Weight eh_proj;  // [H, 2H]
   View out;        // [T, H]
+};
+
+// A decoder layer's weights: what the ops of a layer take.
+struct LayerWeights {
+  ConstView input_norm;  // [H] F32
+  Weight q_a;            // [q_lora, H]
+  ConstView q_a_norm;    // [q_lora] F32
+  Weight q_b;            // [N·256, q_lora]
+  Weight kv_a;           // [576, H]
+  ConstView kv_a_norm;   // [512] F32
+  Weight kv_b;           // [N·448, 512]
+  Weight o;              // [H, N·256]
+  ConstView post_norm;   // [H] F32
+
+  ExpertWeights dense;    // dense layers only: [dense_inner, H] …
+  ConstView router;       // [E, H] F32; MoE layers only, as are the next three
+  ConstView router_bias;  // [E] F32
+  std::vector<ExpertWeights> experts;
+  ExpertWeights shared;  // [n_shared · expert_inner, H] …
+};
+
+// All decoder layers at once, and the final norm: what Model::forward does between embedding and lm_head, op by op.
+struct DecoderParams {
+  OpTag tag;
+  std::span<const LayerWeights> layers;
+  const std::int32_t* positions = nullptr;  // [T]
+  const std::int32_t* slots = nullptr;      // [T]
+  KvPages pages;                            // of the first layer
+  std::int64_t layer_stride_bytes = 0;      // from there to the next layer's
+  AttendBatch batch;
+  int window_tokens = 0;
+  int top_k = 4;
+  bool normalize = true;
+  float routed_scale = 1.8F;
+  float eps = 1e-5F;
+  float latent_eps = 1e-5F;
+  float rope_theta = 1e6F;
+  View hidden;           // [T, H]: embeddings in; the stream before the final norm out
+  ConstView final_norm;  // [H] F32
+  View out;              // [T, H]: after the final norm
 };
 
 }  // namespace glint

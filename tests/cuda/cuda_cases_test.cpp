@@ -2,27 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 
-#include "backends/cuda/cuda.hpp"
-#include "ops/case_runner.hpp"
+#include "cuda/device_matrix.hpp"
 #include "ops/kv_codec.hpp"
-#include "tensor/codec.hpp"
 
 namespace glint {
 namespace {
-
-// Skipping must not look like passing: CI has no GPU, and its log says so.
-#define NEED_GPU()                                                                         \
-  do {                                                                                     \
-    std::string why;                                                                       \
-    if (!cuda_available(&why)) {                                                           \
-      std::printf("  *** NOT TESTED: no usable CUDA device here (%s) ***\n", why.c_str()); \
-      GTEST_SKIP() << why;                                                                 \
-    }                                                                                      \
-  } while (false)
 
 TEST(Cuda, DevicesAreListed) {
   NEED_GPU();
@@ -97,55 +84,6 @@ TEST(Cuda, CopiesLargerThanTheirStagingArriveWhole) {
 
 // ---- block formats: linear and moe against decode_row ---------------------------------------------------------------
 
-struct Quant {
-  const char* name;
-  QuantSpec spec;
-};
-
-const Quant kQuants[] = {
-    {"int4-g128", {.format = WeightFormat::kI4, .group = 128}},
-    {"int4-g128-asym", {.format = WeightFormat::kI4, .group = 128, .symmetric = false}},
-    {"int4-g64", {.format = WeightFormat::kI4, .group = 64}},
-    {"int4-g32", {.format = WeightFormat::kI4, .group = 32, .scale_dtype = DType::kF16}},
-    {"int4-g32-asym", {.format = WeightFormat::kI4, .group = 32, .symmetric = false}},
-    {"int8-channel", {.format = WeightFormat::kI8, .group = 0}},
-    {"int8-g128-asym", {.format = WeightFormat::kI8, .group = 128, .symmetric = false}},
-    {"fp8-channel", {.format = WeightFormat::kF8E4M3, .group = 0, .scale_dtype = DType::kF32}},
-    {"fp8-128x128", {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128, .scale_dtype = DType::kF32}},
-    {"nf4-g64", {.format = WeightFormat::kNF4, .group = 64, .scale_dtype = DType::kF32}},
-};
-
-// A quantised matrix on the device, and what it decodes to on the host.
-struct DeviceMatrix {
-  Buffer codes, scales, mins;
-  Weight w;
-  std::vector<float> values;
-};
-
-Buffer to_device(Ops& ops, const void* data, std::size_t bytes) {
-  Buffer b = ops.allocate(bytes);
-  ops.upload(b.data(), data, bytes);
-  return b;
-}
-
-DeviceMatrix matrix(Ops& ops, Random& random, const QuantSpec& spec, std::int64_t rows, std::int64_t cols) {
-  const auto source = random.normals(rows * cols, 1.0F / std::sqrt(static_cast<float>(cols)));
-  const QuantizedWeight q = quantize_rtn(spec, source.data(), rows, cols);
-  DeviceMatrix m;
-  m.values.resize(source.size());
-  for (std::int64_t r = 0; r < rows; ++r) decode_row(q.w, r, m.values.data() + r * cols);
-  m.w = q.w;
-  m.codes = to_device(ops, q.codes.data(), q.codes.bytes());
-  m.scales = to_device(ops, q.scales.data(), q.scales.bytes());
-  m.w.data = m.codes.data();
-  m.w.scales = m.scales.data();
-  if (q.w.mins != nullptr) {
-    m.mins = to_device(ops, q.mins.data(), q.mins.bytes());
-    m.w.mins = m.mins.data();
-  }
-  return m;
-}
-
 std::vector<float> times(const std::vector<float>& x, std::int64_t rows, const DeviceMatrix& m) {
   const std::int64_t cols = m.w.cols;
   std::vector<float> out;
@@ -158,15 +96,6 @@ std::vector<float> times(const std::vector<float>& x, std::int64_t rows, const D
     }
   }
   return out;
-}
-
-double nmse(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, square = 0;
-  for (std::size_t i = 0; i < want.size(); ++i) {
-    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
-    square += double{want[i]} * want[i];
-  }
-  return error / square;  // NaN fails every comparison
 }
 
 constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6

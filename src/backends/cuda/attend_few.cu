@@ -15,6 +15,7 @@
 // workspace, at most two a block, until merge_kernel adds them in order. Running maxima are whole numbers (see
 // attend.cu): where a range begins changes the order of fp32 sums only.
 
+#include "backends/cuda/bulk.cuh"
 #include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
@@ -54,27 +55,6 @@ struct Layout {
 // ---------------------------------------------------------------------------------------------
 
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void barrier_init(std::uint32_t at, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(std::uint32_t at) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void barrier_expect(std::uint32_t at, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(std::uint32_t at, std::uint32_t parity) {
-  asm volatile(
-      "{\n .reg .pred done;\n again:\n mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n @!done bra again;\n}" ::
-          "r"(at),
-      "r"(parity)
-      : "memory");
-}
-__device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, int bytes, std::uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
-}
 // As mma() and exp2f(), free to be moved by the compiler.
 __device__ __forceinline__ void product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                         std::uint32_t b1) {
@@ -208,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
       barrier_init(full + 8 * i, 32);
       barrier_init(empty + 8 * i, L::kShort ? 32 * kWarps : kWarps);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
   }
   __syncthreads();
   pdl_launch();

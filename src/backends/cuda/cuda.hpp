@@ -28,7 +28,7 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  bool graphs = true;            // replay a repeated step as a CUDA graph
+  bool one_kernel_steps = true;  // all layers of up to four rows in one kernel, where the device and the layers allow it
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

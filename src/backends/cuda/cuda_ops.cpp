@@ -31,7 +31,7 @@ Mat mat_of(const Weight& w) {
   return m;
 }
 
-CudaOps::CudaOps(const CudaOptions& options) : device_(options) {
+CudaOps::CudaOps(const CudaOptions& options) : device_(options), one_kernel_steps_(options.one_kernel_steps) {
   for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
 }
 

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/device.hpp"
 
 namespace glint::cuda {
@@ -44,6 +45,8 @@ class CudaOps final : public Ops {
   void mlp(const MlpParams& p) override;
   void lm_head(const LmHeadParams& p) override;
   void mtp_input(const MtpInputParams& p) override;
+  void prepare_decoder(std::span<const LayerWeights> layers) override;
+  bool decoder(const DecoderParams& p) override;
 
  private:
   // Up to so many rows, dense products go through the skinny kernel.
@@ -80,7 +83,17 @@ class CudaOps final : public Ops {
   std::int64_t partial_rows(const OpLimits& l) const;
   const RopeJob rope(const std::int32_t* positions, float theta);
 
+  // The layers of prepare_decoder() as the kernel of a step reads them.
+  struct Decoder {
+    const LayerWeights* layers = nullptr;  // whose they are; null: none that the kernel reads
+    std::size_t n_layers = 0;
+    DecodeStep shape;  // sizes and table; its other fields are a step's
+    Buffer table, workspace;
+  };
+
   Device device_;
+  bool one_kernel_steps_;
+  Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_;  // zero between calls
   cudaEvent_t timer_[2] = {};

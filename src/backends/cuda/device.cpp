@@ -126,6 +126,7 @@ void Device::activate() const {
 
 Buffer Device::allocate(std::size_t bytes) {
   if (bytes == 0) return {};
+  bytes = (bytes + 15) / 16 * 16;  // the bulk copy engine takes whole sixteens
   activate();
   void* p = nullptr;
   if (const cudaError_t e = cudaMalloc(&p, bytes); e != cudaSuccess) {

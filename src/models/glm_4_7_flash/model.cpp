@@ -39,6 +39,7 @@ Model::Model(const ModelWeights& weights, Ops& ops, const ModelOptions& options)
                 .n_experts = c.n_experts,
                 .top_k = c.top_k,
                 .vocab = c.vocab});
+  ops_.prepare_decoder(weights.layers);
 }
 
 View Model::allocate(std::initializer_list<std::int64_t> shape) {
@@ -55,15 +56,17 @@ void Model::forward(const Batch& batch, const KvStore& cache, View logits) {
   const View x = x_.first(t);
 
   ops_.embed({.tag = {"embed"}, .ids = batch.ids, .table = weights_.embed, .out = hidden});
-  for (std::int64_t l = 0; l < c.n_layers; ++l) {
-    layer(weights_.layers[static_cast<std::size_t>(l)], l, batch, cache, hidden, x, l > 0);
+  if (!all_layers(batch, cache, hidden, x)) {
+    for (std::int64_t l = 0; l < c.n_layers; ++l) {
+      layer(weights_.layers[static_cast<std::size_t>(l)], l, batch, cache, hidden, x, l > 0);
+    }
+    ops_.rms_norm({.tag = {"final_norm"},
+                   .hidden = hidden,
+                   .delta = delta_.first(t),
+                   .weight = weights_.final_norm,
+                   .eps = c.rms_eps,
+                   .out = x});
   }
-  ops_.rms_norm({.tag = {"final_norm"},
-                 .hidden = hidden,
-                 .delta = delta_.first(t),
-                 .weight = weights_.final_norm,
-                 .eps = c.rms_eps,
-                 .out = x});
   if (batch.n_logits > 0) {
     ops_.lm_head({.tag = {"lm_head"},
                   .x = x,
@@ -72,6 +75,28 @@ void Model::forward(const Batch& batch, const KvStore& cache, View logits) {
                   .valid_vocab = options_.valid_vocab,
                   .logits = logits.first(batch.n_logits)});
   }
+}
+
+// The same as layer() for each and the final norm, where the backend has it in one.
+bool Model::all_layers(const Batch& batch, const KvStore& cache, View hidden, View x) {
+  const ModelConfig& c = weights_.config;
+  return ops_.decoder({.tag = {"decoder"},
+                       .layers = weights_.layers,
+                       .positions = batch.positions,
+                       .slots = batch.slots,
+                       .pages = cache.layer(0),
+                       .layer_stride_bytes = cache.layer_bytes(),
+                       .batch = batch.attend,
+                       .window_tokens = options_.window_tokens,
+                       .top_k = static_cast<int>(c.top_k),
+                       .normalize = c.norm_topk,
+                       .routed_scale = c.routed_scale,
+                       .eps = c.rms_eps,
+                       .latent_eps = options_.latent_eps,
+                       .rope_theta = c.rope_theta,
+                       .hidden = hidden,
+                       .final_norm = weights_.final_norm,
+                       .out = x});
 }
 
 void Model::logits_of_rows(std::int64_t first_row, std::int64_t n_rows, View logits) {

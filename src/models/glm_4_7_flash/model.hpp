@@ -50,6 +50,7 @@ class Model {
   ConstView draft_hidden() const { return draft_x_; }
 
  private:
+  bool all_layers(const Batch& batch, const KvStore& cache, View hidden, View x);
   void layer(const LayerWeights& w, std::int64_t index, const Batch& batch, const KvStore& cache, View hidden, View x,
              bool has_delta);
   void attention(const LayerWeights& w, int index, const Batch& batch, const KvStore& cache, View x);

@@ -12,24 +12,6 @@
 
 namespace glint {
 
-struct LayerWeights {
-  ConstView input_norm;  // [H] F32
-  Weight q_a;            // [q_lora, H]
-  ConstView q_a_norm;    // [q_lora] F32
-  Weight q_b;            // [N·256, q_lora]
-  Weight kv_a;           // [576, H]
-  ConstView kv_a_norm;   // [512] F32
-  Weight kv_b;           // [N·448, 512]
-  Weight o;              // [H, N·256]
-  ConstView post_norm;   // [H] F32
-
-  ExpertWeights dense;    // dense layers only: [dense_inner, H] …
-  ConstView router;       // [E, H] F32; MoE layers only, as are the next three
-  ConstView router_bias;  // [E] F32
-  std::vector<ExpertWeights> experts;
-  ExpertWeights shared;  // [n_shared · expert_inner, H] …
-};
-
 // The multi-token-prediction layer, model.layers.<n_layers>. Model facts §3.
 struct MtpWeights {
   ConstView e_norm;     // enorm [H] F32

@@ -1,0 +1,73 @@
+#pragma once
+// All decoder layers for few rows in one kernel that stays on the device: what its host side and its device side share.
+// decode_step.cu says how it works.
+
+#include "backends/cuda/mla.hpp"
+
+namespace glint::cuda {
+
+inline constexpr int kStepRows = 4;       // rows of a step at most
+inline constexpr int kStepExperts = 64;   // experts of a layer at most
+inline constexpr int kStepTopK = 8;       // rows · top_k is at most 32 as well
+inline constexpr int kStepSlots = 32;
+inline constexpr int kStepHeadsMost = 32;
+inline constexpr int kStepSegment = 5120;  // columns of a dense layer's or shared expert's down projection at a time
+
+// A layer's weights as the kernel reads them, in device memory. Experts are arrays in device memory; a dense layer has
+// none, and its MLP in the place of the shared expert.
+struct alignas(16) StepLayer {
+  const float* input_norm;
+  const float* q_a_norm;
+  const float* kv_a_norm;
+  const float* post_norm;
+  const float* router;
+  const float* router_bias;
+  const MatPtr* experts;  // [3][n_experts]: gate, up, down
+  const void* kv_b;       // BF16
+  Mat q_a, kv_a, q_b, o, shared_gate, shared_down;
+  MatPtr shared_up;
+  MatShape gate, down;
+  std::int32_t n_experts;
+};
+static_assert(sizeof(StepLayer) % 16 == 0, "copied by sixteen bytes");
+
+struct DecodeStep {
+  const StepLayer* layers = nullptr;
+  int n_layers = 0;
+  int T = 0;
+  int heads = 0, hidden = 0, q_lora = 0, top_k = 0;
+  int dense_inner = 0, expert_inner = 0, shared_inner = 0;  // the largest of any layer; 0: there is none
+  int inner_stride = 0;  // floats of a row of h
+  int score_stride = 0;
+  bool normalize = true;
+  float routed_scale = 1, eps = 0, latent_eps = 0;
+  RopeJob rope;
+  const std::int32_t* slots = nullptr;
+  CacheView cache;                // of the first layer
+  std::int64_t layer_stride = 0;  // bytes from a layer's pages to the next layer's
+  float* stream = nullptr;        // [T, hidden]: the residual stream, updated
+  const float* final_norm = nullptr;
+  float* out = nullptr;  // [T, hidden]: the stream after the final norm
+
+  // Workspace, F32.
+  float* low = nullptr;        // [T, q_lora]
+  float* kv = nullptr;         // [T, 576]
+  float* q = nullptr;          // [T, N, 256]
+  float* query = nullptr;      // [T, N, 512]
+  float* partial = nullptr;    // [T, n_blocks, N, 512]
+  float2* partial_ml = nullptr;  // [T, n_blocks, N]
+  float* latent = nullptr;     // [T, N, 512]
+  float* attended = nullptr;   // [T, N, 256]
+  float* scores = nullptr;     // [T, score_stride]
+  float* h = nullptr;          // [T · top_k + T, inner_stride]
+  unsigned* counters = nullptr;  // [2], zero between steps
+};
+
+// Whether the kernel reads such a matrix; pair: gate, with up alike.
+bool step_reads(const Mat& m, bool pair = false);
+
+// Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
+int step_blocks(const Launch& l, const DecodeStep& s);
+void decode_step(const Launch& l, const DecodeStep& s);
+
+}  // namespace glint::cuda
