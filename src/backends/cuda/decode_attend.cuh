@@ -19,50 +19,34 @@ constexpr int kScoreRow = kStepTokens + 4, kWeightRow = kStepTokens * 2 + 16;
 constexpr int kDirectPieces = 16;  // of a row: more are merged in a stage of their own
 constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 
-// Where the rows' blocks of tokens lie in the list of all.
-struct StepContexts {
-  int first[kStepRows + 1];            // of row t in the list
-  int begin[kStepRows], end[kStepRows];  // tokens that it sees
-  int seq[kStepRows];
+// By one thread, once a step: the layers have one answer.
+__device__ __noinline__ void plan_contexts() {
+  StepContexts& c = step.s.contexts;
+  const CacheView& cache = step.s.p.cache;
+  const int blocks = static_cast<int>(gridDim.x);
+  c.first[0] = 0;
+  for (int t = 0; t < step.s.p.T; ++t) {
+    int seq = 0;
+    while (seq + 1 < cache.n_seqs && cache.row_offsets[seq + 1] <= t) ++seq;
+    c.seq[t] = seq;
+    c.end[t] = cache.context_tokens[seq] - (cache.row_offsets[seq + 1] - 1 - t);
+    c.begin[t] = cache.window > 0 ? max(0, c.end[t] - cache.window) : 0;
+    c.first[t + 1] = c.first[t] + (c.end[t] - 1) / kStepTokens - c.begin[t] / kStepTokens + 1;
+  }
+  const int total = c.first[step.s.p.T];
+  c.by_grid = total > blocks;
+  c.merge = false;
+  for (int t = 0; t < step.s.p.T; ++t) {
+    // Block i of the grid has [i · total / blocks, (i + 1) · total / blocks) of the list.
+    const auto owner = [&](int b) { return static_cast<int>((static_cast<std::int64_t>(b + 1) * blocks - 1) / total); };
+    c.origin[t] = c.by_grid ? owner(c.first[t]) : c.first[t];
+    c.pieces[t] = c.by_grid ? owner(c.first[t + 1] - 1) - c.origin[t] + 1 : c.first[t + 1] - c.first[t];
+    c.merge = c.merge || c.pieces[t] > kDirectPieces;
+  }
+}
 
-  __device__ explicit StepContexts(const DecodeStep& p) {
-    first[0] = 0;
-#pragma unroll
-    for (int t = 0; t < kStepRows; ++t) {
-      if (t >= p.T) {
-        first[t + 1] = first[t];
-        continue;
-      }
-      int s = 0;
-      while (s + 1 < p.cache.n_seqs && p.cache.row_offsets[s + 1] <= t) ++s;
-      seq[t] = s;
-      end[t] = p.cache.context_tokens[s] - (p.cache.row_offsets[s + 1] - 1 - t);
-      begin[t] = p.cache.window > 0 ? max(0, end[t] - p.cache.window) : 0;
-      first[t + 1] = first[t] + (end[t] - 1) / kStepTokens - begin[t] / kStepTokens + 1;
-    }
-  }
-  __device__ int total() const { return first[kStepRows]; }
-  // Pieces of row t, and which one holds block b of the list.
-  __device__ int owner(int b) const {
-    const int n = static_cast<int>(gridDim.x);
-    return static_cast<int>((static_cast<std::int64_t>(b + 1) * n - 1) / total());
-  }
-  __device__ int pieces(int t) const {
-    if (total() <= static_cast<int>(gridDim.x)) return first[t + 1] - first[t];
-    return owner(first[t + 1] - 1) - owner(first[t]) + 1;
-  }
-  __device__ int piece(int t, int b) const {
-    return total() <= static_cast<int>(gridDim.x) ? b - first[t] : owner(b) - owner(first[t]);
-  }
-  __device__ int most_pieces(int rows) const {
-    int n = 0;
-    for (int t = 0; t < rows; ++t) n = max(n, pieces(t));
-    return n;
-  }
-};
-
-__device__ __forceinline__ std::int64_t piece_row(const DecodeStep& p, int t, int piece, int head) {
-  return (static_cast<std::int64_t>(t) * gridDim.x + piece) * p.heads + head;
+__device__ __forceinline__ std::int64_t piece_row(int t, int piece, int head) {
+  return static_cast<std::int64_t>((t * static_cast<int>(gridDim.x) + piece) * step.s.p.heads + head);
 }
 
 // Rows of the cache on their way: copied asynchronously as they are (BF16), or held in registers until decoded.
@@ -71,44 +55,46 @@ struct CacheTile {
   static constexpr int kRowsAWarp = kStepTokens / kStepWarps;
   RawPart raw[kRowsAWarp];
 
-  __device__ static const unsigned char* row_at(const DecodeStep& p, const unsigned char* pages, int seq, int token) {
-    const int page = p.cache.page_table[static_cast<std::int64_t>(seq) * p.cache.max_pages + token / kPageRows];
-    return pages + page * p.cache.page_stride + token % kPageRows * kCacheRowBytes<kCodec>;
+  __device__ static const unsigned char* row_at(const unsigned char* pages, int seq, int token) {
+    const int page = step.s.p.cache.page_table[static_cast<std::int64_t>(seq) * step.s.p.cache.max_pages + token / kPageRows];
+    return pages + page * step.s.p.cache.page_stride + token % kPageRows * kCacheRowBytes<kCodec>;
   }
   // Tokens from `token` on; those outside [begin, end) become zeros.
-  __device__ void load(const StepWorker& c, const unsigned char* pages, int seq, int token, int begin, int end,
-                       std::uint32_t to) {
+  __device__ void load(const unsigned char* pages, int seq, int token, int begin, int end, std::uint32_t to) {
+    const int lane = threadIdx.x % 32;
     if constexpr (kCodec == KvCodec::kBF16) {
       constexpr int kUnits = kRowWidth / 8;
-      for (int i = c.tid; i < kStepTokens * kUnits; i += kStepWorkers) {
+#pragma unroll
+      for (int i = threadIdx.x; i < kStepTokens * kUnits; i += kStepWorkers) {
         const int row = i / kUnits, u = i % kUnits;
         const bool valid = token + row >= begin && token + row < end;
         cp_async16(to + row * kCacheStride + u * 16,
-                   (valid ? row_at(c.p, pages, seq, token + row) : pages) + u * 16, valid);
+                   (valid ? row_at(pages, seq, token + row) : pages) + u * 16, valid);
       }
       cp_async_commit();
     } else {
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
-        const int row = token + c.warp * kRowsAWarp + i;
-        if (row >= begin && row < end) raw[i] = raw_part<kCodec>(row_at(c.p, pages, seq, row), c.lane);
+        const int row = token + static_cast<int>(threadIdx.x / 32) * kRowsAWarp + i;
+        if (row >= begin && row < end) raw[i] = raw_part<kCodec>(row_at(pages, seq, row), lane);
       }
     }
   }
   // Before the barrier after which all read the tile.
-  __device__ void finish(const StepWorker& c, int token, int begin, int end, std::uint32_t to) {
+  __device__ void finish(int token, int begin, int end, std::uint32_t to) {
+    const int lane = threadIdx.x % 32;
     if constexpr (kCodec == KvCodec::kBF16) {
       cp_async_wait<0>();
     } else {
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
-        const int r = c.warp * kRowsAWarp + i;
+        const int r = static_cast<int>(threadIdx.x / 32) * kRowsAWarp + i;
         RowPart part{};
-        if (token + r >= begin && token + r < end) part = decode_part<kCodec>(raw[i], c.lane);
+        if (token + r >= begin && token + r < end) part = decode_part<kCodec>(raw[i], lane);
         const std::uint32_t at = to + r * kCacheStride;
-        sts128(at + first_unit<kCodec>(c.lane) * 16, part.unit[0]);
-        sts128(at + (first_unit<kCodec>(c.lane) + kUnitStep<kCodec>) * 16, part.unit[1]);
-        sts32(at + kLatentWidth * 2 + c.lane * 4, part.rotary);
+        sts128(at + first_unit<kCodec>(lane) * 16, part.unit[0]);
+        sts128(at + (first_unit<kCodec>(lane) + kUnitStep<kCodec>) * 16, part.unit[1]);
+        sts32(at + kLatentWidth * 2 + lane * 4, part.rotary);
       }
     }
   }
@@ -116,67 +102,67 @@ struct CacheTile {
 
 // The queries of one token in BF16, a row a head: latent (under H where the codec has it) and rotary part.
 template <KvCodec kCodec>
-__device__ __forceinline__ void stage_queries(const StepWorker& c, int t) {
-  for (int h = c.warp; h < c.p.heads; h += kStepWarps) {
-    const std::int64_t row = static_cast<std::int64_t>(t) * c.p.heads + h;
+__device__ __forceinline__ void stage_queries(int t) {
+  const int lane = threadIdx.x % 32;
+  for (int h = static_cast<int>(threadIdx.x / 32); h < step.s.p.heads; h += kStepWarps) {
+    const std::int64_t row = static_cast<std::int64_t>(t) * step.s.p.heads + h;
     float v[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 f = __ldcg(reinterpret_cast<const float4*>(c.p.query + row * kLatentWidth) + c.lane * 4 + i);
+      const float4 f = __ldcg(reinterpret_cast<const float4*>(step.s.p.query + row * kLatentWidth) + lane * 4 + i);
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
-    const float2 rope = __ldcg(reinterpret_cast<const float2*>(c.p.q + row * kQkWidth + kNopeWidth) + c.lane);
-    if constexpr (is_rotated(kCodec)) warp_hadamard(v, c.lane);
-    const std::uint32_t to = c.x + h * kCacheStride;
+    const float2 rope = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
+    if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
+    const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sts128(to + c.lane * 32 + i * 16, {pack_bf16(v[8 * i], v[8 * i + 1]), pack_bf16(v[8 * i + 2], v[8 * i + 3]),
+      sts128(to + lane * 32 + i * 16, {pack_bf16(v[8 * i], v[8 * i + 1]), pack_bf16(v[8 * i + 2], v[8 * i + 3]),
                                          pack_bf16(v[8 * i + 4], v[8 * i + 5]), pack_bf16(v[8 * i + 6], v[8 * i + 7])});
     }
-    sts32(to + kLatentWidth * 2 + c.lane * 4, pack_bf16(rope.x, rope.y));
+    sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rope.x, rope.y));
   }
 }
 
 // Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are fewer
 // than 32: what it makes of that is not used.
 template <KvCodec kCodec>
-__device__ __noinline__ void attend_pieces(const StepWorker& c, int layer) {
-  const DecodeStep& p = c.p;
-  const StepContexts contexts(p);
-  const auto* pages = static_cast<const unsigned char*>(p.cache.pages) + layer * p.layer_stride;
-  const int total = contexts.total();
-  const int first = static_cast<int>(static_cast<std::int64_t>(total) * blockIdx.x / gridDim.x);
-  const int last = static_cast<int>(static_cast<std::int64_t>(total) * (blockIdx.x + 1) / gridDim.x);
-  const std::uint32_t scores = c.x + p.heads * kCacheStride, weights = scores + kStepHeads * kScoreRow * 4,
+__device__ __noinline__ void attend_pieces(int layer) {
+  const StepContexts& contexts = step.s.contexts;
+  const int T = step.s.p.T, heads = step.s.p.heads;
+  const auto [first, last] = share(contexts.first[T], 1);
+  if (first >= last) return;
+  const auto* pages = static_cast<const unsigned char*>(step.s.p.cache.pages) + layer * step.s.p.layer_stride;
+  const std::uint32_t scores = step.s.x + heads * kCacheStride, weights = scores + kStepHeads * kScoreRow * 4,
                       factors = weights + kStepHeads * kWeightRow;
-  const int lane = c.lane, warp = c.warp, g = lane / 4, q4 = lane % 4;
-  const int tiles = (p.heads + 15) / 16;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q4 = lane % 4;
+  const int tiles = (heads + 15) / 16;
 
   CacheTile<kCodec> tile;
-  for (int t = 0; t < p.T; ++t) {
+  for (int t = 0; t < T; ++t) {
     const int from = max(first, contexts.first[t]), to = min(last, contexts.first[t + 1]);
     if (from >= to) continue;
     const int begin = contexts.begin[t], end = contexts.end[t], seq = contexts.seq[t];
     auto token_of = [&](int b) { return (begin / kStepTokens + b - contexts.first[t]) * kStepTokens; };
     sync_workers();  // the last row's tiles are read
-    tile.load(c, pages, seq, token_of(from), begin, end, c.cache);
-    stage_queries<kCodec>(c, t);
+    tile.load(pages, seq, token_of(from), begin, end, step.s.cache);
+    stage_queries<kCodec>(t);
 
     float acc[2][8][4] = {};
     float top[4], sum[4];  // of this warp's heads
 #pragma unroll
     for (int i = 0; i < 4; ++i) top[i] = -INFINITY, sum[i] = 0;
     for (int b = from; b < to; ++b) {
-      const std::uint32_t here = c.cache + (b - from) % 2 * kCacheTile, next = c.cache + (b - from + 1) % 2 * kCacheTile;
-      tile.finish(c, token_of(b), begin, end, here);
+      const std::uint32_t here = step.s.cache + (b - from) % 2 * kCacheTile, next = step.s.cache + (b - from + 1) % 2 * kCacheTile;
+      tile.finish(token_of(b), begin, end, here);
       sync_workers();
-      if (b + 1 < to) tile.load(c, pages, seq, token_of(b + 1), begin, end, next);
+      if (b + 1 < to) tile.load(pages, seq, token_of(b + 1), begin, end, next);
 
       // S
       const int m = warp % 2 * 16, n = warp / 2 * 8;
       if (warp % 2 < tiles) {
-        float s[4][4] = {};
-        const std::uint32_t a_at = c.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
+        float dots[4][4] = {};
+        const std::uint32_t a_at = step.s.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
         const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
 #pragma unroll
         for (int k = 0; k < kRowWidth / 32; ++k) {
@@ -184,14 +170,14 @@ __device__ __noinline__ void attend_pieces(const StepWorker& c, int layer) {
           ldmatrix4(a0, a_at + k * 64);
           ldmatrix4(a1, a_at + k * 64 + 32);
           ldmatrix4(kv, b_at + k * 64);
-          mma(s[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
-          mma(s[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
+          mma(dots[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
+          mma(dots[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) s[0][i] = ((s[0][i] + s[1][i]) + (s[2][i] + s[3][i])) * kStepScale;
+        for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
         const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
-        sts64(at, __float_as_uint(s[0][0]), __float_as_uint(s[0][1]));
-        sts64(at + 8 * kScoreRow * 4, __float_as_uint(s[0][2]), __float_as_uint(s[0][3]));
+        sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
+        sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
       }
       sync_workers();
 
@@ -202,7 +188,7 @@ __device__ __noinline__ void attend_pieces(const StepWorker& c, int layer) {
       for (int i = 0; i < 4; ++i) {
         const int h = warp * 4 + i;
         if (h >= 16 * tiles) break;
-        float v = seen && h < p.heads ? __uint_as_float(lds32(scores + (h * kScoreRow + lane) * 4)) : -INFINITY;
+        float v = seen && h < heads ? __uint_as_float(lds32(scores + (h * kScoreRow + lane) * 4)) : -INFINITY;
         float best = v;
 #pragma unroll
         for (int d = 16; d > 0; d >>= 1) best = fmaxf(best, __shfl_xor_sync(0xffffffffU, best, d));
@@ -249,14 +235,14 @@ __device__ __noinline__ void attend_pieces(const StepWorker& c, int layer) {
       }
     }
 
-    const int piece = contexts.piece(t, from);
+    const int piece = (contexts.by_grid ? static_cast<int>(blockIdx.x) : from) - contexts.origin[t];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int h = 16 * i + 8 * half + g;
-        if (h >= p.heads) continue;
-        float* out = p.partial + piece_row(p, t, piece, h) * kLatentWidth + warp * 64 + 2 * q4;
+        if (h >= heads) continue;
+        float* out = step.s.p.partial + piece_row(t, piece, h) * kLatentWidth + warp * 64 + 2 * q4;
 #pragma unroll
         for (int k = 0; k < 8; ++k)
           *reinterpret_cast<float2*>(out + 8 * k) = {acc[i][k][2 * half], acc[i][k][2 * half + 1]};
@@ -266,107 +252,109 @@ __device__ __noinline__ void attend_pieces(const StepWorker& c, int layer) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int h = warp * 4 + i;
-        if (h < p.heads) p.partial_ml[piece_row(p, t, piece, h)] = {top[i], sum[i]};
+        if (h < heads) step.s.p.partial_ml[piece_row(t, piece, h)] = {top[i], sum[i]};
       }
     }
   }
 }
 
-__device__ __forceinline__ void attend_pieces_any(const StepWorker& c, int layer) {
-  switch (c.p.cache.codec) {
+__device__ __forceinline__ void attend_pieces_any(int layer) {
+  switch (step.s.p.cache.codec) {
     case KvCodec::kFp8:
-      return attend_pieces<KvCodec::kFp8>(c, layer);
+      return attend_pieces<KvCodec::kFp8>(layer);
     case KvCodec::kInt8:
-      return attend_pieces<KvCodec::kInt8>(c, layer);
+      return attend_pieces<KvCodec::kInt8>(layer);
     case KvCodec::kInt4:
-      return attend_pieces<KvCodec::kInt4>(c, layer);
+      return attend_pieces<KvCodec::kInt4>(layer);
     default:
-      return attend_pieces<KvCodec::kBF16>(c, layer);
+      return attend_pieces<KvCodec::kBF16>(layer);
   }
 }
 
 // Many pieces: (token, head, 128 columns) a block at a time, a warp every eighth piece.
-__device__ __noinline__ void merge_pieces(StepWorker& c, const StepContexts& contexts) {
-  const DecodeStep& p = c.p;
+__device__ __noinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
-  for (int unit = blockIdx.x; unit < p.T * p.heads * kParts; unit += gridDim.x) {
-    const int t = unit / (p.heads * kParts), h = unit / kParts % p.heads, part = unit % kParts;
-    const int n = contexts.pieces(t);
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
+  for (int unit = blockIdx.x; unit < step.s.p.T * heads * kParts; unit += gridDim.x) {
+    const int t = unit / (heads * kParts), h = unit / kParts % heads, part = unit % kParts;
+    const int n = step.s.contexts.pieces[t];
     float top = -INFINITY;
-    for (int i = c.lane; i < n; i += 32) top = fmaxf(top, __ldcg(&p.partial_ml[piece_row(p, t, i, h)].x));
+    for (int i = lane; i < n; i += 32) top = fmaxf(top, __ldcg(&step.s.p.partial_ml[piece_row(t, i, h)].x));
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
     float4 sum{};
     float total = 0;
 #pragma unroll 4
-    for (int i = c.warp; i < n; i += kStepWarps) {
-      const std::int64_t row = piece_row(p, t, i, h);
-      const float2 ml = __ldcg(p.partial_ml + row);
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(p.partial + row * kLatentWidth + part * 128) + c.lane);
+    for (int i = warp; i < n; i += kStepWarps) {
+      const std::int64_t row = piece_row(t, i, h);
+      const float2 ml = __ldcg(step.s.p.partial_ml + row);
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
       const float w = exp2f(ml.x - top);
       total += w * ml.y;
       sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
     }
     sync_workers();  // the last unit's sums are read
-    sts128(c.x + (c.warp * 32 + c.lane) * 16,
+    sts128(step.s.x + tid * 16,
            {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
-    if (c.lane == 0) sts32(c.x + 4096 + c.warp * 4, __float_as_uint(total));
+    if (lane == 0) sts32(step.s.x + 4096 + warp * 4, __float_as_uint(total));
     sync_workers();
-    if (c.tid < 128) {
+    if (tid < 128) {
       float v = 0, all = 0;
 #pragma unroll
       for (int w = 0; w < kStepWarps; ++w) {
-        v += __uint_as_float(lds32(c.x + (w * 128 + c.tid) * 4));
-        all += __uint_as_float(lds32(c.x + 4096 + w * 4));
+        v += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
+        all += __uint_as_float(lds32(step.s.x + 4096 + w * 4));
       }
-      p.latent[(static_cast<std::int64_t>(t) * p.heads + h) * kLatentWidth + part * 128 + c.tid] = v / all;
+      step.s.p.latent[(t * heads + h) * kLatentWidth + part * 128 + tid] = v / all;
     }
   }
 }
 
 // 16 columns of a head's answer, from 16 · lane on: merged before, or from the pieces.
-__device__ __forceinline__ void load_latent(const StepWorker& c, const StepContexts& contexts, bool merged, int t, int h,
-                                            float (&v)[16]) {
-  const DecodeStep& p = c.p;
-  const int n = merged ? 1 : contexts.pieces(t);
-  float top = 0, total = 1;
+__device__ __forceinline__ void load_latent(int t, int h, float (&v)[16]) {
+  const int lane = threadIdx.x % 32;
+  const bool merged = step.s.contexts.merge;
+  const int n = merged ? 1 : step.s.contexts.pieces[t];
+  float mine = 1;  // the weight of this lane's piece
   if (!merged) {
-    const float2 ml = c.lane < n ? __ldcg(p.partial_ml + piece_row(p, t, c.lane, h)) : float2{-INFINITY, 0.0F};
-    top = ml.x;
+    const float2 ml = lane < n ? __ldcg(step.s.p.partial_ml + piece_row(t, lane, h)) : float2{-INFINITY, 0.0F};
+    float top = ml.x;
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
-    const float w = exp2f(ml.x - top);
-    total = warp_sum(w * ml.y);
-    top = w;  // this lane's piece
+    mine = exp2f(ml.x - top);
+    mine /= warp_sum(mine * ml.y);
   }
 #pragma unroll
   for (int i = 0; i < 16; ++i) v[i] = 0;
+#pragma unroll 2
   for (int k = 0; k < n; ++k) {
-    const float* from = merged ? p.latent + (static_cast<std::int64_t>(t) * p.heads + h) * kLatentWidth
-                               : p.partial + piece_row(p, t, k, h) * kLatentWidth;
-    const float w = merged ? 1.0F : __shfl_sync(0xffffffffU, top, k) / total;
+    const float* from =
+        merged ? step.s.p.latent + (t * step.s.p.heads + h) * kLatentWidth : step.s.p.partial + piece_row(t, k, h) * kLatentWidth;
+    const float w = __shfl_sync(0xffffffffU, mine, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 f = __ldcg(reinterpret_cast<const float4*>(from) + c.lane * 4 + i);
+      const float4 f = __ldcg(reinterpret_cast<const float4*>(from) + lane * 4 + i);
       v[4 * i] += w * f.x, v[4 * i + 1] += w * f.y, v[4 * i + 2] += w * f.z, v[4 * i + 3] += w * f.w;
     }
   }
 }
 
 // attended = W_UV · latent, a head at a time.
-__device__ __forceinline__ void project_values(StepWorker& c, const StepContexts& contexts, bool merged) {
-  const DecodeStep& p = c.p;
+template <int kT>
+__device__ __forceinline__ void project_values(StepWorker<kT>& c) {
   constexpr int kStride = x_stride(kLatentWidth);
-  const Range all = share(p.heads * kQkWidth, 2);
+  const int heads = step.s.p.heads;
+  const Range all = share(heads * kQkWidth, 2);
   if (all.begin >= all.end) return;  // and no tile in the ring either
   const int first = all.begin / kQkWidth, n = (all.end - 1) / kQkWidth - first + 1;
-  const bool rotated = is_rotated(p.cache.codec);
-  for (int i = c.warp; i < n * p.T; i += kStepWarps) {
-    const int t = i % p.T, h = i / p.T;
+  const bool rotated = is_rotated(step.s.p.cache.codec);
+#pragma unroll 1
+  for (int i = c.warp; i < n * kT; i += kStepWarps) {
+    const int t = i % kT, h = i / kT;
     float v[16];
-    load_latent(c, contexts, merged, t, first + h, v);
+    load_latent(t, first + h, v);
     if (rotated) warp_hadamard(v, c.lane);
-    const std::uint32_t to = c.x + static_cast<std::uint32_t>((h * p.T + t) * 2 * kStride);
+    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>((h * kT + t) * 2 * kStride);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       float part[8];
@@ -376,12 +364,11 @@ __device__ __forceinline__ void project_values(StepWorker& c, const StepContexts
     }
   }
   sync_workers();
-  each_value_tile(c.s.layer.kv_b, p.heads, [&](const StepTile& t, int head) {
-    const std::uint32_t rows = c.x + static_cast<std::uint32_t>((head - first) * p.T * 2 * kStride);
+  each_value_tile(step.s.layer, heads, [&](const StepTile& t, int head) {
+    const std::uint32_t rows = step.s.x + static_cast<std::uint32_t>((head - first) * kT * 2 * kStride);
     const float v = c.tile_value(t, c.own_row(rows, kStride));
-    const int token = c.tid / 16, row = t.row + c.tid % 16 - head * (kNopeWidth + kQkWidth) - kNopeWidth;
-    if (token < p.T && c.tid % 16 < t.n)
-      p.attended[(static_cast<std::int64_t>(token) * p.heads + head) * kQkWidth + row] = v;
+    const int token = c.tid / 16, row = t.row + c.tid % 16 - head * kNopeWidth - kNopeWidth;
+    if (token < kT && c.tid % 16 < t.n) step.s.p.attended[token * heads * kQkWidth + row] = v;
   });
 }
 

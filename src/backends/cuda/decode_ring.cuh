@@ -20,37 +20,21 @@ constexpr int kSlotBytes = 9216;            // 16 such rows, 64 rows of 128 + 16
 constexpr int kTileRows = 16;
 constexpr int kColumns = 64;  // columns of W_UK a tile of the latent query has
 
-// Rows of one matrix, or the same rows of two.
-struct StepTile {
-  MatShape shape;
-  MatPtr at[2];
-  int row = 0, n = 0;  // a pair's rows: n of each matrix, at most eight
-  bool pair = false;
-  int begin = 0, end = 0;  // columns
-};
-
-__host__ __device__ inline int code_bits(WeightFormat f) {
-  if (f == WeightFormat::kBF16) return 16;
-  return f == WeightFormat::kI4 || f == WeightFormat::kNF4 ? 4 : 8;
-}
-__host__ __device__ inline bool is_scaled(WeightFormat f) { return f != WeightFormat::kBF16; }
-__host__ __device__ inline int row_bytes(const MatShape& m, int cols) { return cols * code_bits(m.format) / 8; }
-__host__ __device__ inline int scale_size(const MatShape& m) { return m.scale_dtype == DType::kF32 ? 4 : 2; }
 // Scale pieces of a tile share a slot: of both matrices, and their mins.
 __host__ __device__ inline int scale_piece(bool pair, bool mins) { return kSlotBytes / ((pair ? 2 : 1) * (mins ? 2 : 1)); }
-// Rows that a tile may have so that its scales fit a slot; even.
-__host__ __device__ inline int tile_rows(const MatShape& m, bool pair, bool mins) {
-  const int most = pair ? kTileRows / 2 : kTileRows;
-  if (!is_scaled(m.format)) return most;
-  const int a_row = m.groups_a_row * scale_size(m);
-  const int fits = (scale_piece(pair, mins) - 32) / a_row / 2 * 2;
-  return m.group_rows > 1 || fits > most ? most : fits;
-}
-
 // Bytes of a row of x in shared memory: rows begin half a bank apart.
 __host__ __device__ constexpr int x_stride(int cols) { return (cols * 2 + 127) / 128 * 128 + 64; }
 
 #if __CUDA_ARCH__ >= 900
+
+// Rows of one matrix, or the same rows of two.
+struct StepTile {
+  StepRole role;
+  MatPtr at[2];
+  int row, n;  // a pair's rows: n of each matrix, at most eight
+  bool pair;
+  int begin, end;  // columns
+};
 
 struct Ring {
   std::uint32_t slots, full, empty;  // shared addresses
@@ -61,20 +45,19 @@ struct Ring {
   __device__ void advance() {
     if (++at == n) at = 0, phase ^= 1U;
   }
+  __device__ void advance(int by) {
+    at += by;
+    while (at >= n) at -= n, phase ^= 1U;
+  }
 };
 
-// Where the scales of a tile's rows begin, and how many bytes hold them.
-struct ScaleSpan {
-  std::int64_t first;  // byte offset of the first row's scales
-  int bytes;
-};
-__device__ __forceinline__ ScaleSpan scale_span(const StepTile& t) {
-  const std::int64_t a_row = static_cast<std::int64_t>(t.shape.groups_a_row) * scale_size(t.shape);
-  const int first = t.row / t.shape.group_rows, last = (t.row + t.n - 1) / t.shape.group_rows;
-  return {first * a_row, static_cast<int>((last - first + 1) * a_row)};
+__device__ __forceinline__ int bytes_of(const StepMat& m, int cols) {
+  return m.format == WeightFormat::kBF16 ? cols * 2
+         : m.format == WeightFormat::kI4 || m.format == WeightFormat::kNF4 ? cols / 2 : cols;
 }
-__device__ __forceinline__ std::uint32_t misalignment(const void* base, std::int64_t offset) {
-  return static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(base) + static_cast<std::uintptr_t>(offset)) & 15U;
+__device__ __forceinline__ bool is_scaled(const StepMat& m) { return m.format != WeightFormat::kBF16; }
+__device__ __forceinline__ std::uint32_t low_bits(const void* p) {
+  return static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(p)) & 15U;
 }
 
 // ---- the copying warp -----------------------------------------------------------------------------------------------
@@ -88,45 +71,52 @@ __device__ __forceinline__ void open_slot(const Ring& r, int bytes, int lane) {
   __syncwarp();
 }
 
-__device__ __forceinline__ void copy_scales(Ring& r, const StepTile& t, int lane) {
-  const bool mins = t.at[0].mins != nullptr;
-  const int pieces = (t.pair ? 2 : 1) * (mins ? 2 : 1), piece_bytes = scale_piece(t.pair, mins);
-  const ScaleSpan span = scale_span(t);
+__device__ __forceinline__ void copy_scales(Ring& r, const StepMat& m, const MatPtr& a, const MatPtr& b, int row, int n,
+                                            bool pair, int lane) {
+  const int pieces = (pair ? 2 : 1) * (m.mins ? 2 : 1);
+  const int first = row >> m.rows_shift, last = (row + n - 1) >> m.rows_shift;
   const void* base = nullptr;
   if (lane < pieces) {
-    const MatPtr& at = t.at[t.pair ? lane & 1 : 0];
-    base = (t.pair ? lane >> 1 : lane) != 0 ? at.mins : at.scales;
+    const MatPtr& at = pair && (lane & 1) != 0 ? b : a;
+    base = (pair ? lane >> 1 : lane) != 0 ? at.mins : at.scales;
   }
-  const std::uint32_t off = misalignment(base, span.first);
-  const int bytes = lane < pieces ? (span.bytes + static_cast<int>(off) + 15) / 16 * 16 : 0;
+  const char* from = static_cast<const char*>(base) + static_cast<std::int64_t>(first) * m.scale_row_bytes;
+  const int off = static_cast<int>(low_bits(from));
+  const int bytes = lane < pieces ? ((last - first + 1) * m.scale_row_bytes + off + 15) / 16 * 16 : 0;
   int total = bytes;
 #pragma unroll
   for (int d = 2; d > 0; d >>= 1) total += __shfl_xor_sync(0xffffffffU, total, d);
   open_slot(r, total, lane);
-  if (lane < pieces)
-    bulk_copy(r.slot() + lane * piece_bytes, static_cast<const char*>(base) + span.first - off, bytes, r.full + 8 * r.at);
+  if (lane < pieces) bulk_copy(r.slot() + lane * scale_piece(pair, m.mins), from - off, bytes, r.full + 8 * r.at);
   r.advance();
 }
 
-__device__ __forceinline__ void copy_tile(Ring& r, const StepTile& t, int lane) {
-  if (is_scaled(t.shape.format)) copy_scales(r, t, lane);
-  const int all = row_bytes(t.shape, t.shape.cols), begin = row_bytes(t.shape, t.begin), end = row_bytes(t.shape, t.end);
-  const int rows = t.pair ? 2 * t.n : t.n;
+__device__ __noinline__ int copy_tile(Ring r, const StepMat& m, MatPtr a, MatPtr b, int row, int n, bool pair, int begin,
+                                      int end, int lane) {
+  int used = 0;
+  if (is_scaled(m)) {
+    copy_scales(r, m, a, b, row, n, pair, lane);
+    ++used;
+  }
   // Lane j copies the tile's row j; of pairs, the second matrix's rows stand in rows 8 to 15.
-  const int matrix = t.pair ? lane / t.n : 0, row = t.row + (t.pair ? lane % t.n : lane);
-  const int place = t.pair ? matrix * 8 + lane % t.n : lane;
-  const char* from = lane < rows ? static_cast<const char*>(t.at[matrix].data) + static_cast<std::int64_t>(row) * all : nullptr;
-  for (int b = begin; b < end; b += kSliceBytes) {
-    const int bytes = min(kSliceBytes, end - b);
+  const bool second = pair && lane >= 8;
+  const int in = second ? lane - 8 : lane, rows = pair ? 2 * n : n;
+  const bool mine = in < n && (second || !pair || lane < 8) && lane < 16;
+  const char* from = static_cast<const char*>(second ? b.data : a.data) + static_cast<std::int64_t>(row + in) * m.row_bytes;
+  const int last = bytes_of(m, end);
+  for (int at = bytes_of(m, begin); at < last; at += kSliceBytes, ++used) {
+    const int bytes = min(kSliceBytes, last - at);
     open_slot(r, bytes * rows, lane);
-    if (lane < rows) bulk_copy(r.slot() + place * kSlotRow, from + b, bytes, r.full + 8 * r.at);
+    if (mine) bulk_copy(r.slot() + lane * kSlotRow, from + at, bytes, r.full + 8 * r.at);
     r.advance();
   }
+  return used;
 }
 
-// 192 rows of W_UK from `rows` on, 64 columns from `column` on.
+// 192 rows of W_UK from `row` on, 64 columns from `column` on.
 __device__ __forceinline__ void copy_columns(Ring& r, const void* kv_b, int row, int column, int lane) {
   const auto* from = static_cast<const std::uint16_t*>(kv_b) + static_cast<std::int64_t>(row) * kLatentWidth + column;
+#pragma unroll 1
   for (int part = 0; part < kNopeWidth; part += 64) {
     open_slot(r, 64 * kColumns * 2, lane);
 #pragma unroll
@@ -143,7 +133,7 @@ __device__ __forceinline__ void copy_columns(Ring& r, const void* kv_b, int row,
 // weights lose nothing to the rounding of x. A block of 32 columns takes 64 bytes, of which lane t of a quad reads the
 // 16 from 16 t on, in the order in which the format's codes come apart.
 enum class StepOrder : std::uint8_t { kWords, kBytes, kNibbles, kCodebook };
-__host__ __device__ inline StepOrder order_of(WeightFormat f) {
+__device__ __forceinline__ StepOrder order_of(WeightFormat f) {
   if (f == WeightFormat::kBF16) return StepOrder::kWords;
   if (f == WeightFormat::kNF4) return StepOrder::kCodebook;
   return f == WeightFormat::kI4 ? StepOrder::kNibbles : StepOrder::kBytes;
@@ -153,38 +143,35 @@ __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, st
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
 }
 
-// Eight columns, 8 · unit and on, of one row at `row`.
-__device__ __forceinline__ void put_unit(StepOrder order, std::uint32_t row, int unit, const float (&v)[8]) {
+// Eight columns, 8 · unit and on, of one row at `row`; p: the pairs (0, 1), (2, 3) … as BF16.
+__device__ __forceinline__ void put_unit(StepOrder order, std::uint32_t row, int unit, const std::uint32_t (&p)[4]) {
   const std::uint32_t block = row + unit / 4 * 64;
   const int u = unit % 4;
-  switch (order) {
-    case StepOrder::kWords: {  // columns of two steps of 16: pairs 2 t, 2 t + 8 of the first, then of the second
-      const std::uint32_t to = block + u / 2 * 8 + u % 2 * 4;
+  if (order == StepOrder::kNibbles) {  // pairs (0, 4), (1, 5) …
+    sts128(block + u * 16, {__byte_perm(p[0], p[2], 0x5410), __byte_perm(p[0], p[2], 0x7632),
+                            __byte_perm(p[1], p[3], 0x5410), __byte_perm(p[1], p[3], 0x7632)});
+  } else if (order == StepOrder::kWords) {  // two steps of 16: lane t has 2 t, 2 t + 8 of the first, then of the second
+    const std::uint32_t to = block + u / 2 * 8 + u % 2 * 4;
 #pragma unroll
-      for (int q = 0; q < 4; ++q) sts32(to + 16 * q, pack_bf16(v[2 * q], v[2 * q + 1]));
-      break;
-    }
-    case StepOrder::kBytes: {  // lane t has bytes 4 t … 4 t + 3 of each step
-      const std::uint32_t to = block + u % 2 * 32 + u / 2 * 8;
-      sts64(to, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
-      sts64(to + 16, pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-      break;
-    }
-    case StepOrder::kNibbles:
-      sts128(block + u * 16, {pack_bf16(v[0], v[4]), pack_bf16(v[1], v[5]), pack_bf16(v[2], v[6]), pack_bf16(v[3], v[7])});
-      break;
-    case StepOrder::kCodebook:
-      sts128(block + u * 16, {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
-      break;
+    for (int q = 0; q < 4; ++q) sts32(to + 16 * q, p[q]);
+  } else if (order == StepOrder::kBytes) {  // lane t has columns 4 t … 4 t + 3 of each step
+    const std::uint32_t to = block + u % 2 * 32 + u / 2 * 8;
+    sts64(to, p[0], p[1]);
+    sts64(to + 16, p[2], p[3]);
+  } else {
+    sts128(block + u * 16, {p[0], p[1], p[2], p[3]});
   }
 }
-// The same as two rows: the values rounded, and what the rounding left.
+// Eight values as two rows: rounded, and what the rounding left.
 __device__ __forceinline__ void put_split(StepOrder order, std::uint32_t high_row, std::uint32_t low_row, int unit,
                                           const float (&v)[8]) {
-  float low[8];
+  std::uint32_t high[4], low[4];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) low[i] = v[i] - __bfloat162float(__float2bfloat16_rn(v[i]));
-  put_unit(order, high_row, unit, v);
+  for (int i = 0; i < 4; ++i) {
+    high[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+    low[i] = pack_bf16(v[2 * i] - bf16_low(high[i]), v[2 * i + 1] - bf16_high(high[i]));
+  }
+  put_unit(order, high_row, unit, high);
   put_unit(order, low_row, unit, low);
 }
 
@@ -201,26 +188,19 @@ __device__ __forceinline__ std::uint32_t lds16(std::uint32_t address) {
   return v;
 }
 
+// 32 columns of the warp's 16 rows as two A operands. `at`: this lane's place in them, see tile_sum.
 template <WeightFormat F>
-struct StepFormat {
-  static constexpr int kBits = weight_code_bits(F);
-};
-
-// 32 columns of the warp's 16 rows as two A operands. `at`: the slot's place of the warp's bytes.
-template <WeightFormat F>
-__device__ __forceinline__ void block_of(std::uint32_t at, int lane, const std::uint32_t* nf4, std::uint32_t offset,
+__device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, std::uint32_t offset,
                                          std::uint32_t (&a)[2][4]) {
-  const int g = lane / 4, t = lane % 4;
   if constexpr (F == WeightFormat::kBF16) {
-    const std::uint32_t from = at + (lane % 16) * kSlotRow + lane / 16 * 16;
-    ldmatrix4(a[0], from);
-    ldmatrix4(a[1], from + 32);
+    ldmatrix4(a[0], at);
+    ldmatrix4(a[1], at + 32);
   } else if constexpr (F == WeightFormat::kI8 || F == WeightFormat::kF8E4M3) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const std::uint32_t w = lds32(at + (g + 8 * r) * kSlotRow + k * 16 + t * 4);
+        const std::uint32_t w = lds32(at + 8 * r * kSlotRow + k * 16);
         const std::uint32_t x = __byte_perm(w, 0, 0x4140), y = __byte_perm(w, 0, 0x4342);
         a[k][r] = F == WeightFormat::kI8 ? int8_pair(x) : e4m3_pair(x);
         a[k][r + 2] = F == WeightFormat::kI8 ? int8_pair(y) : e4m3_pair(y);
@@ -229,132 +209,176 @@ __device__ __forceinline__ void block_of(std::uint32_t at, int lane, const std::
   } else {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::uint32_t w = lds32(at + (g + 8 * r) * kSlotRow + t * 4);
+      const std::uint32_t w = lds32(at + 8 * r * kSlotRow);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        std::uint32_t v;
         if constexpr (F == WeightFormat::kI4) {
           // 0x4300 is 128 in BF16, whose last mantissa bit is worth 1: the code lands in it as 128 + u.
-          v = sub2(((w >> (4 * i)) & 0x000f000fU) | 0x43004300U, offset);
+          a[i / 2][r + i % 2 * 2] = sub2(((w >> (4 * i)) & 0x000f000fU) | 0x43004300U, offset);
         } else {
-          v = nf4[(w >> (8 * i)) & 255U];
+          a[i / 2][r + i % 2 * 2] = lds32(nf4 + ((w >> (8 * i)) & 255U) * 4);
         }
-        a[i / 2][r + i % 2 * 2] = v;
       }
     }
   }
 }
 
-// One tile's columns [begin, end): this warp's part of the sums, rows g and g + 8, columns of x 2 t and 2 t + 1.
-// x: this lane's address in x's row g. Takes the tile's slots from the ring, which the caller moves on by as many.
 template <WeightFormat F>
-__device__ __noinline__ float4 tile_sum(Ring ring, const StepTile& t, std::uint32_t x, const std::uint32_t* nf4) {
-  constexpr int kBlock = StepFormat<F>::kBits * 4;  // bytes of 32 columns
-  constexpr bool kScaled = StepFormat<F>::kBits <= 8;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-  const bool mins = kScaled && t.at[0].mins != nullptr;
-  const std::uint32_t offset = mins ? 0x43004300U : 0x43084308U;  // 128 or 136
+struct StepFormat {
+  static constexpr int kBits = weight_code_bits(F);
+};
 
-  // This lane's two rows of scales.
+// What tile_sum() is to do, in registers.
+struct TileJob {
+  std::uint32_t x;      // this lane's address in its row of x
+  std::uint32_t nf4;    // of the table of pairs
+  std::uint32_t bases;  // low bits of the addresses of scales (first matrix, second), then mins
+  int row, n, begin, end;
+  bool pair;
+};
+
+// One tile's columns [begin, end): this warp's part of the sums, rows g and g + 8, columns of x 2 t and 2 t + 1. Takes the
+// tile's slots from the ring, which the caller moves on by as many. kApplies: scales of a row in the warp's 64 bytes.
+template <WeightFormat F, int kApplies, bool kMins>
+__device__ __noinline__ float4 tile_sum(Ring ring, const StepMat& m, TileJob job) {
+  constexpr int kBlock = StepFormat<F>::kBits * 4;  // bytes of 32 columns
+  constexpr int kBlocks = 64 / kBlock, kWarpColumns = 32 * kBlocks;
+  constexpr bool kScaled = StepFormat<F>::kBits <= 8;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  constexpr std::uint32_t kOffset = kMins ? 0x43004300U : 0x43084308U;  // 128 or 136
+
   std::uint32_t scale_row[2] = {}, min_row[2] = {}, scale_slot = 0;
-  const int size = scale_size(t.shape);
-  const int scales_at = ring.at;
+  const int size = m.scale_bytes, shift = m.group_shift;
+  const DType dtype = m.scale_dtype;
   if constexpr (kScaled) {
-    const ScaleSpan span = scale_span(t);
-    const int piece = scale_piece(t.pair, mins);
+    const int piece = scale_piece(job.pair, kMins), first = job.row >> m.rows_shift;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int m = t.pair ? r : 0;
-      const int row = min(t.row + g + (t.pair ? 0 : 8 * r), t.row + t.n - 1);
-      const std::uint32_t in = static_cast<std::uint32_t>(row / t.shape.group_rows - t.row / t.shape.group_rows) *
-                               (t.shape.groups_a_row * size);
-      scale_row[r] = ring.slot() + m * piece + in + misalignment(t.at[m].scales, span.first);
-      if (mins) min_row[r] = ring.slot() + (t.pair ? 2 + m : 1) * piece + in + misalignment(t.at[m].mins, span.first);
+      const int which = job.pair ? r : 0;
+      const int row = min(job.row + g + (job.pair ? 0 : 8 * r), job.row + job.n - 1);
+      const std::uint32_t begin = static_cast<std::uint32_t>(first * m.scale_row_bytes);
+      const std::uint32_t in = static_cast<std::uint32_t>(((row >> m.rows_shift) - first) * m.scale_row_bytes);
+      scale_row[r] = ring.slot() + which * piece + in + (((job.bases >> (4 * which)) + begin) & 15U);
+      if (kMins)
+        min_row[r] = ring.slot() + (job.pair ? 2 + which : 1) * piece + in + (((job.bases >> (8 + 4 * which)) + begin) & 15U);
     }
     barrier_wait(ring.full + 8 * ring.at, ring.phase);
-    scale_slot = ring.empty + 8 * scales_at;
+    scale_slot = ring.empty + 8 * ring.at;
     ring.advance();
   }
-  const int shift = t.shape.group >= t.shape.cols ? 30 : 31 - __clz(t.shape.group);
-  float acc[4] = {}, part[4] = {}, ones[4] = {};
-  int column = t.begin + warp * (64 / kBlock) * 32;  // of this warp's first block in the slot
-  auto apply = [&](int group) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const std::uint32_t at = scale_row[r] + group * size;
-      const float scale = scale_value(size == 4 ? lds32(at) : lds16(at), t.shape.scale_dtype);
-      acc[2 * r] = fmaf(part[2 * r], scale, acc[2 * r]);
-      acc[2 * r + 1] = fmaf(part[2 * r + 1], scale, acc[2 * r + 1]);
-      if (mins) {
-        const std::uint32_t low = min_row[r] + group * size;
-        const float min = scale_value(size == 4 ? lds32(low) : lds16(low), t.shape.scale_dtype);
-        acc[2 * r] = fmaf(ones[2 * r], min, acc[2 * r]);
-        acc[2 * r + 1] = fmaf(ones[2 * r + 1], min, acc[2 * r + 1]);
-      }
-      part[2 * r] = part[2 * r + 1] = ones[2 * r] = ones[2 * r + 1] = 0;
-    }
-  };
-  const int bytes = row_bytes(t.shape, t.end - t.begin);
-  for (int b = 0; b < bytes; b += kSliceBytes) {
+  float acc[4] = {};
+  int column = job.begin + warp * kWarpColumns;
+  std::uint32_t x = job.x + warp * (kWarpColumns * 2);
+  // Where this lane's codes lie in the warp's 64 bytes of a slot.
+  const std::uint32_t own = warp * 64 + (F == WeightFormat::kBF16 ? (lane % 16) * kSlotRow + lane / 16 * 16 : g * kSlotRow + t * 4);
+  int left = (job.end - job.begin - warp * kWarpColumns) / 32;  // blocks from this warp's first on
+  const int slices = ((job.end - job.begin) * StepFormat<F>::kBits / 8 + kSliceBytes - 1) / kSliceBytes;
+#pragma unroll 1
+  for (int slice = 0; slice < slices; ++slice) {
     barrier_wait(ring.full + 8 * ring.at, ring.phase);
-    const int mine = min(64, min(kSliceBytes, bytes - b) - warp * 64);
-    const std::uint32_t from = ring.slot() + warp * 64;
-    const std::uint32_t x_at = x + (column - t.begin) * 2;
-#pragma unroll
-    for (int i = 0; i < 64 / kBlock; ++i) {
-      if (i * kBlock >= mine) break;
-      std::uint32_t a[2][4];
-      block_of<F>(from + i * kBlock, lane, nf4, offset, a);
-      const uint4 v = lds128(x_at + i * 64);
+    const std::uint32_t from = ring.slot() + own;
+    if (left > 0) {
+      float scale[kApplies][2], low[kApplies][2];
       if constexpr (kScaled) {
-        mma(part, a[0][0], a[0][1], a[0][2], a[0][3], v.x, v.y);
-        mma(part, a[1][0], a[1][1], a[1][2], a[1][3], v.z, v.w);
-        if (mins) {
-          constexpr std::uint32_t kOnes = 0x3f803f80U;
-          mma(ones, kOnes, kOnes, kOnes, kOnes, v.x, v.y);
-          mma(ones, kOnes, kOnes, kOnes, kOnes, v.z, v.w);
+#pragma unroll
+        for (int i = 0; i < kApplies; ++i) {
+          const int at = ((column + i * (kWarpColumns / kApplies)) >> shift) * size;
+          const bool there = i * (kBlocks / kApplies) < left;  // what lies behind the last group is anything
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const float v = scale_value(size == 4 ? lds32(scale_row[r] + at) : lds16(scale_row[r] + at), dtype);
+            scale[i][r] = there ? v : 0.0F;
+            if (kMins) {
+              const float w = scale_value(size == 4 ? lds32(min_row[r] + at) : lds16(min_row[r] + at), dtype);
+              low[i][r] = there ? w : 0.0F;
+            }
+          }
         }
-        const int here = column + 32 * i;
-        if ((i + 1) * kBlock >= mine || here >> shift != (here + 32) >> shift) apply(here >> shift);
-      } else {
-        mma(acc, a[0][0], a[0][1], a[0][2], a[0][3], v.x, v.y);
-        mma(acc, a[1][0], a[1][1], a[1][2], a[1][3], v.z, v.w);
+      }
+      float part[4] = {}, ones[4] = {};
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        if (i < left) {
+          std::uint32_t a[2][4];
+          block_of<F>(from + i * kBlock, job.nf4, kOffset, a);
+          const uint4 v = lds128(x + i * 64);
+          float(&sum)[4] = kScaled ? part : acc;
+          mma(sum, a[0][0], a[0][1], a[0][2], a[0][3], v.x, v.y);
+          mma(sum, a[1][0], a[1][1], a[1][2], a[1][3], v.z, v.w);
+          if constexpr (kMins) {
+            constexpr std::uint32_t kOnes = 0x3f803f80U;
+            mma(ones, kOnes, kOnes, kOnes, kOnes, v.x, v.y);
+            mma(ones, kOnes, kOnes, kOnes, kOnes, v.z, v.w);
+          }
+        }
+        if constexpr (kScaled) {
+          if ((i + 1) % (kBlocks / kApplies) == 0) {
+            constexpr int kPer = kBlocks / kApplies;
+            const int group = i / kPer;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              acc[k] = fmaf(part[k], scale[group][k / 2], acc[k]);
+              if (kMins) acc[k] = fmaf(ones[k], low[group][k / 2], acc[k]);
+              part[k] = ones[k] = 0;
+            }
+          }
+        }
       }
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(ring.empty + 8 * ring.at);
     ring.advance();
-    column += kSliceBytes / kBlock * 32;
+    constexpr int kSliceColumns = kSliceBytes / kBlock * 32;
+    column += kSliceColumns;
+    x += kSliceColumns * 2;
+    left -= kSliceColumns / 32;
   }
   if constexpr (kScaled) {
-    __syncwarp();
     if (lane == 0) barrier_arrive(scale_slot);
   }
   return {acc[0], acc[1], acc[2], acc[3]};
 }
 
-__device__ __forceinline__ float4 tile_sum_any(Ring& ring, const StepTile& t, std::uint32_t x, const std::uint32_t* nf4) {
-  float4 r{};
-  switch (t.shape.format) {
+template <WeightFormat F, int kMost>
+__device__ __forceinline__ float4 tile_sum_of(Ring ring, const StepMat& m, const TileJob& job) {
+  constexpr int kWarpShift = F == WeightFormat::kI4 || F == WeightFormat::kNF4 ? 7 : 6;  // of its columns
+  const int shift = min(static_cast<int>(m.group_shift), kWarpShift);
+  if constexpr (F == WeightFormat::kI4 || F == WeightFormat::kI8) {
+    if (m.mins) {
+      if constexpr (kMost == 4) {
+        if (shift == 5) return tile_sum<F, 4, true>(ring, m, job);
+      }
+      if (shift == kWarpShift - 1) return tile_sum<F, 2, true>(ring, m, job);
+      return tile_sum<F, 1, true>(ring, m, job);
+    }
+  }
+  if constexpr (kMost == 4) {
+    if (shift == 5) return tile_sum<F, 4, false>(ring, m, job);
+  }
+  if (shift == kWarpShift - 1) return tile_sum<F, 2, false>(ring, m, job);
+  return tile_sum<F, 1, false>(ring, m, job);
+}
+
+__device__ __forceinline__ float4 tile_sum_any(Ring& ring, const StepMat& m, const TileJob& job) {
+  float4 r;
+  switch (m.format) {
     case WeightFormat::kBF16:
-      r = tile_sum<WeightFormat::kBF16>(ring, t, x, nf4);
+      r = tile_sum<WeightFormat::kBF16, 1, false>(ring, m, job);
       break;
     case WeightFormat::kF8E4M3:
-      r = tile_sum<WeightFormat::kF8E4M3>(ring, t, x, nf4);
+      r = tile_sum_of<WeightFormat::kF8E4M3, 2>(ring, m, job);
       break;
     case WeightFormat::kI8:
-      r = tile_sum<WeightFormat::kI8>(ring, t, x, nf4);
+      r = tile_sum_of<WeightFormat::kI8, 2>(ring, m, job);
       break;
     case WeightFormat::kI4:
-      r = tile_sum<WeightFormat::kI4>(ring, t, x, nf4);
+      r = tile_sum_of<WeightFormat::kI4, 4>(ring, m, job);
       break;
     default:
-      r = tile_sum<WeightFormat::kNF4>(ring, t, x, nf4);
+      r = tile_sum_of<WeightFormat::kNF4, 4>(ring, m, job);
       break;
   }
-  const int used = (is_scaled(t.shape.format) ? 1 : 0) +
-                   (row_bytes(t.shape, t.end - t.begin) + kSliceBytes - 1) / kSliceBytes;
-  for (int i = 0; i < used; ++i) ring.advance();
+  ring.advance((is_scaled(m) ? 1 : 0) + (bytes_of(m, job.end - job.begin) + kSliceBytes - 1) / kSliceBytes);
   return r;
 }
 

@@ -7,10 +7,23 @@
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
+// Where the rows' contexts lie in the list of all, in blocks of kStepTokens tokens; see decode_attend.cuh.
+struct StepContexts {
+  std::int32_t first[kStepRows + 1];               // of row t in the list
+  std::int32_t begin[kStepRows], end[kStepRows];   // tokens that it sees
+  std::int32_t seq[kStepRows], pieces[kStepRows];  // its sequence; the pieces that it is cut into
+  std::int32_t origin[kStepRows];                  // the number of its first piece, in blocks of the grid or of the list
+  bool by_grid;                                    // a block of the grid makes one piece; otherwise a block of the list is one
+  bool merge;                                      // pieces are merged in a stage of their own
+};
+
 // Fixed part of a block's shared memory; x, the cache tiles and the ring lie behind it.
 struct StepShared {
   alignas(16) StepLayer layer;       // of the multiplying warps
   alignas(16) StepLayer copy_layer;  // of the copying warp
+  alignas(16) DecodeStep p;
+  StepContexts contexts;
+  float2 rope[kStepRows][32];  // cosine and sine of each row's position
   MatPtr experts[3 * kStepExperts];
   StepItem items[kStepSlots];
   float weights[kStepSlots];
@@ -20,60 +33,75 @@ struct StepShared {
   float reduce[2][kStepWarps][kStepRows];
   alignas(16) float sums[2][kStepWarps][kTileRows][8];
   alignas(16) float kv_row[kRowWidth];
+  std::uint32_t x, cache;  // shared addresses of the area for x, and of two tiles of the cache
+  std::int32_t x_bytes;
   std::uint64_t routed;  // barrier: items and weights are there
   std::uint64_t full[32], empty[32];
 };
+// At namespace scope so that its accesses are known to be of shared memory in every function. A union, since nothing
+// initialises it.
+union StepMemory {
+  StepShared s;
+  __device__ StepMemory() {}
+};
+static __shared__ StepMemory step;
 
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, %0;" ::"n"(kStepWorkers) : "memory"); }
 
+// One of the multiplying threads, in a step of kT rows.
+template <int kT>
 struct StepWorker {
-  const DecodeStep& p;
-  StepShared& s;
   Ring ring;
-  std::uint32_t x;      // shared address of the area for x
-  int x_bytes;          // of it
-  std::uint32_t cache;  // shared address of two tiles of the cache
   int tid, lane, warp;
   int turn = 0;        // of the two buffers of sums
   int turn_reduce = 0;
   unsigned epoch = 0;  // barriers passed
+  int marks = 0;
 
+  __device__ void mark() {
+    if (step.s.p.trace != nullptr && tid == 0 && marks < 1024) step.s.p.trace[blockIdx.x * 1024 + marks] = clock64();
+    ++marks;
+  }
   // The barrier of the grid in two halves: what all blocks wrote before arriving is there after waiting.
   __device__ void grid_arrive() {
     epoch += gridDim.x;
     sync_workers();
     if (tid == 0) {
       asm volatile("fence.acq_rel.gpu;" ::: "memory");
-      asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(p.counters) : "memory");
+      asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
     }
   }
   __device__ void grid_wait() {
     if (tid == 0) {
+      const unsigned* counter = step.s.p.counters;
       unsigned seen;
       do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(p.counters) : "memory");
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
       } while (static_cast<int>(seen - epoch) < 0);
     }
     sync_workers();
   }
-  __device__ void grid_sync() {
-    grid_arrive();
-    grid_wait();
+  __device__ __noinline__ static unsigned grid_sync_of(unsigned epoch) {
+    StepWorker c{};
+    c.tid = threadIdx.x;
+    c.epoch = epoch;
+    c.grid_arrive();
+    c.grid_wait();
+    return c.epoch;
   }
+  __device__ void grid_sync() { epoch = grid_sync_of(epoch); }
 
-  // Sums over the block of T numbers a thread, in every thread.
-  __device__ void block_sums(float (&v)[kStepRows]) {
-    float(&to)[kStepWarps][kStepRows] = s.reduce[turn_reduce ^= 1];
+  // Sums over the block of kT numbers a thread, in every thread.
+  __device__ void block_sums(float (&v)[kT]) {
+    float(&to)[kStepWarps][kStepRows] = step.s.reduce[turn_reduce ^= 1];
 #pragma unroll
-    for (int t = 0; t < kStepRows; ++t) {
-      if (t >= p.T) break;
+    for (int t = 0; t < kT; ++t) {
       const float sum = warp_sum(v[t]);
       if (lane == 0) to[warp][t] = sum;
     }
     sync_workers();
 #pragma unroll
-    for (int t = 0; t < kStepRows; ++t) {
-      if (t >= p.T) break;
+    for (int t = 0; t < kT; ++t) {
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < kStepWarps; ++w) sum += to[w][t];
@@ -83,42 +111,53 @@ struct StepWorker {
 
   // This lane's row of x: rows of token t lie at `first` + 2 t (rounded) and the next (what that left).
   __device__ std::uint32_t own_row(std::uint32_t first, int stride) const {
-    const int n = min(lane / 4, 2 * p.T - 1);
-    return first + static_cast<std::uint32_t>((n < p.T ? 2 * n : 2 * (n - p.T) + 1) * stride) + lane % 4 * 16;
+    const int n = min(lane / 4, 2 * kT - 1);
+    return first + static_cast<std::uint32_t>((n < kT ? 2 * n : 2 * (n - kT) + 1) * stride) + lane % 4 * 16;
   }
 
-  // One tile's sum of output row tid % 16 and token tid / 16, for tid < 16 · T; the next call uses another buffer.
+  // One tile's sum of output row tid % 16 and token tid / 16, for tid < 16 · kT; the next call uses another buffer.
   __device__ float tile_value(const StepTile& t, std::uint32_t x_row) {
-    const float4 part = tile_sum_any(ring, t, x_row, s.nf4);
-    return gathered(part);
-  }
-  __device__ float gathered(const float4& part) {
-    auto& sums = s.sums[turn ^= 1];
-    const int g = lane / 4, t = lane % 4;
-    *reinterpret_cast<float2*>(&sums[warp][g][2 * t]) = {part.x, part.y};
-    *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * t]) = {part.z, part.w};
+    const StepMat& m = step.s.layer.mats[t.role];
+    TileJob job{x_row, shared_address(step.s.nf4), 0, t.row, t.n, t.begin, t.end, t.pair};
+    if (is_scaled(m))
+      job.bases = low_bits(t.at[0].scales) | low_bits(t.at[1].scales) << 4 | low_bits(t.at[0].mins) << 8 | low_bits(t.at[1].mins) << 12;
+    const float4 part = tile_sum_any(ring, m, job);
+    auto& sums = step.s.sums[turn ^= 1];
+    const int g = lane / 4, q = lane % 4;
+    *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = {part.x, part.y};
+    *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = {part.z, part.w};
     sync_workers();
     float v = 0;
-    if (tid < kTileRows * p.T) {
+    if (tid < kTileRows * kT) {
       const int row = tid % 16, token = tid / 16;
 #pragma unroll
-      for (int w = 0; w < kStepWarps; ++w) v += sums[w][row][token] + sums[w][row][p.T + token];
+      for (int w = 0; w < kStepWarps; ++w) v += sums[w][row][token] + sums[w][row][kT + token];
     }
     return v;
   }
   // Only warps that hold values take part: pairs of lanes may be compared in them.
-  __device__ bool holds_values() const { return warp * 32 < kTileRows * p.T; }
+  __device__ bool holds_values() const { return warp * 32 < kTileRows * kT; }
 
   // ---- staging x ----------------------------------------------------------------------------------------------------
 
   // Rows of F32 in memory that other blocks wrote, in one order.
-  __device__ void stage_plain(const float* from, std::int64_t stride, int cols, StepOrder order, std::uint32_t to) {
+  __device__ void stage_plain(const float* from, int stride, int cols, StepOrder order, std::uint32_t to) {
     const int units = cols / 8, row_stride = x_stride(cols);
-    for (int i = tid; i < units * p.T; i += kStepWorkers) {
-      const int t = i / units, u = i % units;
-      float v[8];
-      load8(from + t * stride + u * 8, v);
-      put_split(order, to + 2 * t * row_stride, to + (2 * t + 1) * row_stride, u, v);
+#pragma unroll 1
+    for (int t = 0; t < kT; ++t) {
+#pragma unroll 1
+      for (int u = tid; u < units; u += 3 * kStepWorkers) {  // three at a time: the loads overlap
+        float v[3][8];
+#pragma unroll
+        for (int k = 0; k < 3; ++k) {
+          if (u + k * kStepWorkers < units) load8(from + t * stride + (u + k * kStepWorkers) * 8, v[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < 3; ++k) {
+          if (u + k * kStepWorkers < units)
+            put_split(order, to + 2 * t * row_stride, to + (2 * t + 1) * row_stride, u + k * kStepWorkers, v[k]);
+        }
+      }
     }
     sync_workers();
   }
@@ -127,240 +166,220 @@ struct StepWorker {
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
   }
 
-  // RMS-normed rows, in one or two orders; keep(t, unit, values) sees them on the way.
+  // RMS-normed rows of at most 2,048 columns, in one or two orders; keep(t, unit, values) sees them on the way.
   template <typename Keep>
   __device__ void stage_normed(const float* from, int cols, const float* weight, float eps, StepOrder first,
                                StepOrder second, Keep&& keep) {
-    constexpr int kMost = 2;  // units a thread
-    const int units = cols / 8, row_stride = x_stride(cols);
-    float v[kMost][kStepRows][8], w[kMost][8], sum[kStepRows] = {};
+    const int row_stride = x_stride(cols), u = tid;
+    const bool mine = u < cols / 8;
+    float v[kT][8], w[8], sum[kT];
+    if (mine) {
+      load8(weight + u * 8, w);
 #pragma unroll
-    for (int k = 0; k < kMost; ++k) {
-      const int u = tid + k * kStepWorkers;
-      if (u >= units) break;
-      load8(weight + u * 8, w[k]);
-#pragma unroll
-      for (int t = 0; t < kStepRows; ++t) {
-        if (t < p.T) load8(from + static_cast<std::int64_t>(t) * cols + u * 8, v[k][t]);
-      }
+      for (int t = 0; t < kT; ++t) load8(from + t * cols + u * 8, v[t]);
     }
 #pragma unroll
-    for (int k = 0; k < kMost; ++k) {
-      if (tid + k * kStepWorkers >= units) break;
+    for (int t = 0; t < kT; ++t) {
+      sum[t] = 0;
+      if (mine) {
 #pragma unroll
-      for (int t = 0; t < kStepRows; ++t) {
-        if (t >= p.T) break;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum[t] += v[k][t][i] * v[k][t][i];
+        for (int i = 0; i < 8; ++i) sum[t] += v[t][i] * v[t][i];
       }
     }
     block_sums(sum);
+    if (mine) {
 #pragma unroll
-    for (int k = 0; k < kMost; ++k) {
-      const int u = tid + k * kStepWorkers;
-      if (u >= units) break;
+      for (int t = 0; t < kT; ++t) {
+        const float factor = rsqrtf(sum[t] / static_cast<float>(cols) + eps);
 #pragma unroll
-      for (int t = 0; t < kStepRows; ++t) {
-        if (t >= p.T) break;
-        const float factor = 1.0F / sqrtf(sum[t] / static_cast<float>(cols) + eps);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[k][t][i] = v[k][t][i] * factor * w[k][i];
-        const std::uint32_t to = x + 2 * t * row_stride;
-        put_split(first, to, to + row_stride, u, v[k][t]);
-        if (second != first) {
-          const std::uint32_t other = to + 2 * p.T * row_stride;
-          put_split(second, other, other + row_stride, u, v[k][t]);
-        }
-        keep(t, u, v[k][t]);
+        for (int i = 0; i < 8; ++i) v[t][i] = v[t][i] * factor * w[i];
+        const std::uint32_t to = step.s.x + 2 * t * row_stride;
+        put_split(first, to, to + row_stride, u, v[t]);
+        if (second != first) put_split(second, to + 2 * kT * row_stride, to + (2 * kT + 1) * row_stride, u, v[t]);
+        keep(t, u, v[t]);
       }
     }
     sync_workers();
   }
   // Where the rows of an order lie after stage_normed.
   __device__ std::uint32_t normed_rows(int cols, StepOrder first, StepOrder wanted) const {
-    return x + (wanted == first ? 0 : 2 * p.T * x_stride(cols));
+    return step.s.x + (wanted == first ? 0 : 2 * kT * x_stride(cols));
   }
+  __device__ static StepOrder order_of_role(StepRole role) { return order_of(step.s.layer.mats[role].format); }
 
   // ---- stages -------------------------------------------------------------------------------------------------------
 
   // low = W_qa · RMS(stream), kv = W_kva · RMS(stream).
   __device__ void project_low() {
-    const StepLayer& w = s.layer;
-    const StepOrder first = order_of(w.q_a.shape.format), second = order_of(w.kv_a.shape.format);
-    stage_normed(p.stream, p.hidden, w.input_norm, p.eps, first, second, [](int, int, const float(&)[8]) {});
-    each_low_tile(w, [&](const StepTile& t, int which) {
-      const std::uint32_t rows = normed_rows(p.hidden, first, which == 0 ? first : second);
-      const float v = tile_value(t, own_row(rows, x_stride(p.hidden)));
+    const StepOrder first = order_of_role(kQa), second = order_of_role(kKva);
+    const int hidden = step.s.p.hidden;
+    stage_normed(step.s.p.stream, hidden, step.s.layer.input_norm, step.s.p.eps, first, second, [](int, int, const float(&)[8]) {});
+    each_low_tile(step.s.layer, [&](const StepTile& t) {
+      const std::uint32_t rows = normed_rows(hidden, first, t.role == kQa ? first : second);
+      const float v = tile_value(t, own_row(rows, x_stride(hidden)));
       const int row = t.row + tid % 16, token = tid / 16;
-      if (token < p.T && tid % 16 < t.n)
-        (which == 0 ? p.low + token * p.q_lora : p.kv + token * kRowWidth)[row] = v;
+      if (token < kT && tid % 16 < t.n)
+        (t.role == kQa ? step.s.p.low + token * step.s.p.q_lora : step.s.p.kv + token * kRowWidth)[row] = v;
     });
   }
 
   // q = rope(W_qb · RMS(low)). The last blocks put the rows' latents into the cache.
   __device__ void project_query(int layer) {
-    const StepLayer& w = s.layer;
-    const StepOrder order = order_of(w.q_b.shape.format);
-    stage_normed(p.low, p.q_lora, w.q_a_norm, p.latent_eps, order, order, [](int, int, const float(&)[8]) {});
-    each_row_tile(w.q_b, [&](const StepTile& t) {
-      float v = tile_value(t, own_row(x, x_stride(p.q_lora)));
+    const StepOrder order = order_of_role(kQb);
+    const int q_lora = step.s.p.q_lora;
+    stage_normed(step.s.p.low, q_lora, step.s.layer.q_a_norm, step.s.p.latent_eps, order, order, [](int, int, const float(&)[8]) {});
+    each_row_tile(step.s.layer, kQb, [&](const StepTile& t) {
+      float v = tile_value(t, own_row(step.s.x, x_stride(q_lora)));
       if (!holds_values()) return;
       const int row = t.row + tid % 16, token = tid / 16, in_head = row % kQkWidth;
       const float other = __shfl_xor_sync(0xffffffffU, v, 1);
-      if (token >= p.T || tid % 16 >= t.n) return;
+      if (token >= kT || tid % 16 >= t.n) return;
       if (in_head >= kNopeWidth) {
-        float c, sn;
-        rope_angle(p.rope.frequencies.revolutions[(in_head - kNopeWidth) / 2], p.rope.positions[token], &c, &sn);
-        v = in_head % 2 == 0 ? v * c - other * sn : other * sn + v * c;
+        const float2 turn_by = step.s.rope[token][(in_head - kNopeWidth) / 2];
+        v = in_head % 2 == 0 ? v * turn_by.x - other * turn_by.y : other * turn_by.y + v * turn_by.x;
       }
-      p.q[static_cast<std::int64_t>(token) * p.heads * kQkWidth + row] = v;
+      step.s.p.q[token * step.s.p.heads * kQkWidth + row] = v;
     });
     const int token = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-    if (token < p.T) append_row(token, layer);
+    if (token < kT) append_row(token, layer);
   }
 
   // By all warps (the sum) and one of them (the row).
   __device__ void append_row(int token, int layer) {
-    const float* from = p.kv + token * kRowWidth;
+    const float* from = step.s.p.kv + token * kRowWidth;
     const float2 v = __ldcg(reinterpret_cast<const float2*>(from) + tid);
-    float squares[kStepRows] = {};
+    float squares[kT] = {};
     squares[0] = v.x * v.x + v.y * v.y;
     block_sums(squares);
-    const float factor = 1.0F / sqrtf(squares[0] / kLatentWidth + p.latent_eps);
-    s.kv_row[2 * tid] = v.x * factor * s.layer.kv_a_norm[2 * tid];
-    s.kv_row[2 * tid + 1] = v.y * factor * s.layer.kv_a_norm[2 * tid + 1];
+    const float factor = rsqrtf(squares[0] / kLatentWidth + step.s.p.latent_eps);
+    step.s.kv_row[2 * tid] = v.x * factor * step.s.layer.kv_a_norm[2 * tid];
+    step.s.kv_row[2 * tid + 1] = v.y * factor * step.s.layer.kv_a_norm[2 * tid + 1];
     if (tid < 32) {
-      float c, sn;
-      rope_angle(p.rope.frequencies.revolutions[tid], p.rope.positions[token], &c, &sn);
+      const float2 r = step.s.rope[token][tid];
       const float2 u = __ldcg(reinterpret_cast<const float2*>(from + kLatentWidth) + tid);
-      s.kv_row[kLatentWidth + 2 * tid] = u.x * c - u.y * sn;
-      s.kv_row[kLatentWidth + 2 * tid + 1] = u.x * sn + u.y * c;
+      step.s.kv_row[kLatentWidth + 2 * tid] = u.x * r.x - u.y * r.y;
+      step.s.kv_row[kLatentWidth + 2 * tid + 1] = u.x * r.y + u.y * r.x;
     }
     sync_workers();
-    const std::int32_t slot = p.slots[token];
-    if (warp != 0 || slot < 0) return;
-    switch (p.cache.codec) {
+    const std::int32_t slot = step.s.p.slots[token];
+    if (warp == 0 && slot >= 0) put_row(layer, slot);
+  }
+  __device__ __noinline__ static void put_row(int layer, std::int32_t slot) {
+    const int lane = threadIdx.x % 32;
+    switch (step.s.p.cache.codec) {
       case KvCodec::kFp8:
-        return encode_row<KvCodec::kFp8>(s.kv_row, cache_row<KvCodec::kFp8>(layer, slot), lane);
+        return encode_row<KvCodec::kFp8>(step.s.kv_row, cache_row<KvCodec::kFp8>(layer, slot), lane);
       case KvCodec::kInt8:
-        return encode_row<KvCodec::kInt8>(s.kv_row, cache_row<KvCodec::kInt8>(layer, slot), lane);
+        return encode_row<KvCodec::kInt8>(step.s.kv_row, cache_row<KvCodec::kInt8>(layer, slot), lane);
       case KvCodec::kInt4:
-        return encode_row<KvCodec::kInt4>(s.kv_row, cache_row<KvCodec::kInt4>(layer, slot), lane);
+        return encode_row<KvCodec::kInt4>(step.s.kv_row, cache_row<KvCodec::kInt4>(layer, slot), lane);
       default:
         auto* to = reinterpret_cast<__nv_bfloat16*>(cache_row<KvCodec::kBF16>(layer, slot));
-        for (int i = lane; i < kRowWidth; i += 32) to[i] = __float2bfloat16_rn(s.kv_row[i]);
+        for (int i = lane; i < kRowWidth; i += 32) to[i] = __float2bfloat16_rn(step.s.kv_row[i]);
     }
   }
   template <KvCodec kCodec>
-  __device__ unsigned char* cache_row(int layer, int slot) const {
-    auto* pages = static_cast<unsigned char*>(const_cast<void*>(p.cache.pages)) + layer * p.layer_stride;
-    return pages + slot / kPageRows * p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
+  __device__ static unsigned char* cache_row(int layer, int slot) {
+    auto* pages = static_cast<unsigned char*>(const_cast<void*>(step.s.p.cache.pages)) + layer * step.s.p.layer_stride;
+    return pages + slot / kPageRows * step.s.p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
   }
 
   // query = W_UKᵀ q_nope, by columns: a warp has 16 of a tile's 64, and half of the contraction.
   __device__ void latent_query() {
     constexpr int kStride = x_stride(kNopeWidth), kSlotStride = kColumns * 2 + 16;
+    const int heads = step.s.p.heads;
     int staged = -1;
-    each_column_tile(p.heads, [&](int head, int column) {
+    each_column_tile(heads, [&](int head, int column) {
       if (head != staged) {
         if (staged >= 0) sync_workers();  // the last tile's products are over
-        stage_plain(p.q + head * kQkWidth, static_cast<std::int64_t>(p.heads) * kQkWidth, kNopeWidth, StepOrder::kWords, x);
+        stage_plain(step.s.p.q + head * kQkWidth, heads * kQkWidth, kNopeWidth, StepOrder::kWords, step.s.x);
         staged = head;
       }
-      const std::uint32_t own = own_row(x, kStride);
+      const std::uint32_t own = own_row(step.s.x, kStride) + warp / 4 * 64;
       float acc[4] = {};
       const int m = warp % 4 * 16;
-#pragma unroll
+      // Stored by the contraction: tiles of (8 k, 8 columns), turned on the way.
+      const std::uint32_t from = (warp / 4 * 32 + lane / 16 * 8 + lane % 8) * kSlotStride + (m + lane / 8 % 2 * 8) * 2;
+#pragma unroll 1
       for (int part = 0; part < kNopeWidth / 64; ++part) {
         barrier_wait(ring.full + 8 * ring.at, ring.phase);
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const int depth = warp / 4 * 32 + k * 16;
-          std::uint32_t a[4];
-          // Stored by the contraction: tiles of (8 k, 8 columns), turned on the way.
-          ldmatrix4_trans(a, ring.slot() + (depth + lane / 16 * 8 + lane % 8) * kSlotStride + (m + lane / 8 % 2 * 8) * 2);
-          const std::uint32_t at = own + part * 128 + warp / 4 * 64 + k * 8;
-          mma(acc, a[0], a[1], a[2], a[3], lds32(at), lds32(at + 4));
-        }
+        const uint4 v = lds128(own + part * 128);
+        std::uint32_t a[4];
+        ldmatrix4_trans(a, ring.slot() + from);
+        mma(acc, a[0], a[1], a[2], a[3], v.x, v.y);
+        ldmatrix4_trans(a, ring.slot() + from + 16 * kSlotStride);
+        mma(acc, a[0], a[1], a[2], a[3], v.z, v.w);
         __syncwarp();
         if (lane == 0) barrier_arrive(ring.empty + 8 * ring.at);
         ring.advance();
       }
-      auto& sums = s.sums[turn ^= 1];
-      const int g = lane / 4, t = lane % 4;
-      *reinterpret_cast<float2*>(&sums[warp][g][2 * t]) = {acc[0], acc[1]};
-      *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * t]) = {acc[2], acc[3]};
+      auto& sums = step.s.sums[turn ^= 1];
+      const int g = lane / 4, q = lane % 4;
+      *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = {acc[0], acc[1]};
+      *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = {acc[2], acc[3]};
       sync_workers();
-      if (tid < kColumns * p.T) {
+      if (tid < kColumns * kT) {
         const int c = tid % kColumns, token = tid / kColumns, w = c / 16, row = c % 16;
-        const float v = (sums[w][row][token] + sums[w][row][p.T + token]) +
-                        (sums[w + 4][row][token] + sums[w + 4][row][p.T + token]);
-        p.query[(static_cast<std::int64_t>(token) * p.heads + head) * kLatentWidth + column + c] = v;
+        const float v = (sums[w][row][token] + sums[w][row][kT + token]) +
+                        (sums[w + 4][row][token] + sums[w + 4][row][kT + token]);
+        step.s.p.query[(token * heads + head) * kLatentWidth + column + c] = v;
       }
     });
   }
 
   // stream += W_o · attended.
   __device__ void project_out() {
-    const StepLayer& w = s.layer;
-    const int cols = p.heads * kQkWidth;
-    stage_plain(p.attended, cols, cols, order_of(w.o.shape.format), x);
-    each_row_tile(w.o, [&](const StepTile& t) {
-      const float v = tile_value(t, own_row(x, x_stride(cols)));
-      if (tid / 16 < p.T && tid % 16 < t.n) add_to_stream(tid / 16, t.row + tid % 16, v);
+    const int cols = step.s.p.heads * kQkWidth;
+    stage_plain(step.s.p.attended, cols, cols, order_of_role(kO), step.s.x);
+    each_row_tile(step.s.layer, kO, [&](const StepTile& t) {
+      const float v = tile_value(t, own_row(step.s.x, x_stride(cols)));
+      if (tid / 16 < kT && tid % 16 < t.n) add_to_stream(tid / 16, t.row + tid % 16, v);
     });
   }
   __device__ void add_to_stream(int token, int row, float v) {
-    float* at = p.stream + static_cast<std::int64_t>(token) * p.hidden + row;
+    float* at = step.s.p.stream + token * step.s.p.hidden + row;
     *at = __ldcg(at) + v;
   }
 
-  // Scores of the experts that are this block's; x stays staged for gate and up.
+  // The score of the expert that is this block's; x stays staged for gate and up.
   __device__ void score_experts() {
-    const StepLayer& w = s.layer;
-    const StepOrder first = order_of(w.shared_gate.shape.format);
-    const StepOrder second = w.n_experts > 0 ? order_of(w.gate.format) : first;
-    const int expert = blockIdx.x;  // and the ones a grid further
-    float dot[kStepRows] = {};
-    stage_normed(p.stream, p.hidden, w.post_norm, p.eps, first, second, [&](int t, int u, const float(&v)[8]) {
-      if (expert >= w.n_experts) return;
-      const float* row = w.router + static_cast<std::int64_t>(expert) * p.hidden + u * 8;
-      const float4 a = __ldg(reinterpret_cast<const float4*>(row)), b = __ldg(reinterpret_cast<const float4*>(row) + 1);
-      const float part = v[0] * a.x + v[1] * a.y + v[2] * a.z + v[3] * a.w + v[4] * b.x + v[5] * b.y + v[6] * b.z + v[7] * b.w;
-#pragma unroll
-      for (int i = 0; i < kStepRows; ++i) {
-        if (i == t) dot[i] += part;
-      }
+    const int hidden = step.s.p.hidden, n_experts = step.s.layer.n_experts, expert = blockIdx.x;
+    const StepOrder first = order_of_role(kSharedGate), second = n_experts > 0 ? order_of_role(kGate) : first;
+    float dot[kT] = {};
+    float4 a{}, b{};
+    if (expert < n_experts && tid < hidden / 8) {
+      const auto* row = reinterpret_cast<const float4*>(step.s.layer.router + expert * hidden) + 2 * tid;
+      a = __ldg(row), b = __ldg(row + 1);
+    }
+    stage_normed(step.s.p.stream, hidden, step.s.layer.post_norm, step.s.p.eps, first, second, [&](int t, int, const float(&v)[8]) {
+      dot[t] = v[0] * a.x + v[1] * a.y + v[2] * a.z + v[3] * a.w + v[4] * b.x + v[5] * b.y + v[6] * b.z + v[7] * b.w;
     });
-    if (expert >= w.n_experts) return;
+    if (expert >= n_experts) return;
     block_sums(dot);
-    if (tid < p.T) {
-      float mine = dot[0];
+    if (tid == 0) {
 #pragma unroll
-      for (int i = 1; i < kStepRows; ++i) {
-        if (tid == i) mine = dot[i];
-      }
-      p.scores[tid * p.score_stride + expert] = 1.0F / (1.0F + expf(-mine));
+      for (int t = 0; t < kT; ++t) step.s.p.scores[t * step.s.p.score_stride + expert] = 1.0F / (1.0F + expf(-dot[t]));
     }
   }
 
   // Every block for itself: each row's experts and weights, and the list of experts by rising number.
   __device__ void choose_experts() {
-    const StepLayer& w = s.layer;
-    if (warp < p.T) {
+    const int n_experts = step.s.layer.n_experts, top_k = step.s.p.top_k;
+    if (warp < kT) {
       constexpr int kPerLane = kStepExperts / 32;
       float score[kPerLane], choice[kPerLane];
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
         const int e = lane + 32 * i;
-        const bool real = e < w.n_experts;
-        score[i] = real ? __ldcg(p.scores + warp * p.score_stride + e) : 0.0F;
-        choice[i] = real ? score[i] + __ldg(w.router_bias + e) : -INFINITY;
+        const bool real = e < n_experts;
+        score[i] = real ? __ldcg(step.s.p.scores + warp * step.s.p.score_stride + e) : 0.0F;
+        choice[i] = real ? score[i] + __ldg(step.s.layer.router_bias + e) : -INFINITY;
         if (real && !(choice[i] > -3e38F)) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
       }
       float total = 0, mine = 0;
       int my_id = 0;
-      for (int k = 0; k < p.top_k; ++k) {
+#pragma unroll 1
+      for (int k = 0; k < top_k; ++k) {
         float best = -INFINITY, best_score = 0;
         int id = 1 << 30;
 #pragma unroll
@@ -380,19 +399,21 @@ struct StepWorker {
         total += best_score;
         if (lane == k) mine = best_score, my_id = id;
       }
-      if (lane < p.top_k) {
-        s.ids[warp * p.top_k + lane] = my_id;
-        s.weights[warp * p.top_k + lane] = (p.normalize ? mine / (total + 1e-20F) : mine) * p.routed_scale;
+      if (lane < top_k) {
+        step.s.ids[warp * top_k + lane] = my_id;
+        step.s.weights[warp * top_k + lane] = (step.s.p.normalize ? mine / (total + 1e-20F) : mine) * step.s.p.routed_scale;
       }
     }
-    sync_workers();
+    if (kT > 1) sync_workers();
     if (warp == 0) {
-      const int slots = p.T * p.top_k;
-      const int id = lane < slots ? s.ids[lane] : -1 - lane;  // no two of the others alike
+      __syncwarp();
+      const int slots = kT * top_k;
+      const int id = lane < slots ? step.s.ids[lane] : -1 - lane;  // no two of the others alike
       const unsigned same = __match_any_sync(0xffffffffU, id);
       const bool leads = lane < slots && __ffs(same) - 1 == lane;
       const unsigned leaders = __ballot_sync(0xffffffffU, leads);
       int place = 0;
+#pragma unroll 1
       for (int i = 0; i < slots; ++i) {
         const int other = __shfl_sync(0xffffffffU, id, i);
         if ((leaders >> i & 1U) != 0 && other < id) ++place;
@@ -401,114 +422,108 @@ struct StepWorker {
         StepItem item{id, {-1, -1, -1, -1}};
         for (unsigned rest = same; rest != 0; rest &= rest - 1) {
           const int slot = __ffs(rest) - 1;
-          item.slot[slot / p.top_k] = static_cast<signed char>(slot);
+          item.slot[slot / top_k] = static_cast<signed char>(slot);
         }
-        s.items[place] = item;
+        step.s.items[place] = item;
       }
-      if (lane == 0) s.n_items = __popc(leaders);
+      if (lane == 0) step.s.n_items = __popc(leaders);
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared_address(&s.routed));
+      if (lane == 0) barrier_arrive(shared_address(&step.s.routed));
     }
     sync_workers();
   }
 
   // h = silu(gate x) ⊙ up x of the shared expert (or the dense MLP), before anyone has chosen.
   __device__ void shared_gate_up() {
-    const StepLayer& w = s.layer;
-    const std::uint32_t own = own_row(x, x_stride(p.hidden));
-    const int first_slot = w.n_experts > 0 ? p.T * p.top_k : 0;
-    each_shared_tile(w, [&](const StepTile& t) {
-      const float v = gated_value(t, own);
-      const int token = tid / 16;
-      if (token < p.T && tid % 16 < t.n)
-        p.h[static_cast<std::int64_t>(first_slot + token) * p.inner_stride + t.row + tid % 16] = v;
-    });
+    const std::uint32_t own = own_row(step.s.x, x_stride(step.s.p.hidden));
+    const int first_slot = step.s.layer.n_experts > 0 ? kT * step.s.p.top_k : 0;
+    each_shared_tile(step.s.layer, [&](const StepTile& t) { gated_tile(t, own, first_slot, -1); });
   }
   // The same of the chosen experts.
   __device__ void expert_gate_up() {
-    const StepLayer& w = s.layer;
-    const StepOrder first = order_of(w.shared_gate.shape.format);
-    const std::uint32_t own = own_row(normed_rows(p.hidden, first, order_of(w.gate.format)), x_stride(p.hidden));
-    each_expert_tile(w, s.experts, s.items, s.n_items, [&](const StepTile& t, int item) {
-      const float v = gated_value(t, own);
-      const int token = tid / 16;
-      if (token >= p.T || tid % 16 >= t.n) return;
-      const int slot = s.items[item].slot[token];
-      if (slot >= 0) p.h[static_cast<std::int64_t>(slot) * p.inner_stride + t.row + tid % 16] = v;
-    });
+    const std::uint32_t rows = normed_rows(step.s.p.hidden, order_of_role(kSharedGate), order_of_role(kGate));
+    const std::uint32_t own = own_row(rows, x_stride(step.s.p.hidden));
+    each_expert_tile(step.s.layer, step.s.experts, step.s.items, step.s.n_items,
+                     [&](const StepTile& t, int item) { gated_tile(t, own, 0, item); });
   }
-  __device__ float gated_value(const StepTile& t, std::uint32_t own) {
+  __device__ void gated_tile(const StepTile& t, std::uint32_t own, int first_slot, int item) {
     const float v = tile_value(t, own);
-    if (!holds_values()) return 0;
+    if (!holds_values()) return;
     const float up = __shfl_down_sync(0xffffffffU, v, 8);
-    return silu(v) * up;
+    const int token = tid / 16;
+    if (token >= kT || tid % 16 >= t.n) return;
+    const int slot = item < 0 ? first_slot + token : step.s.items[item].slot[token];
+    if (slot >= 0) step.s.p.h[slot * step.s.p.inner_stride + t.row + tid % 16] = v / (1.0F + __expf(-v)) * up;
   }
 
   // stream += Σ weight · down h over the experts by rising number, then the shared one.
   __device__ void down() {
-    const StepLayer& w = s.layer;
-    const int n_items = w.n_experts > 0 ? s.n_items : 0;
-    const int shared_slot = w.n_experts > 0 ? p.T * p.top_k : 0;
-    const int n_all = n_items + (w.shared_down.shape.cols + kStepSegment - 1) / kStepSegment;
-    // x holds the rows of some items at a time: [first, last) of them, from slot to slot.
+    const int n_items = step.s.layer.n_experts > 0 ? step.s.n_items : 0;
+    const int n_all = n_items + (step.s.layer.mats[kSharedDown].cols + kStepSegment - 1) / kStepSegment;
+    // x holds the rows of some items at a time: [first, last) of them.
     int staged_first = 0, staged_last = 0;
     float sum = 0;
-    each_down_tile(w, s.experts, s.items, n_items, [&](const StepTile& t, int item) {
+    each_down_tile(step.s.layer, step.s.experts, step.s.items, n_items, [&](const StepTile& t, int item) {
       if (item < staged_first || item >= staged_last) {
         if (staged_last > 0) sync_workers();
         staged_first = item;
-        staged_last = stage_hidden(item, n_items, n_all, shared_slot);
+        staged_last = stage_hidden(item, n_items, n_all);
       }
       // Rows of this item's tokens; a token that is not in it reads another's, and nobody takes the result.
-      const int stride = x_stride(t.end - t.begin);
-      const int n = min(lane / 4, 2 * p.T - 1), mine = n < p.T ? n : n - p.T;
-      std::uint32_t own = x;
+      const int n = min(lane / 4, 2 * kT - 1), mine = n < kT ? n : n - kT;
+      std::uint32_t own = step.s.x;
+#pragma unroll 1
       for (int i = staged_first; i < item; ++i) own += item_rows(i, n_items) * 2 * x_stride(item_cols(i, n_items));
       int place = 0;  // of the token's row among the item's
-      for (int i = 0; i < mine; ++i) place += in_item(item, n_items, i) ? 1 : 0;
-      if (!in_item(item, n_items, mine)) place = 0;
-      own += static_cast<std::uint32_t>((2 * place + (n < p.T ? 0 : 1)) * stride) + lane % 4 * 16;
+      if (kT > 1 && in_item(item, n_items, mine)) {
+        for (int i = 0; i < mine; ++i) place += in_item(item, n_items, i) ? 1 : 0;
+      }
+      own += static_cast<std::uint32_t>((2 * place + (n < kT ? 0 : 1)) * x_stride(t.end - t.begin)) + lane % 4 * 16;
       const float v = tile_value(t, own);
       const int token = tid / 16;
-      if (token >= p.T) return;
+      if (token >= kT) return;
       if (item == 0) sum = 0;
       if (item < n_items) {
-        const int slot = s.items[item].slot[token];
-        if (slot >= 0) sum += s.weights[slot] * v;
+        const int slot = step.s.items[item].slot[token];
+        if (slot >= 0) sum += step.s.weights[slot] * v;
       } else {
         sum += v;
       }
       if (item == n_all - 1 && tid % 16 < t.n) add_to_stream(token, t.row + tid % 16, sum);
     });
   }
-  __device__ bool in_item(int item, int n_items, int token) const {
-    return item >= n_items || s.items[item].slot[token] >= 0;
+  __device__ static bool in_item(int item, int n_items, int token) {
+    return kT == 1 || item >= n_items || step.s.items[item].slot[token] >= 0;
   }
-  __device__ int item_rows(int item, int n_items) const {
+  __device__ static int item_rows(int item, int n_items) {
     int n = 0;
-    for (int t = 0; t < p.T; ++t) n += in_item(item, n_items, t) ? 1 : 0;
+#pragma unroll
+    for (int t = 0; t < kT; ++t) n += in_item(item, n_items, t) ? 1 : 0;
     return n;
   }
-  __device__ int item_cols(int item, int n_items) const {
-    if (item < n_items) return s.layer.down.cols;
-    return min(kStepSegment, s.layer.shared_down.shape.cols - (item - n_items) * kStepSegment);
+  __device__ static int item_cols(int item, int n_items) {
+    if (item < n_items) return step.s.layer.mats[kDown].cols;
+    return min(kStepSegment, step.s.layer.mats[kSharedDown].cols - (item - n_items) * kStepSegment);
   }
   // Stages rows of h from `item` on, as many items as fit; returns the first that is not staged.
-  __device__ int stage_hidden(int item, int n_items, int n_all, int shared_slot) {
-    std::uint32_t to = x;
+  __device__ int stage_hidden(int item, int n_items, int n_all) {
+    const int shared_slot = step.s.layer.n_experts > 0 ? kT * step.s.p.top_k : 0;
+    std::uint32_t to = step.s.x;
     int i = item;
+#pragma unroll 1
     for (; i < n_all; ++i) {
       const int cols = item_cols(i, n_items), stride = x_stride(cols), units = cols / 8;
-      const int bytes = item_rows(i, n_items) * 2 * stride;
-      if (i > item && static_cast<int>(to - x) + bytes > x_bytes) break;
-      const StepOrder order = order_of(i < n_items ? s.layer.down.format : s.layer.shared_down.shape.format);
+      if (i > item && static_cast<int>(to - step.s.x) + item_rows(i, n_items) * 2 * stride > step.s.x_bytes) break;
+      const StepOrder order = order_of_role(i < n_items ? kDown : kSharedDown);
       const int skip = i < n_items ? 0 : (i - n_items) * kStepSegment;
-      for (int t = 0; t < p.T; ++t) {
+#pragma unroll 1
+      for (int t = 0; t < kT; ++t) {
         if (!in_item(i, n_items, t)) continue;
-        const int slot = i < n_items ? s.items[i].slot[t] : shared_slot + t;
+        const int slot = i < n_items ? step.s.items[i].slot[t] : shared_slot + t;
+#pragma unroll 1
         for (int u = tid; u < units; u += kStepWorkers) {
           float v[8];
-          load8(p.h + static_cast<std::int64_t>(slot) * p.inner_stride + skip + u * 8, v);
+          load8(step.s.p.h + slot * step.s.p.inner_stride + skip + u * 8, v);
           put_split(order, to, to + stride, u, v);
         }
         to += 2 * stride;
@@ -520,16 +535,19 @@ struct StepWorker {
 
   // out = RMS(stream), a block a row.
   __device__ void normed_out() {
-    if (static_cast<int>(blockIdx.x) >= p.T) return;
-    const std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * p.hidden;
-    float squares[kStepRows] = {};
-    for (int i = tid; i < p.hidden; i += kStepWorkers) {
-      const float v = __ldcg(p.stream + base + i);
+    if (static_cast<int>(blockIdx.x) >= kT) return;
+    const int hidden = step.s.p.hidden, base = blockIdx.x * hidden;
+    float squares[kT] = {};
+#pragma unroll 1
+    for (int i = tid; i < hidden; i += kStepWorkers) {
+      const float v = __ldcg(step.s.p.stream + base + i);
       squares[0] += v * v;
     }
     block_sums(squares);
-    const float factor = 1.0F / sqrtf(squares[0] / static_cast<float>(p.hidden) + p.eps);
-    for (int i = tid; i < p.hidden; i += kStepWorkers) p.out[base + i] = __ldcg(p.stream + base + i) * factor * p.final_norm[i];
+    const float factor = rsqrtf(squares[0] / static_cast<float>(hidden) + step.s.p.eps);
+#pragma unroll 1
+    for (int i = tid; i < hidden; i += kStepWorkers)
+      step.s.p.out[base + i] = __ldcg(step.s.p.stream + base + i) * factor * step.s.p.final_norm[i];
   }
 };
 

@@ -13,8 +13,24 @@ inline constexpr int kStepSlots = 32;
 inline constexpr int kStepHeadsMost = 32;
 inline constexpr int kStepSegment = 5120;  // columns of a dense layer's or shared expert's down projection at a time
 
-// A layer's weights as the kernel reads them, in device memory. Experts are arrays in device memory; a dense layer has
-// none, and its MLP in the place of the shared expert.
+// A matrix with all that the kernel would otherwise work out for each tile.
+struct StepMat {
+  MatPtr at;
+  std::int32_t rows = 0, cols = 0;
+  std::int32_t row_bytes = 0, scale_row_bytes = 0;
+  std::int32_t tile_rows = 0;    // rows of a tile at most; of a pair, of each matrix
+  std::uint8_t group_shift = 0;  // a scale covers 2^group_shift columns
+  std::uint8_t rows_shift = 0;   // and 2^rows_shift rows
+  std::uint8_t scale_bytes = 0;
+  bool mins = false;
+  WeightFormat format = WeightFormat::kBF16;
+  DType scale_dtype = DType::kF32;
+};
+
+// A layer's matrices. A dense layer has no experts, and its MLP in the place of the shared one.
+enum StepRole { kQa, kKva, kQb, kO, kValues, kSharedGate, kSharedDown, kGate, kDown, kStepRoles };
+
+// A layer's weights in device memory.
 struct alignas(16) StepLayer {
   const float* input_norm;
   const float* q_a_norm;
@@ -23,10 +39,9 @@ struct alignas(16) StepLayer {
   const float* router;
   const float* router_bias;
   const MatPtr* experts;  // [3][n_experts]: gate, up, down
-  const void* kv_b;       // BF16
-  Mat q_a, kv_a, q_b, o, shared_gate, shared_down;
+  const void* kv_b;       // BF16; kValues are all its rows
+  StepMat mats[kStepRoles];
   MatPtr shared_up;
-  MatShape gate, down;
   std::int32_t n_experts;
 };
 static_assert(sizeof(StepLayer) % 16 == 0, "copied by sixteen bytes");
@@ -60,11 +75,13 @@ struct DecodeStep {
   float* attended = nullptr;   // [T, N, 256]
   float* scores = nullptr;     // [T, score_stride]
   float* h = nullptr;          // [T · top_k + T, inner_stride]
+  long long* trace = nullptr;
   unsigned* counters = nullptr;  // [2], zero between steps
 };
 
-// Whether the kernel reads such a matrix; pair: gate, with up alike.
+// Whether the kernel reads such a matrix (pair: gate, with up alike), and as what.
 bool step_reads(const Mat& m, bool pair = false);
+StepMat step_mat(const Mat& m, bool pair = false);
 
 // Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
 int step_blocks(const Launch& l, const DecodeStep& s);
