@@ -1,5 +1,6 @@
 // All layers of a step in one kernel, against the same model op by op and against the reference in fp32: every weight
-// format and cache codec, contexts in one piece, in several and over all blocks of the grid, several rows and sequences.
+// format and cache codec, contexts in one piece, in several and over all blocks of the grid, several rows and
+// sequences.
 
 #include <cstring>
 #include <deque>
@@ -57,12 +58,13 @@ class Layers {
         mlp(attention, sizes.dense, sizes.hidden, &d.dense, &h.dense);
         continue;
       }
-      floats(sizes.experts * sizes.hidden, 1.0F / std::sqrt(static_cast<float>(sizes.hidden)), {sizes.experts, sizes.hidden},
-             &d.router, &h.router);
+      floats(sizes.experts * sizes.hidden, 1.0F / std::sqrt(static_cast<float>(sizes.hidden)),
+             {sizes.experts, sizes.hidden}, &d.router, &h.router);
       floats(sizes.experts, 0.1F, {sizes.experts}, &d.router_bias, &h.router_bias);
       d.experts.resize(static_cast<std::size_t>(sizes.experts));
       h.experts.resize(d.experts.size());
-      for (std::size_t e = 0; e < d.experts.size(); ++e) mlp(experts, sizes.inner, sizes.hidden, &d.experts[e], &h.experts[e]);
+      for (std::size_t e = 0; e < d.experts.size(); ++e)
+        mlp(experts, sizes.inner, sizes.hidden, &d.experts[e], &h.experts[e]);
       mlp(shared, sizes.inner, sizes.hidden, &d.shared, &h.shared);
     }
   }
@@ -127,8 +129,8 @@ struct Sequence {
 };
 
 // A step of these sequences over a cache of random rows; returns the final hidden state and the logits.
-std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec, const std::vector<Sequence>& sequences,
-                            int window) {
+std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec,
+                            const std::vector<Sequence>& sequences, int window) {
   std::vector<std::int32_t> ids, positions, slots, offsets{0}, contexts, table, logit_rows;
   std::int32_t max_pages = 1, n_pages = 0;
   for (const Sequence& s : sequences) max_pages = std::max(max_pages, (s.context + kPageTokens - 1) / kPageTokens);
@@ -181,18 +183,18 @@ std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec
 }
 
 const std::vector<std::vector<Sequence>> kBatches{
-    {{1, 1}},                            // nothing cached before
-    {{70, 1}},                           // three blocks of tokens
-    {{700, 1}},                          // more pieces than are merged directly
-    {{5000, 1}},                         // more blocks of tokens than blocks of the grid
-    {{40, 1}, {333, 1}},                 //
-    {{90, 3}},                           // rows of one sequence
-    {{33, 2}, {2, 1}, {2500, 1}},        //
-    {{64, 1}, {65, 1}, {128, 1}, {6, 1}} //
+    {{1, 1}},                             // nothing cached before
+    {{70, 1}},                            // three blocks of tokens
+    {{700, 1}},                           // more pieces than are merged directly
+    {{5000, 1}},                          // more blocks of tokens than blocks of the grid
+    {{40, 1}, {333, 1}},                  //
+    {{90, 3}},                            // rows of one sequence
+    {{33, 2}, {2, 1}, {2500, 1}},         //
+    {{64, 1}, {65, 1}, {128, 1}, {6, 1}}  //
 };
 
-void compare(const Sizes& sizes, const char* attention, const char* shared, const char* experts, KvCodec codec, int window,
-             const std::vector<std::vector<Sequence>>& batches) {
+void compare(const Sizes& sizes, const char* attention, const char* shared, const char* experts, KvCodec codec,
+             int window, const std::vector<std::vector<Sequence>>& batches) {
   const auto fused = make_cuda_ops({.one_kernel_steps = true}), plain = make_cuda_ops({.one_kernel_steps = false});
   const auto reference = make_reference_ops();
   const Layers layers(*fused, 5, sizes, attention, shared, experts);

@@ -69,7 +69,8 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   std::vector<StepLayer> table(layers.size());
   std::vector<MatPtr> experts_of;
   experts_of.reserve(pointers);
-  const auto* on_device = reinterpret_cast<const MatPtr*>(static_cast<const std::byte*>(decoder_.table.data()) + layer_bytes);
+  const auto* on_device =
+      reinterpret_cast<const MatPtr*>(static_cast<const std::byte*>(decoder_.table.data()) + layer_bytes);
   for (std::size_t l = 0; l < layers.size(); ++l) {
     const LayerWeights& w = layers[l];
     StepLayer& t = table[l];

@@ -1,7 +1,8 @@
 #pragma once
 // Attention within the decode step: the contexts of all rows in blocks of 32 tokens, dealt out evenly over the grid.
 // A block of the grid takes a contiguous range of them, whichever rows that meets, and leaves a piece for each row: the
-// running maximum, the sum, and the latent numbers of all heads. Heads stand in a product's 16 rows (20 waste 12 of 32).
+// running maximum, the sum, and the latent numbers of all heads. Heads stand in a product's 16 rows (20 waste 12 of
+// 32).
 //   S (heads × 32) = Q (heads × 576) · KVᵀ         a warp: 16 heads, 8 tokens
 //   softmax                                        a warp: 4 heads, a lane a token
 //   O (heads × 512) += P · KV's first 512 columns  a warp: 64 of the 512
@@ -16,7 +17,7 @@ constexpr int kStepTokens = 32, kStepHeads = kStepHeadsMost;
 constexpr int kCacheStride = kRowWidth * 2 + 16;  // bytes of a BF16 row of the cache, or of a query, in shared memory
 constexpr int kCacheTile = kStepTokens * kCacheStride;
 constexpr int kScoreRow = kStepTokens + 4, kWeightRow = kStepTokens * 2 + 16;
-constexpr int kDirectPieces = 16;  // of a row: more are merged in a stage of their own
+constexpr int kDirectPieces = 16;                            // of a row: more are merged in a stage of their own
 constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 
 // By one thread, once a step: the layers have one answer.
@@ -56,7 +57,8 @@ struct CacheTile {
   RawPart raw[kRowsAWarp];
 
   __device__ static const unsigned char* row_at(const unsigned char* pages, int seq, int token) {
-    const int page = step.s.p.cache.page_table[static_cast<std::int64_t>(seq) * step.s.p.cache.max_pages + token / kPageRows];
+    const int page =
+        step.s.p.cache.page_table[static_cast<std::int64_t>(seq) * step.s.p.cache.max_pages + token / kPageRows];
     return pages + page * step.s.p.cache.page_stride + token % kPageRows * kCacheRowBytes<kCodec>;
   }
   // Tokens from `token` on; those outside [begin, end) become zeros.
@@ -68,8 +70,7 @@ struct CacheTile {
       for (int i = threadIdx.x; i < kStepTokens * kUnits; i += kStepWorkers) {
         const int row = i / kUnits, u = i % kUnits;
         const bool valid = token + row >= begin && token + row < end;
-        cp_async16(to + row * kCacheStride + u * 16,
-                   (valid ? row_at(pages, seq, token + row) : pages) + u * 16, valid);
+        cp_async16(to + row * kCacheStride + u * 16, (valid ? row_at(pages, seq, token + row) : pages) + u * 16, valid);
       }
       cp_async_commit();
     } else {
@@ -93,7 +94,7 @@ struct CacheTile {
         if (token + r >= begin && token + r < end) part = decode_part<kCodec>(raw[i], lane);
         const std::uint32_t at = to + r * kCacheStride;
         sts128(at + first_unit<kCodec>(lane) * 16, part.unit[0]);
-        sts128(at + (first_unit<kCodec>(lane) + kUnitStep<kCodec>) * 16, part.unit[1]);
+        sts128(at + (first_unit<kCodec>(lane) + kUnitStep<kCodec>)*16, part.unit[1]);
         sts32(at + kLatentWidth * 2 + lane * 4, part.rotary);
       }
     }
@@ -104,28 +105,40 @@ struct CacheTile {
 template <KvCodec kCodec>
 __device__ __forceinline__ void stage_queries(int t) {
   const int lane = threadIdx.x % 32;
-  for (int h = static_cast<int>(threadIdx.x / 32); h < step.s.p.heads; h += kStepWarps) {
-    const std::int64_t row = static_cast<std::int64_t>(t) * step.s.p.heads + h;
-    float v[16];
+  constexpr int kMost = kStepHeads / kStepWarps;  // heads a warp, loaded before the first is used
+  const int warp = threadIdx.x / 32, heads = step.s.p.heads;
+  float v[kMost][16];
+  float2 rope[kMost];
+#pragma unroll
+  for (int k = 0; k < kMost; ++k) {
+    const int h = warp + k * kStepWarps;
+    if (h >= heads) break;
+    const int row = t * heads + h;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float4 f = __ldcg(reinterpret_cast<const float4*>(step.s.p.query + row * kLatentWidth) + lane * 4 + i);
-      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
+      v[k][4 * i] = f.x, v[k][4 * i + 1] = f.y, v[k][4 * i + 2] = f.z, v[k][4 * i + 3] = f.w;
     }
-    const float2 rope = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
-    if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
+    rope[k] = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
+  }
+#pragma unroll
+  for (int k = 0; k < kMost; ++k) {
+    const int h = warp + k * kStepWarps;
+    if (h >= heads) break;
+    if constexpr (is_rotated(kCodec)) warp_hadamard(v[k], lane);
     const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      sts128(to + lane * 32 + i * 16, {pack_bf16(v[8 * i], v[8 * i + 1]), pack_bf16(v[8 * i + 2], v[8 * i + 3]),
-                                         pack_bf16(v[8 * i + 4], v[8 * i + 5]), pack_bf16(v[8 * i + 6], v[8 * i + 7])});
+      const float* u = v[k] + 8 * i;
+      sts128(to + lane * 32 + i * 16,
+             {pack_bf16(u[0], u[1]), pack_bf16(u[2], u[3]), pack_bf16(u[4], u[5]), pack_bf16(u[6], u[7])});
     }
-    sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rope.x, rope.y));
+    sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rope[k].x, rope[k].y));
   }
 }
 
-// Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are fewer
-// than 32: what it makes of that is not used.
+// Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are
+// fewer than 32: what it makes of that is not used.
 template <KvCodec kCodec>
 __device__ __noinline__ void attend_pieces(int layer) {
   const StepContexts& contexts = step.s.contexts;
@@ -153,7 +166,8 @@ __device__ __noinline__ void attend_pieces(int layer) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) top[i] = -INFINITY, sum[i] = 0;
     for (int b = from; b < to; ++b) {
-      const std::uint32_t here = step.s.cache + (b - from) % 2 * kCacheTile, next = step.s.cache + (b - from + 1) % 2 * kCacheTile;
+      const std::uint32_t here = step.s.cache + (b - from) % 2 * kCacheTile,
+                          next = step.s.cache + (b - from + 1) % 2 * kCacheTile;
       tile.finish(token_of(b), begin, end, here);
       sync_workers();
       if (b + 1 < to) tile.load(pages, seq, token_of(b + 1), begin, end, next);
@@ -184,23 +198,39 @@ __device__ __noinline__ void attend_pieces(int layer) {
       // Softmax
       const int token = token_of(b) + lane;
       const bool seen = token >= begin && token < end;
+      if (warp * 4 < 16 * tiles) {
+        float best[4], weight[4], factor[4], total[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int h = warp * 4 + i;
-        if (h >= 16 * tiles) break;
-        float v = seen && h < heads ? __uint_as_float(lds32(scores + (h * kScoreRow + lane) * 4)) : -INFINITY;
-        float best = v;
+        for (int i = 0; i < 4; ++i)
+          best[i] = weight[i] =
+              seen ? __uint_as_float(lds32(scores + ((warp * 4 + i) * kScoreRow + lane) * 4)) : -INFINITY;
 #pragma unroll
-        for (int d = 16; d > 0; d >>= 1) best = fmaxf(best, __shfl_xor_sync(0xffffffffU, best, d));
-        best = fmaxf(best, top[i]);
-        const float weight = best > -INFINITY ? exp2f(v - best) : 0.0F;
-        const float factor = best > -INFINITY ? exp2f(top[i] - best) : 1.0F;
-        const __nv_bfloat16 rounded = __float2bfloat16_rn(weight);
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + h * kWeightRow + lane * 2), "h"(__bfloat16_as_ushort(rounded))
-                     : "memory");
-        sum[i] = sum[i] * factor + warp_sum(__bfloat162float(rounded));
-        top[i] = best;
-        if (lane == 0) sts32(factors + h * 4, __float_as_uint(factor));
+        for (int d = 16; d > 0; d >>= 1) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          best[i] = fmaxf(best[i], top[i]);
+          const bool any = best[i] > -INFINITY;
+          factor[i] = any ? exp2f(top[i] - best[i]) : 1.0F;
+          const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? exp2f(weight[i] - best[i]) : 0.0F);
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * 4 + i) * kWeightRow + lane * 2),
+                       "h"(__bfloat16_as_ushort(rounded))
+                       : "memory");
+          total[i] = __bfloat162float(rounded);
+          top[i] = best[i];
+        }
+#pragma unroll
+        for (int d = 16; d > 0; d >>= 1) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[i] = sum[i] * factor[i] + total[i];
+          if (lane == i) sts32(factors + (warp * 4 + i) * 4, __float_as_uint(factor[i]));
+        }
       }
       sync_workers();
 
@@ -288,7 +318,8 @@ __device__ __noinline__ void merge_pieces() {
     for (int i = warp; i < n; i += kStepWarps) {
       const std::int64_t row = piece_row(t, i, h);
       const float2 ml = __ldcg(step.s.p.partial_ml + row);
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
+      const float4 v =
+          __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
       const float w = exp2f(ml.x - top);
       total += w * ml.y;
       sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
@@ -328,8 +359,8 @@ __device__ __forceinline__ void load_latent(int t, int h, float (&v)[16]) {
   for (int i = 0; i < 16; ++i) v[i] = 0;
 #pragma unroll 2
   for (int k = 0; k < n; ++k) {
-    const float* from =
-        merged ? step.s.p.latent + (t * step.s.p.heads + h) * kLatentWidth : step.s.p.partial + piece_row(t, k, h) * kLatentWidth;
+    const float* from = merged ? step.s.p.latent + (t * step.s.p.heads + h) * kLatentWidth
+                               : step.s.p.partial + piece_row(t, k, h) * kLatentWidth;
     const float w = __shfl_sync(0xffffffffU, mine, k);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -364,11 +395,11 @@ __device__ __forceinline__ void project_values(StepWorker<kT>& c) {
     }
   }
   sync_workers();
-  each_value_tile(step.s.layer, heads, [&](const StepTile& t, int head) {
+  each_value_tile(c.weights(), heads, [&](const StepTile& t, int head) {
     const std::uint32_t rows = step.s.x + static_cast<std::uint32_t>((head - first) * kT * 2 * kStride);
-    const float v = c.tile_value(t, c.own_row(rows, kStride));
-    const int token = c.tid / 16, row = t.row + c.tid % 16 - head * kNopeWidth - kNopeWidth;
-    if (token < kT && c.tid % 16 < t.n) step.s.p.attended[token * heads * kQkWidth + row] = v;
+    c.whole_tile(t, c.own_row(rows, kStride), [&](int row, int token) {
+      step.s.p.attended[token * heads * kQkWidth + t.row + row - (head + 1) * kNopeWidth] = c.sum_at(row, token);
+    });
   });
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// Which tiles a block of the decode step takes, stage by stage: the copying warp and the multiplying warps walk through
-// the same lists. Rows are dealt out evenly over the blocks, to the pair of rows, and cut into tiles.
+// Which tiles a block of the decode step takes, stage by stage: the copying warps and the multiplying warps walk
+// through the same lists. Rows are dealt out evenly over the blocks, to the pair of rows, and cut into tiles.
 
 #include "backends/cuda/decode_ring.cuh"
 
@@ -19,14 +19,15 @@ struct Range {
 // This block's part of `total` rows, in whole units.
 __device__ __forceinline__ Range share(int total, int unit) {
   const unsigned units = static_cast<unsigned>(total / unit);
-  return {static_cast<int>(units * blockIdx.x / gridDim.x) * unit, static_cast<int>(units * (blockIdx.x + 1) / gridDim.x) * unit};
+  return {static_cast<int>(units * blockIdx.x / gridDim.x) * unit,
+          static_cast<int>(units * (blockIdx.x + 1) / gridDim.x) * unit};
 }
 __device__ __forceinline__ Range cut(Range r, int begin, int end) { return {max(r.begin, begin), min(r.end, end)}; }
 
 // Calls visit(tile) for rows [begin, end) of a matrix, or of two alike.
 template <typename Visit>
-__device__ __forceinline__ void each_tile(const StepLayer& w, StepRole role, const MatPtr& a, const MatPtr& b, bool pair,
-                                          Range rows, int most, Visit&& visit) {
+__device__ __forceinline__ void each_tile(const StepLayer& w, StepRole role, const MatPtr& a, const MatPtr& b,
+                                          bool pair, Range rows, int most, Visit&& visit) {
   const int n = rows.end - rows.begin;
   if (n <= 0) return;
   const int tiles = (n + most - 1) / most, size = min(most, ((n + tiles - 1) / tiles + 1) / 2 * 2);
@@ -77,7 +78,7 @@ __device__ __forceinline__ void each_value_tile(const StepLayer& w, int heads, V
   for (int h = all.begin / kQkWidth; h * kQkWidth < all.end; ++h) {
     const Range here = cut(all, h * kQkWidth, (h + 1) * kQkWidth);
     const int skip = h * kNopeWidth + kNopeWidth;
-    each_tile(w, kValues, m.at, m.at, false, {here.begin + skip, here.end + skip}, kTileRows,
+    each_tile(w, kValues, m.at, m.at, false, {here.begin + skip, here.end + skip}, m.tile_rows,
               [&](const StepTile& t) { visit(t, h); });
   }
 }

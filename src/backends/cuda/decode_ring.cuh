@@ -1,11 +1,11 @@
 #pragma once
-// Weights on their way through shared memory: one warp copies, tile after tile, into a ring of slots; eight warps take
-// the tiles out of it in the same order and multiply. The copies wait for free slots only, never for activations, so that
-// memory is read while the others wait for each other.
+// Weights on their way through shared memory: four warps copy, tile after tile, into a ring of slots; eight warps take
+// the tiles out of it in the same order and multiply. The copies wait for free slots only, never for activations, so
+// that memory is read while the others wait for each other.
 //
-// A tile is up to 16 rows of a matrix (or eight of each of two). It travels as one slot of scales, where the format has
-// scales, and slots of 512 bytes of each row. Each of the eight warps takes 64 of these 512 bytes: the sum of an output
-// has one order, whatever the number of rows of x.
+// A tile is up to 16, 32 or 64 rows of a matrix (or half as many of each of two), which travel as one slot of scales,
+// where the format has scales, and slots of 512, 256 or 128 bytes of each row. Each of the eight warps takes an eighth
+// of these bytes, of all rows: the sum of an output has one order, whatever the number of rows of x.
 
 #include "backends/cuda/bulk.cuh"
 #include "backends/cuda/decode_step.hpp"
@@ -13,15 +13,15 @@
 
 namespace glint::cuda {
 
-constexpr int kStepWarps = 8, kStepWorkers = 32 * kStepWarps, kStepThreads = kStepWorkers + 32;
-constexpr int kSliceBytes = 512;            // of each row in a slot
-constexpr int kSlotRow = kSliceBytes + 16;  // rows begin in different banks
-constexpr int kSlotBytes = 9216;            // 16 such rows, 64 rows of 128 + 16 bytes, or scales
-constexpr int kTileRows = 16;
-constexpr int kColumns = 64;  // columns of W_UK a tile of the latent query has
+constexpr int kStepWarps = 8, kStepWorkers = 32 * kStepWarps;
+constexpr int kCopyWarps = 4, kCopyThreads = 32 * kCopyWarps, kStepThreads = kStepWorkers + kCopyThreads;
+constexpr int kSlotBytes = 9216;  // 16 rows of 512 + 16 bytes, 32 of 256 + 16, 64 of 128 + 16, or scales
+constexpr int kColumns = 64;      // columns of W_UK a tile of the latent query has
 
 // Scale pieces of a tile share a slot: of both matrices, and their mins.
-__host__ __device__ inline int scale_piece(bool pair, bool mins) { return kSlotBytes / ((pair ? 2 : 1) * (mins ? 2 : 1)); }
+__host__ __device__ inline int scale_piece(bool pair, bool mins) {
+  return kSlotBytes / ((pair ? 2 : 1) * (mins ? 2 : 1));
+}
 // Bytes of a row of x in shared memory: rows begin half a bank apart.
 __host__ __device__ constexpr int x_stride(int cols) { return (cols * 2 + 127) / 128 * 128 + 64; }
 
@@ -31,7 +31,7 @@ __host__ __device__ constexpr int x_stride(int cols) { return (cols * 2 + 127) /
 struct StepTile {
   StepRole role;
   MatPtr at[2];
-  int row, n;  // a pair's rows: n of each matrix, at most eight
+  int row, n;  // a pair's rows: n of each matrix
   bool pair;
   int begin, end;  // columns
 };
@@ -52,86 +52,104 @@ struct Ring {
 };
 
 __device__ __forceinline__ int bytes_of(const StepMat& m, int cols) {
-  return m.format == WeightFormat::kBF16 ? cols * 2
-         : m.format == WeightFormat::kI4 || m.format == WeightFormat::kNF4 ? cols / 2 : cols;
+  return m.format == WeightFormat::kBF16                                   ? cols * 2
+         : m.format == WeightFormat::kI4 || m.format == WeightFormat::kNF4 ? cols / 2
+                                                                           : cols;
 }
+// Sixteens of rows that a tile's slots have room for, as a shift; rows begin in different banks.
+__device__ __forceinline__ int shape_of(int rows) { return rows <= 16 ? 0 : rows <= 32 ? 1 : 2; }
+__device__ __forceinline__ int slice_of(int shape) { return 512 >> shape; }
 __device__ __forceinline__ bool is_scaled(const StepMat& m) { return m.format != WeightFormat::kBF16; }
 __device__ __forceinline__ std::uint32_t low_bits(const void* p) {
   return static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(p)) & 15U;
 }
 
-// ---- the copying warp -----------------------------------------------------------------------------------------------
+// ---- the copying warps ----------------------------------------------------------------------------------------------
 
-// Waits until the slot is free and says what will come. All lanes; the copies may be issued by any lane after it.
-__device__ __forceinline__ void open_slot(const Ring& r, int bytes, int lane) {
-  if (lane == 0) {
-    barrier_wait(r.empty + 8 * r.at, r.phase ^ 1U);
-    barrier_expect(r.full + 8 * r.at, bytes);
-  }
-  __syncwarp();
+// Sixteen bytes at a time: the bulk copy engine takes some 75 cycles for each piece of a row, however short, and rows
+// must lie apart in shared memory. i: the thread's number among the copying ones.
+
+__device__ __forceinline__ void wait_for_slot(const Ring& r) { barrier_wait(r.empty + 8 * r.at, r.phase ^ 1U); }
+// The slot is full once every copying thread's copies so far have come.
+__device__ __forceinline__ void close_slot(Ring& r) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(r.full + 8 * r.at) : "memory");
+  r.advance();
+}
+__device__ __forceinline__ void copy16(std::uint32_t to, const char* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void copy_scales(Ring& r, const StepMat& m, const MatPtr& a, const MatPtr& b, int row, int n,
-                                            bool pair, int lane) {
-  const int pieces = (pair ? 2 : 1) * (m.mins ? 2 : 1);
+                                            bool pair, int i) {
+  const int pieces = (pair ? 2 : 1) * (m.mins ? 2 : 1), piece_bytes = scale_piece(pair, m.mins);
   const int first = row >> m.rows_shift, last = (row + n - 1) >> m.rows_shift;
-  const void* base = nullptr;
-  if (lane < pieces) {
-    const MatPtr& at = pair && (lane & 1) != 0 ? b : a;
-    base = (pair ? lane >> 1 : lane) != 0 ? at.mins : at.scales;
+  wait_for_slot(r);
+  for (int k = 0; k < pieces; ++k) {
+    const MatPtr& at = pair && (k & 1) != 0 ? b : a;
+    const char* from = static_cast<const char*>((pair ? k >> 1 : k) != 0 ? at.mins : at.scales) +
+                       static_cast<std::int64_t>(first) * m.scale_row_bytes;
+    const int off = static_cast<int>(low_bits(from)), bytes = (last - first + 1) * m.scale_row_bytes + off;
+    for (int j = 16 * i; j < bytes; j += 16 * kCopyThreads) copy16(r.slot() + k * piece_bytes + j, from - off + j);
   }
-  const char* from = static_cast<const char*>(base) + static_cast<std::int64_t>(first) * m.scale_row_bytes;
-  const int off = static_cast<int>(low_bits(from));
-  const int bytes = lane < pieces ? ((last - first + 1) * m.scale_row_bytes + off + 15) / 16 * 16 : 0;
-  int total = bytes;
-#pragma unroll
-  for (int d = 2; d > 0; d >>= 1) total += __shfl_xor_sync(0xffffffffU, total, d);
-  open_slot(r, total, lane);
-  if (lane < pieces) bulk_copy(r.slot() + lane * scale_piece(pair, m.mins), from - off, bytes, r.full + 8 * r.at);
-  r.advance();
+  close_slot(r);
 }
 
-__device__ __noinline__ int copy_tile(Ring r, const StepMat& m, MatPtr a, MatPtr b, int row, int n, bool pair, int begin,
-                                      int end, int lane) {
+// Returns how many slots the tile has.
+__device__ __noinline__ int copy_tile(Ring r, const StepMat& m, MatPtr a, MatPtr b, int row, int n, bool pair,
+                                      int begin, int end, int i) {
   int used = 0;
   if (is_scaled(m)) {
-    copy_scales(r, m, a, b, row, n, pair, lane);
+    copy_scales(r, m, a, b, row, n, pair, i);
     ++used;
   }
-  // Lane j copies the tile's row j; of pairs, the second matrix's rows stand in rows 8 to 15.
-  const bool second = pair && lane >= 8;
-  const int in = second ? lane - 8 : lane, rows = pair ? 2 * n : n;
-  const bool mine = in < n && (second || !pair || lane < 8) && lane < 16;
-  const char* from = static_cast<const char*>(second ? b.data : a.data) + static_cast<std::int64_t>(row + in) * m.row_bytes;
+  const int shape = shape_of(pair ? (n + 7) / 8 * 16 : n), slice = slice_of(shape);
+  // A thread has one place of sixteen bytes in four rows. Of pairs, eight rows of each matrix stand in turn.
+  const int unit = i & ((32 >> shape) - 1), place0 = i >> (5 - shape), step = kCopyWarps << shape;
   const int last = bytes_of(m, end);
-  for (int at = bytes_of(m, begin); at < last; at += kSliceBytes, ++used) {
-    const int bytes = min(kSliceBytes, last - at);
-    open_slot(r, bytes * rows, lane);
-    if (mine) bulk_copy(r.slot() + lane * kSlotRow, from + at, bytes, r.full + 8 * r.at);
-    r.advance();
+  int at = bytes_of(m, begin) + 16 * unit;
+  const char* from[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int place = place0 + k * step, in = pair ? place / 16 * 8 + place % 8 : place;
+    const void* base = pair && place / 8 % 2 != 0 ? b.data : a.data;
+    from[k] = in < n ? static_cast<const char*>(base) + static_cast<std::int64_t>(row + in) * m.row_bytes : nullptr;
+  }
+  const std::uint32_t to = static_cast<std::uint32_t>(place0 * (slice + 16) + 16 * unit);
+  const std::uint32_t apart = static_cast<std::uint32_t>(step * (slice + 16));
+#pragma unroll 1
+  for (int done = bytes_of(m, begin); done < last; done += slice, at += slice, ++used) {
+    wait_for_slot(r);
+    if (at < last) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (from[k] != nullptr) copy16(r.slot() + to + k * apart, from[k] + at);
+      }
+    }
+    close_slot(r);
   }
   return used;
 }
 
 // 192 rows of W_UK from `row` on, 64 columns from `column` on.
-__device__ __forceinline__ void copy_columns(Ring& r, const void* kv_b, int row, int column, int lane) {
-  const auto* from = static_cast<const std::uint16_t*>(kv_b) + static_cast<std::int64_t>(row) * kLatentWidth + column;
+__device__ __forceinline__ void copy_columns(Ring& r, const void* kv_b, int row, int column, int i) {
+  const auto* from = reinterpret_cast<const char*>(static_cast<const std::uint16_t*>(kv_b) +
+                                                   static_cast<std::int64_t>(row) * kLatentWidth + column);
 #pragma unroll 1
   for (int part = 0; part < kNopeWidth; part += 64) {
-    open_slot(r, 64 * kColumns * 2, lane);
+    wait_for_slot(r);
 #pragma unroll
-    for (int i = lane; i < 64; i += 32)
-      bulk_copy(r.slot() + i * (kColumns * 2 + 16), from + static_cast<std::int64_t>(part + i) * kLatentWidth, kColumns * 2,
-                r.full + 8 * r.at);
-    r.advance();
+    for (int j = i; j < 64 * 8; j += kCopyThreads)
+      copy16(r.slot() + j / 8 * (kColumns * 2 + 16) + j % 8 * 16,
+             from + (part + j / 8) * (kLatentWidth * 2) + j % 8 * 16);
+    close_slot(r);
   }
 }
 
 // ---- rows of x in shared memory -------------------------------------------------------------------------------------
 
-// x is held as two BF16 numbers, x ≈ high + low, in a column of the product each: products with BF16, INT8, FP8 and INT4
-// weights lose nothing to the rounding of x. A block of 32 columns takes 64 bytes, of which lane t of a quad reads the
-// 16 from 16 t on, in the order in which the format's codes come apart.
+// x is held as two BF16 numbers, x ≈ high + low, in a column of the product each: products with BF16, INT8, FP8 and
+// INT4 weights lose nothing to the rounding of x. A block of 32 columns takes 64 bytes, of which lane t of a quad reads
+// the 16 from 16 t on, in the order in which the format's codes come apart.
 enum class StepOrder : std::uint8_t { kWords, kBytes, kNibbles, kCodebook };
 __device__ __forceinline__ StepOrder order_of(WeightFormat f) {
   if (f == WeightFormat::kBF16) return StepOrder::kWords;
@@ -188,8 +206,14 @@ __device__ __forceinline__ std::uint32_t lds16(std::uint32_t address) {
   return v;
 }
 
-// 32 columns of the warp's 16 rows as two A operands. `at`: this lane's place in them, see tile_sum.
 template <WeightFormat F>
+struct StepFormat {
+  static constexpr int kBits = weight_code_bits(F);
+  static constexpr int kBlock = kBits * 4;  // bytes of 32 columns
+};
+
+// 32 columns of 16 rows as two A operands. `at`: this lane's place in them, see tile_sum.
+template <WeightFormat F, int kRowBytes>
 __device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, std::uint32_t offset,
                                          std::uint32_t (&a)[2][4]) {
   if constexpr (F == WeightFormat::kBF16) {
@@ -200,7 +224,7 @@ __device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, st
     for (int k = 0; k < 2; ++k) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const std::uint32_t w = lds32(at + 8 * r * kSlotRow + k * 16);
+        const std::uint32_t w = lds32(at + 8 * r * kRowBytes + k * 16);
         const std::uint32_t x = __byte_perm(w, 0, 0x4140), y = __byte_perm(w, 0, 0x4342);
         a[k][r] = F == WeightFormat::kI8 ? int8_pair(x) : e4m3_pair(x);
         a[k][r + 2] = F == WeightFormat::kI8 ? int8_pair(y) : e4m3_pair(y);
@@ -209,7 +233,7 @@ __device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, st
   } else {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const std::uint32_t w = lds32(at + 8 * r * kSlotRow);
+      const std::uint32_t w = lds32(at + 8 * r * kRowBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if constexpr (F == WeightFormat::kI4) {
@@ -223,103 +247,146 @@ __device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, st
   }
 }
 
-template <WeightFormat F>
-struct StepFormat {
-  static constexpr int kBits = weight_code_bits(F);
-};
+// As mma(), free to be moved by the compiler.
+__device__ __forceinline__ void product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                        std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 // What tile_sum() is to do, in registers.
 struct TileJob {
-  std::uint32_t x;      // this lane's address in its row of x
+  std::uint32_t x;      // this lane's address in its row of x, at column `begin`
   std::uint32_t nf4;    // of the table of pairs
   std::uint32_t bases;  // low bits of the addresses of scales (first matrix, second), then mins
-  int row, n, begin, end;
+  std::uint32_t sums;   // of this warp's sums: [rows][row_floats]
+  int row_floats;       // 2 · tokens: the columns of x that are real
+  int row, n, columns;
+  int first_group;  // of scales, at the tile's first column
   bool pair;
+  bool add;         // to the sums that are there
+  float weight[2];  // of this lane's columns; a negative one: that column gets nothing
 };
 
-// One tile's columns [begin, end): this warp's part of the sums, rows g and g + 8, columns of x 2 t and 2 t + 1. Takes the
-// tile's slots from the ring, which the caller moves on by as many. kApplies: scales of a row in the warp's 64 bytes.
-template <WeightFormat F, int kApplies, bool kMins>
-__device__ __noinline__ float4 tile_sum(Ring ring, const StepMat& m, TileJob job) {
-  constexpr int kBlock = StepFormat<F>::kBits * 4;  // bytes of 32 columns
-  constexpr int kBlocks = 64 / kBlock, kWarpColumns = 32 * kBlocks;
+// The running sums of a tile of kM sixteens of rows: rows g and g + 8 of each, columns 2 t and 2 t + 1 of x.
+template <int kM>
+struct TileSums {
+  float v[kM][4];
+};
+
+// Adds one tile. Takes its slots from the ring, which the caller moves on by as many. kApplies: scales that a row has
+// in the warp's part of a slot.
+template <WeightFormat F, int kM, int kApplies, bool kMins>
+__device__ __forceinline__ void tile_sum(Ring& ring, const StepMat& m, const TileJob& job, TileSums<kM>& acc) {
+  constexpr int kSlice = 512 / kM, kRowBytes = kSlice + 16, kMine = kSlice / 8;
+  constexpr bool kHalf = kMine < StepFormat<F>::kBlock;  // 16 columns only
+  constexpr int kBlocks = kHalf ? 1 : kMine / StepFormat<F>::kBlock, kWarpColumns = kHalf ? 16 : 32 * kBlocks;
   constexpr bool kScaled = StepFormat<F>::kBits <= 8;
+  static_assert(!kHalf || F == WeightFormat::kBF16);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   constexpr std::uint32_t kOffset = kMins ? 0x43004300U : 0x43084308U;  // 128 or 136
 
-  std::uint32_t scale_row[2] = {}, min_row[2] = {}, scale_slot = 0;
+  std::uint32_t scale_row[kM][2], min_row[kM][2], scale_slot = 0;
   const int size = m.scale_bytes, shift = m.group_shift;
   const DType dtype = m.scale_dtype;
   if constexpr (kScaled) {
     const int piece = scale_piece(job.pair, kMins), first = job.row >> m.rows_shift;
+    const std::uint32_t begin = static_cast<std::uint32_t>(first * m.scale_row_bytes);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int which = job.pair ? r : 0;
-      const int row = min(job.row + g + (job.pair ? 0 : 8 * r), job.row + job.n - 1);
-      const std::uint32_t begin = static_cast<std::uint32_t>(first * m.scale_row_bytes);
-      const std::uint32_t in = static_cast<std::uint32_t>(((row >> m.rows_shift) - first) * m.scale_row_bytes);
-      scale_row[r] = ring.slot() + which * piece + in + (((job.bases >> (4 * which)) + begin) & 15U);
-      if (kMins)
-        min_row[r] = ring.slot() + (job.pair ? 2 + which : 1) * piece + in + (((job.bases >> (8 + 4 * which)) + begin) & 15U);
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int which = job.pair ? r : 0;
+        const int in = min((job.pair ? 8 * i : 16 * i + 8 * r) + g, job.n - 1);
+        const std::uint32_t off =
+            static_cast<std::uint32_t>((((job.row + in) >> m.rows_shift) - first) * m.scale_row_bytes);
+        scale_row[i][r] = ring.slot() + which * piece + off + (((job.bases >> (4 * which)) + begin) & 15U);
+        if (kMins)
+          min_row[i][r] =
+              ring.slot() + (job.pair ? 2 + which : 1) * piece + off + (((job.bases >> (8 + 4 * which)) + begin) & 15U);
+      }
     }
     barrier_wait(ring.full + 8 * ring.at, ring.phase);
     scale_slot = ring.empty + 8 * ring.at;
     ring.advance();
   }
-  float acc[4] = {};
-  int column = job.begin + warp * kWarpColumns;
-  std::uint32_t x = job.x + warp * (kWarpColumns * 2);
-  // Where this lane's codes lie in the warp's 64 bytes of a slot.
-  const std::uint32_t own = warp * 64 + (F == WeightFormat::kBF16 ? (lane % 16) * kSlotRow + lane / 16 * 16 : g * kSlotRow + t * 4);
-  int left = (job.end - job.begin - warp * kWarpColumns) / 32;  // blocks from this warp's first on
-  const int slices = ((job.end - job.begin) * StepFormat<F>::kBits / 8 + kSliceBytes - 1) / kSliceBytes;
+  int column = warp * kWarpColumns;  // from the tile's first on
+  std::uint32_t x = job.x + (kHalf ? warp / 2 * 64 + warp % 2 * 8 : warp * (kWarpColumns * 2));
+  // Where this lane's codes lie in a slot.
+  const std::uint32_t own =
+      warp * kMine + (F == WeightFormat::kBF16 ? (lane % 16) * kRowBytes + lane / 16 * 16 : g * kRowBytes + t * 4);
+  constexpr int kSliceColumns = 8 * kWarpColumns;
 #pragma unroll 1
-  for (int slice = 0; slice < slices; ++slice) {
+  for (int done = 0; done < job.columns; done += kSliceColumns) {
     barrier_wait(ring.full + 8 * ring.at, ring.phase);
     const std::uint32_t from = ring.slot() + own;
+    const int left = (job.columns - column) / (kHalf ? 16 : 32);  // blocks from here on
     if (left > 0) {
-      float scale[kApplies][2], low[kApplies][2];
+      float scale[kApplies][kM][2], low[kApplies][kM][2];
       if constexpr (kScaled) {
 #pragma unroll
         for (int i = 0; i < kApplies; ++i) {
-          const int at = ((column + i * (kWarpColumns / kApplies)) >> shift) * size;
+          const int at = (job.first_group + ((column + i * (kWarpColumns / kApplies)) >> shift)) * size;
           const bool there = i * (kBlocks / kApplies) < left;  // what lies behind the last group is anything
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const float v = scale_value(size == 4 ? lds32(scale_row[r] + at) : lds16(scale_row[r] + at), dtype);
-            scale[i][r] = there ? v : 0.0F;
-            if (kMins) {
-              const float w = scale_value(size == 4 ? lds32(min_row[r] + at) : lds16(min_row[r] + at), dtype);
-              low[i][r] = there ? w : 0.0F;
+          for (int k = 0; k < kM; ++k) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const float v = scale_value(size == 4 ? lds32(scale_row[k][r] + at) : lds16(scale_row[k][r] + at), dtype);
+              scale[i][k][r] = there ? v : 0.0F;
+              if (kMins) {
+                const float w = scale_value(size == 4 ? lds32(min_row[k][r] + at) : lds16(min_row[k][r] + at), dtype);
+                low[i][k][r] = there ? w : 0.0F;
+              }
             }
           }
         }
       }
-      float part[4] = {}, ones[4] = {};
+      if constexpr (kHalf) {
+        uint2 v;
+        asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(x));
 #pragma unroll
-      for (int i = 0; i < kBlocks; ++i) {
-        if (i < left) {
-          std::uint32_t a[2][4];
-          block_of<F>(from + i * kBlock, job.nf4, kOffset, a);
-          const uint4 v = lds128(x + i * 64);
-          float(&sum)[4] = kScaled ? part : acc;
-          mma(sum, a[0][0], a[0][1], a[0][2], a[0][3], v.x, v.y);
-          mma(sum, a[1][0], a[1][1], a[1][2], a[1][3], v.z, v.w);
-          if constexpr (kMins) {
-            constexpr std::uint32_t kOnes = 0x3f803f80U;
-            mma(ones, kOnes, kOnes, kOnes, kOnes, v.x, v.y);
-            mma(ones, kOnes, kOnes, kOnes, kOnes, v.z, v.w);
-          }
+        for (int k = 0; k < kM; ++k) {
+          std::uint32_t a[4];
+          ldmatrix4(a, from + k * 16 * kRowBytes);
+          product(acc.v[k], a, v.x, v.y);
         }
-        if constexpr (kScaled) {
-          if ((i + 1) % (kBlocks / kApplies) == 0) {
-            constexpr int kPer = kBlocks / kApplies;
-            const int group = i / kPer;
+      } else {
+        float part[kM][4] = {}, ones[4] = {};
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              acc[k] = fmaf(part[k], scale[group][k / 2], acc[k]);
-              if (kMins) acc[k] = fmaf(ones[k], low[group][k / 2], acc[k]);
-              part[k] = ones[k] = 0;
+        for (int i = 0; i < kBlocks; ++i) {
+          if (i < left) {
+            const uint4 v = lds128(x + i * 64);
+#pragma unroll
+            for (int k = 0; k < kM; ++k) {
+              std::uint32_t a[2][4];
+              block_of<F, kRowBytes>(from + k * 16 * kRowBytes + i * StepFormat<F>::kBlock, job.nf4, kOffset, a);
+              float(&sum)[4] = kScaled ? part[k] : acc.v[k];
+              product(sum, a[0], v.x, v.y);
+              product(sum, a[1], v.z, v.w);
+            }
+            if constexpr (kMins) {
+              constexpr std::uint32_t kOnes[4] = {0x3f803f80U, 0x3f803f80U, 0x3f803f80U, 0x3f803f80U};
+              product(ones, kOnes, v.x, v.y);
+              product(ones, kOnes, v.z, v.w);
+            }
+          }
+          if constexpr (kScaled) {
+            constexpr int kPer = kBlocks / kApplies;
+            if ((i + 1) % kPer == 0) {
+#pragma unroll
+              for (int k = 0; k < kM; ++k) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                  acc.v[k][j] = fmaf(part[k][j], scale[i / kPer][k][j / 2], acc.v[k][j]);
+                  if (kMins) acc.v[k][j] = fmaf(ones[j], low[i / kPer][k][j / 2], acc.v[k][j]);
+                  part[k][j] = 0;
+                }
+              }
+#pragma unroll
+              for (int j = 0; j < 4; ++j) ones[j] = 0;
             }
           }
         }
@@ -328,58 +395,97 @@ __device__ __noinline__ float4 tile_sum(Ring ring, const StepMat& m, TileJob job
     __syncwarp();
     if (lane == 0) barrier_arrive(ring.empty + 8 * ring.at);
     ring.advance();
-    constexpr int kSliceColumns = kSliceBytes / kBlock * 32;
     column += kSliceColumns;
     x += kSliceColumns * 2;
-    left -= kSliceColumns / 32;
   }
   if constexpr (kScaled) {
     if (lane == 0) barrier_arrive(scale_slot);
   }
-  return {acc[0], acc[1], acc[2], acc[3]};
 }
 
-template <WeightFormat F, int kMost>
-__device__ __forceinline__ float4 tile_sum_of(Ring ring, const StepMat& m, const TileJob& job) {
-  constexpr int kWarpShift = F == WeightFormat::kI4 || F == WeightFormat::kNF4 ? 7 : 6;  // of its columns
-  const int shift = min(static_cast<int>(m.group_shift), kWarpShift);
-  if constexpr (F == WeightFormat::kI4 || F == WeightFormat::kI8) {
-    if (m.mins) {
-      if constexpr (kMost == 4) {
-        if (shift == 5) return tile_sum<F, 4, true>(ring, m, job);
+// One tile's sums, weighted, into shared memory.
+template <WeightFormat F, int kM, int kApplies, bool kMins>
+__device__ __noinline__ void lone_tile(Ring ring, const StepMat& m, TileJob job) {
+  TileSums<kM> acc{};
+  tile_sum<F, kM, kApplies, kMins>(ring, m, job, acc);
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  if (2 * t >= job.row_floats) return;
+#pragma unroll
+  for (int k = 0; k < kM; ++k) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::uint32_t at = job.sums + static_cast<std::uint32_t>((16 * k + 8 * r + g) * job.row_floats + 2 * t) * 4;
+      float v[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) v[i] = job.weight[i] < 0 ? 0.0F : acc.v[k][2 * r + i] * job.weight[i];
+      if (job.add) {
+        v[0] += __uint_as_float(lds32(at));
+        v[1] += __uint_as_float(lds32(at + 4));
       }
-      if (shift == kWarpShift - 1) return tile_sum<F, 2, true>(ring, m, job);
-      return tile_sum<F, 1, true>(ring, m, job);
+      sts64(at, __float_as_uint(v[0]), __float_as_uint(v[1]));
     }
   }
-  if constexpr (kMost == 4) {
-    if (shift == 5) return tile_sum<F, 4, false>(ring, m, job);
-  }
-  if (shift == kWarpShift - 1) return tile_sum<F, 2, false>(ring, m, job);
-  return tile_sum<F, 1, false>(ring, m, job);
 }
 
-__device__ __forceinline__ float4 tile_sum_any(Ring& ring, const StepMat& m, const TileJob& job) {
-  float4 r;
+template <WeightFormat F, int kM>
+__device__ __forceinline__ void lone_tile_of(const Ring& ring, const StepMat& m, const TileJob& job) {
+  constexpr int kWarpColumns = 512 / kM / 8 * 8 / StepFormat<F>::kBits;
+  const int scales = kWarpColumns >> min(static_cast<int>(m.group_shift), 7);  // of a row in the warp's part
+  if constexpr (F == WeightFormat::kI4 || F == WeightFormat::kI8) {
+    if (m.mins) {
+      if constexpr (kWarpColumns >= 128) {
+        if (scales == 4) return lone_tile<F, kM, 4, true>(ring, m, job);
+      }
+      if constexpr (kWarpColumns >= 64) {
+        if (scales == 2) return lone_tile<F, kM, 2, true>(ring, m, job);
+      }
+      return lone_tile<F, kM, 1, true>(ring, m, job);
+    }
+  }
+  if constexpr (kWarpColumns >= 128) {
+    if (scales == 4) return lone_tile<F, kM, 4, false>(ring, m, job);
+  }
+  if constexpr (kWarpColumns >= 64) {
+    if (scales == 2) return lone_tile<F, kM, 2, false>(ring, m, job);
+  }
+  return lone_tile<F, kM, 1, false>(ring, m, job);
+}
+
+template <WeightFormat F>
+__device__ __forceinline__ void lone_tile_by_rows(const Ring& ring, const StepMat& m, const TileJob& job, int shape) {
+  if (shape == 0) return lone_tile_of<F, 1>(ring, m, job);
+  if constexpr (StepFormat<F>::kBits == 4) {
+    if (shape == 2) return lone_tile_of<F, 4>(ring, m, job);
+  }
+  return lone_tile_of<F, 2>(ring, m, job);
+}
+
+// Returns how many slots the tile had.
+__device__ __noinline__ int lone_tile_any(Ring ring, const StepMat& m, TileJob job) {
+  const int shape = shape_of(job.pair ? (job.n + 7) / 8 * 16 : job.n);
   switch (m.format) {
     case WeightFormat::kBF16:
-      r = tile_sum<WeightFormat::kBF16, 1, false>(ring, m, job);
+      if (shape == 0) {
+        lone_tile<WeightFormat::kBF16, 1, 1, false>(ring, m, job);
+      } else {
+        lone_tile<WeightFormat::kBF16, 2, 1, false>(ring, m, job);
+      }
       break;
     case WeightFormat::kF8E4M3:
-      r = tile_sum_of<WeightFormat::kF8E4M3, 2>(ring, m, job);
+      lone_tile_by_rows<WeightFormat::kF8E4M3>(ring, m, job, shape);
       break;
     case WeightFormat::kI8:
-      r = tile_sum_of<WeightFormat::kI8, 2>(ring, m, job);
+      lone_tile_by_rows<WeightFormat::kI8>(ring, m, job, shape);
       break;
     case WeightFormat::kI4:
-      r = tile_sum_of<WeightFormat::kI4, 4>(ring, m, job);
+      lone_tile_by_rows<WeightFormat::kI4>(ring, m, job, shape);
       break;
     default:
-      r = tile_sum_of<WeightFormat::kNF4, 4>(ring, m, job);
+      lone_tile_by_rows<WeightFormat::kNF4>(ring, m, job, shape);
       break;
   }
-  ring.advance((is_scaled(m) ? 1 : 0) + (bytes_of(m, job.end - job.begin) + kSliceBytes - 1) / kSliceBytes);
-  return r;
+  const int slice = slice_of(shape);
+  return (is_scaled(m) ? 1 : 0) + ((bytes_of(m, job.columns) + slice - 1) >> (9 - shape));
 }
 
 #endif

@@ -12,28 +12,26 @@ struct StepContexts {
   std::int32_t first[kStepRows + 1];               // of row t in the list
   std::int32_t begin[kStepRows], end[kStepRows];   // tokens that it sees
   std::int32_t seq[kStepRows], pieces[kStepRows];  // its sequence; the pieces that it is cut into
-  std::int32_t origin[kStepRows];                  // the number of its first piece, in blocks of the grid or of the list
-  bool by_grid;                                    // a block of the grid makes one piece; otherwise a block of the list is one
-  bool merge;                                      // pieces are merged in a stage of their own
+  std::int32_t origin[kStepRows];  // the number of its first piece, in blocks of the grid or of the list
+  bool by_grid;                    // a block of the grid makes one piece; otherwise a block of the list is one
+  bool merge;                      // pieces are merged in a stage of their own
 };
 
 // Fixed part of a block's shared memory; x, the cache tiles and the ring lie behind it.
 struct StepShared {
-  alignas(16) StepLayer layer;       // of the multiplying warps
-  alignas(16) StepLayer copy_layer;  // of the copying warp
+  alignas(16) StepLayer layers[2];  // in turn: the next one is there before the copying warps get to it
   alignas(16) DecodeStep p;
   StepContexts contexts;
   float2 rope[kStepRows][32];  // cosine and sine of each row's position
-  MatPtr experts[3 * kStepExperts];
+  MatPtr experts[2][3 * kStepExperts];
   StepItem items[kStepSlots];
   float weights[kStepSlots];
   std::int32_t n_items;
   std::int32_t ids[kStepSlots];
   std::uint32_t nf4[256];
   float reduce[2][kStepWarps][kStepRows];
-  alignas(16) float sums[2][kStepWarps][kTileRows][8];
   alignas(16) float kv_row[kRowWidth];
-  std::uint32_t x, cache;  // shared addresses of the area for x, and of two tiles of the cache
+  std::uint32_t x, cache, sums;  // shared addresses: the area for x, two tiles of the cache, sums of tiles
   std::int32_t x_bytes;
   std::uint64_t routed;  // barrier: items and weights are there
   std::uint64_t full[32], empty[32];
@@ -53,15 +51,39 @@ template <int kT>
 struct StepWorker {
   Ring ring;
   int tid, lane, warp;
-  int turn = 0;        // of the two buffers of sums
+  int turn = 0;  // of the two buffers of sums
   int turn_reduce = 0;
   unsigned epoch = 0;  // barriers passed
-  int marks = 0;
+  int parity = 0;      // of the layer
 
-  __device__ void mark() {
-    if (step.s.p.trace != nullptr && tid == 0 && marks < 1024) step.s.p.trace[blockIdx.x * 1024 + marks] = clock64();
-    ++marks;
+  __device__ const StepLayer& weights() const { return step.s.layers[parity]; }
+  __device__ const MatPtr* experts() const { return step.s.experts[parity]; }
+
+  // Into the buffer of a layer that is over. By all threads; a barrier follows before anyone reads it.
+  __device__ void fetch_layer(int l) {
+    const StepLayer* from = step.s.p.layers + l;
+    StepLayer& to = step.s.layers[l & 1];
+    const MatPtr* experts = from->experts;
+    const int n = 3 * from->n_experts;
+#pragma unroll 1
+    for (int i = tid; i < static_cast<int>(sizeof(StepLayer) / 16); i += kStepWorkers)
+      reinterpret_cast<uint4*>(&to)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
+#pragma unroll 1
+    for (int i = tid; i < n; i += kStepWorkers) step.s.experts[l & 1][i] = experts[i];
+    // Norms and this block's row of the router are read in the shadow of barriers: have them nearer.
+    const int line = blockIdx.x * kStepWorkers + tid;
+    prefetch_floats(from->input_norm, step.s.p.hidden, line);
+    prefetch_floats(from->post_norm, step.s.p.hidden, line - 64);
+    prefetch_floats(from->q_a_norm, step.s.p.q_lora, line - 128);
+    prefetch_floats(from->kv_a_norm, kLatentWidth, line - 192);
+    if (static_cast<int>(blockIdx.x) < from->n_experts)
+      prefetch_floats(from->router + blockIdx.x * step.s.p.hidden, step.s.p.hidden, tid);
   }
+  // Line `line` of n floats into the second-level cache.
+  __device__ static void prefetch_floats(const float* at, int n, int line) {
+    if (line >= 0 && line * 32 < n) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + line * 32));
+  }
+
   // The barrier of the grid in two halves: what all blocks wrote before arriving is there after waiting.
   __device__ void grid_arrive() {
     epoch += gridDim.x;
@@ -115,28 +137,58 @@ struct StepWorker {
     return first + static_cast<std::uint32_t>((n < kT ? 2 * n : 2 * (n - kT) + 1) * stride) + lane % 4 * 16;
   }
 
-  // One tile's sum of output row tid % 16 and token tid / 16, for tid < 16 · kT; the next call uses another buffer.
-  __device__ float tile_value(const StepTile& t, std::uint32_t x_row) {
-    const StepMat& m = step.s.layer.mats[t.role];
-    TileJob job{x_row, shared_address(step.s.nf4), 0, t.row, t.n, t.begin, t.end, t.pair};
-    if (is_scaled(m))
-      job.bases = low_bits(t.at[0].scales) | low_bits(t.at[1].scales) << 4 | low_bits(t.at[0].mins) << 8 | low_bits(t.at[1].mins) << 12;
-    const float4 part = tile_sum_any(ring, m, job);
-    auto& sums = step.s.sums[turn ^= 1];
-    const int g = lane / 4, q = lane % 4;
-    *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = {part.x, part.y};
-    *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = {part.z, part.w};
-    sync_workers();
+  // ---- tiles --------------------------------------------------------------------------------------------------------
+
+  static constexpr int kRowFloats = 2 * kT, kBufferBytes = kStepWarps * 64 * kRowFloats * 4;
+  static constexpr bool kTwoBuffers = kT <= 2;
+
+  __device__ std::uint32_t buffer() const { return step.s.sums + (kTwoBuffers ? turn * kBufferBytes : 0); }
+  // Before a tile writes its sums: who reads the last ones must have read them.
+  __device__ void next_buffer() {
+    turn ^= 1;
+    if (!kTwoBuffers) sync_workers();
+  }
+
+  // This warp's part of a tile, added to what is in the buffer or not. No barrier.
+  __device__ void add_tile(const StepTile& t, std::uint32_t x_row, bool add, float weight0, float weight1) {
+    const StepMat& m = weights().mats[t.role];
+    TileJob job{x_row,      shared_address(step.s.nf4),
+                0,          buffer() + warp * (64 * kRowFloats * 4),
+                kRowFloats, t.row,
+                t.n,        t.end - t.begin,
+                0,          t.pair,
+                add,        {weight0, weight1}};
+    if (is_scaled(m)) {
+      job.bases = low_bits(t.at[0].scales) | low_bits(t.at[1].scales) << 4 | low_bits(t.at[0].mins) << 8 |
+                  low_bits(t.at[1].mins) << 12;
+      job.first_group = t.begin >> m.group_shift;
+    }
+    ring.advance(lone_tile_any(ring, m, job));
+  }
+  // Sum of a tile's row for a token, after a barrier.
+  __device__ float sum_at(int place, int token) const {
+    const std::uint32_t at = buffer() + static_cast<std::uint32_t>(place * kRowFloats + token) * 4;
     float v = 0;
-    if (tid < kTileRows * kT) {
-      const int row = tid % 16, token = tid / 16;
 #pragma unroll
-      for (int w = 0; w < kStepWarps; ++w) v += sums[w][row][token] + sums[w][row][kT + token];
+    for (int w = 0; w < kStepWarps; ++w) {
+      const std::uint32_t from = at + w * (64 * kRowFloats * 4);
+      v += __uint_as_float(lds32(from)) + __uint_as_float(lds32(from + kT * 4));
     }
     return v;
   }
-  // Only warps that hold values take part: pairs of lanes may be compared in them.
-  __device__ bool holds_values() const { return warp * 32 < kTileRows * kT; }
+  // A whole tile; then done(row in the tile, token) by a thread each.
+  template <typename Done>
+  __device__ void whole_tile(const StepTile& t, std::uint32_t x_row, Done&& done) {
+    next_buffer();
+    add_tile(t, x_row, false, 1, 1);
+    finish_tile(t, done);
+  }
+  template <typename Done>
+  __device__ void finish_tile(const StepTile& t, Done&& done) {
+    sync_workers();
+    const int shift = 4 + shape_of(t.n), row = tid & ((1 << shift) - 1), token = tid >> shift;
+    if (token < kT && row < t.n) done(row, token);
+  }
 
   // ---- staging x ----------------------------------------------------------------------------------------------------
 
@@ -162,7 +214,8 @@ struct StepWorker {
     sync_workers();
   }
   __device__ static void load8(const float* from, float (&v)[8]) {
-    const float4 a = __ldcg(reinterpret_cast<const float4*>(from)), b = __ldcg(reinterpret_cast<const float4*>(from) + 1);
+    const float4 a = __ldcg(reinterpret_cast<const float4*>(from)),
+                 b = __ldcg(reinterpret_cast<const float4*>(from) + 1);
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
   }
 
@@ -205,7 +258,7 @@ struct StepWorker {
   __device__ std::uint32_t normed_rows(int cols, StepOrder first, StepOrder wanted) const {
     return step.s.x + (wanted == first ? 0 : 2 * kT * x_stride(cols));
   }
-  __device__ static StepOrder order_of_role(StepRole role) { return order_of(step.s.layer.mats[role].format); }
+  __device__ StepOrder order_of_role(StepRole role) { return order_of(weights().mats[role].format); }
 
   // ---- stages -------------------------------------------------------------------------------------------------------
 
@@ -213,13 +266,14 @@ struct StepWorker {
   __device__ void project_low() {
     const StepOrder first = order_of_role(kQa), second = order_of_role(kKva);
     const int hidden = step.s.p.hidden;
-    stage_normed(step.s.p.stream, hidden, step.s.layer.input_norm, step.s.p.eps, first, second, [](int, int, const float(&)[8]) {});
-    each_low_tile(step.s.layer, [&](const StepTile& t) {
+    stage_normed(step.s.p.stream, hidden, weights().input_norm, step.s.p.eps, first, second,
+                 [](int, int, const float(&)[8]) {});
+    each_low_tile(weights(), [&](const StepTile& t) {
       const std::uint32_t rows = normed_rows(hidden, first, t.role == kQa ? first : second);
-      const float v = tile_value(t, own_row(rows, x_stride(hidden)));
-      const int row = t.row + tid % 16, token = tid / 16;
-      if (token < kT && tid % 16 < t.n)
-        (t.role == kQa ? step.s.p.low + token * step.s.p.q_lora : step.s.p.kv + token * kRowWidth)[row] = v;
+      whole_tile(t, own_row(rows, x_stride(hidden)), [&](int row, int token) {
+        (t.role == kQa ? step.s.p.low + token * step.s.p.q_lora : step.s.p.kv + token * kRowWidth)[t.row + row] =
+            sum_at(row, token);
+      });
     });
   }
 
@@ -227,18 +281,19 @@ struct StepWorker {
   __device__ void project_query(int layer) {
     const StepOrder order = order_of_role(kQb);
     const int q_lora = step.s.p.q_lora;
-    stage_normed(step.s.p.low, q_lora, step.s.layer.q_a_norm, step.s.p.latent_eps, order, order, [](int, int, const float(&)[8]) {});
-    each_row_tile(step.s.layer, kQb, [&](const StepTile& t) {
-      float v = tile_value(t, own_row(step.s.x, x_stride(q_lora)));
-      if (!holds_values()) return;
-      const int row = t.row + tid % 16, token = tid / 16, in_head = row % kQkWidth;
-      const float other = __shfl_xor_sync(0xffffffffU, v, 1);
-      if (token >= kT || tid % 16 >= t.n) return;
-      if (in_head >= kNopeWidth) {
-        const float2 turn_by = step.s.rope[token][(in_head - kNopeWidth) / 2];
-        v = in_head % 2 == 0 ? v * turn_by.x - other * turn_by.y : other * turn_by.y + v * turn_by.x;
-      }
-      step.s.p.q[token * step.s.p.heads * kQkWidth + row] = v;
+    stage_normed(step.s.p.low, q_lora, weights().q_a_norm, step.s.p.latent_eps, order, order,
+                 [](int, int, const float(&)[8]) {});
+    each_row_tile(weights(), kQb, [&](const StepTile& t) {
+      whole_tile(t, own_row(step.s.x, x_stride(q_lora)), [&](int row, int token) {
+        float v = sum_at(row, token);
+        const int in_head = (t.row + row) % kQkWidth;
+        if (in_head >= kNopeWidth) {
+          const float other = sum_at(row ^ 1, token);
+          const float2 by = step.s.rope[token][(in_head - kNopeWidth) / 2];
+          v = in_head % 2 == 0 ? v * by.x - other * by.y : other * by.y + v * by.x;
+        }
+        step.s.p.q[token * step.s.p.heads * kQkWidth + t.row + row] = v;
+      });
     });
     const int token = static_cast<int>(gridDim.x - 1 - blockIdx.x);
     if (token < kT) append_row(token, layer);
@@ -252,8 +307,8 @@ struct StepWorker {
     squares[0] = v.x * v.x + v.y * v.y;
     block_sums(squares);
     const float factor = rsqrtf(squares[0] / kLatentWidth + step.s.p.latent_eps);
-    step.s.kv_row[2 * tid] = v.x * factor * step.s.layer.kv_a_norm[2 * tid];
-    step.s.kv_row[2 * tid + 1] = v.y * factor * step.s.layer.kv_a_norm[2 * tid + 1];
+    step.s.kv_row[2 * tid] = v.x * factor * weights().kv_a_norm[2 * tid];
+    step.s.kv_row[2 * tid + 1] = v.y * factor * weights().kv_a_norm[2 * tid + 1];
     if (tid < 32) {
       const float2 r = step.s.rope[token][tid];
       const float2 u = __ldcg(reinterpret_cast<const float2*>(from + kLatentWidth) + tid);
@@ -313,15 +368,23 @@ struct StepWorker {
         if (lane == 0) barrier_arrive(ring.empty + 8 * ring.at);
         ring.advance();
       }
-      auto& sums = step.s.sums[turn ^= 1];
+      next_buffer();
       const int g = lane / 4, q = lane % 4;
-      *reinterpret_cast<float2*>(&sums[warp][g][2 * q]) = {acc[0], acc[1]};
-      *reinterpret_cast<float2*>(&sums[warp][g + 8][2 * q]) = {acc[2], acc[3]};
+      if (q < kT) {
+        const std::uint32_t to = buffer() + static_cast<std::uint32_t>((warp * 16 + g) * kRowFloats + 2 * q) * 4;
+        sts64(to, __float_as_uint(acc[0]), __float_as_uint(acc[1]));
+        sts64(to + 8 * kRowFloats * 4, __float_as_uint(acc[2]), __float_as_uint(acc[3]));
+      }
       sync_workers();
       if (tid < kColumns * kT) {
-        const int c = tid % kColumns, token = tid / kColumns, w = c / 16, row = c % 16;
-        const float v = (sums[w][row][token] + sums[w][row][kT + token]) +
-                        (sums[w + 4][row][token] + sums[w + 4][row][kT + token]);
+        const int c = tid % kColumns, token = tid / kColumns;
+        float v = 0;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const std::uint32_t from =
+              buffer() + static_cast<std::uint32_t>((half * kColumns + c) * kRowFloats + token) * 4;
+          v += __uint_as_float(lds32(from)) + __uint_as_float(lds32(from + kT * 4));
+        }
         step.s.p.query[(token * heads + head) * kLatentWidth + column + c] = v;
       }
     });
@@ -331,9 +394,9 @@ struct StepWorker {
   __device__ void project_out() {
     const int cols = step.s.p.heads * kQkWidth;
     stage_plain(step.s.p.attended, cols, cols, order_of_role(kO), step.s.x);
-    each_row_tile(step.s.layer, kO, [&](const StepTile& t) {
-      const float v = tile_value(t, own_row(step.s.x, x_stride(cols)));
-      if (tid / 16 < kT && tid % 16 < t.n) add_to_stream(tid / 16, t.row + tid % 16, v);
+    each_row_tile(weights(), kO, [&](const StepTile& t) {
+      whole_tile(t, own_row(step.s.x, x_stride(cols)),
+                 [&](int row, int token) { add_to_stream(token, t.row + row, sum_at(row, token)); });
     });
   }
   __device__ void add_to_stream(int token, int row, float v) {
@@ -343,17 +406,19 @@ struct StepWorker {
 
   // The score of the expert that is this block's; x stays staged for gate and up.
   __device__ void score_experts() {
-    const int hidden = step.s.p.hidden, n_experts = step.s.layer.n_experts, expert = blockIdx.x;
+    const int hidden = step.s.p.hidden, n_experts = weights().n_experts, expert = blockIdx.x;
     const StepOrder first = order_of_role(kSharedGate), second = n_experts > 0 ? order_of_role(kGate) : first;
     float dot[kT] = {};
     float4 a{}, b{};
     if (expert < n_experts && tid < hidden / 8) {
-      const auto* row = reinterpret_cast<const float4*>(step.s.layer.router + expert * hidden) + 2 * tid;
+      const auto* row = reinterpret_cast<const float4*>(weights().router + expert * hidden) + 2 * tid;
       a = __ldg(row), b = __ldg(row + 1);
     }
-    stage_normed(step.s.p.stream, hidden, step.s.layer.post_norm, step.s.p.eps, first, second, [&](int t, int, const float(&v)[8]) {
-      dot[t] = v[0] * a.x + v[1] * a.y + v[2] * a.z + v[3] * a.w + v[4] * b.x + v[5] * b.y + v[6] * b.z + v[7] * b.w;
-    });
+    stage_normed(
+        step.s.p.stream, hidden, weights().post_norm, step.s.p.eps, first, second, [&](int t, int, const float(&v)[8]) {
+          dot[t] =
+              v[0] * a.x + v[1] * a.y + v[2] * a.z + v[3] * a.w + v[4] * b.x + v[5] * b.y + v[6] * b.z + v[7] * b.w;
+        });
     if (expert >= n_experts) return;
     block_sums(dot);
     if (tid == 0) {
@@ -364,7 +429,7 @@ struct StepWorker {
 
   // Every block for itself: each row's experts and weights, and the list of experts by rising number.
   __device__ void choose_experts() {
-    const int n_experts = step.s.layer.n_experts, top_k = step.s.p.top_k;
+    const int n_experts = weights().n_experts, top_k = step.s.p.top_k;
     if (warp < kT) {
       constexpr int kPerLane = kStepExperts / 32;
       float score[kPerLane], choice[kPerLane];
@@ -373,35 +438,45 @@ struct StepWorker {
         const int e = lane + 32 * i;
         const bool real = e < n_experts;
         score[i] = real ? __ldcg(step.s.p.scores + warp * step.s.p.score_stride + e) : 0.0F;
-        choice[i] = real ? score[i] + __ldg(step.s.layer.router_bias + e) : -INFINITY;
+        choice[i] = real ? score[i] + __ldg(weights().router_bias + e) : -INFINITY;
         if (real && !(choice[i] > -3e38F)) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
+      }
+      // As unsigned numbers in the same order; the lowest expert of the largest.
+      std::uint32_t key[kPerLane];
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const std::uint32_t bits = __float_as_uint(choice[i] + 0.0F);
+        key[i] = lane + 32 * i >= n_experts ? 0 : bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U);
       }
       float total = 0, mine = 0;
       int my_id = 0;
 #pragma unroll 1
       for (int k = 0; k < top_k; ++k) {
-        float best = -INFINITY, best_score = 0;
-        int id = 1 << 30;
+        std::uint32_t best = 0;
+#pragma unroll
+        for (int i = 0; i < kPerLane; ++i) best = max(best, key[i]);
+        best = __reduce_max_sync(0xffffffffU, best);
+        int id = -1;
+        float best_score = 0;
 #pragma unroll
         for (int i = 0; i < kPerLane; ++i) {
-          if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
-        }
-#pragma unroll
-        for (int d = 16; d > 0; d >>= 1) {
-          const float other = __shfl_xor_sync(0xffffffffU, best, d), other_score = __shfl_xor_sync(0xffffffffU, best_score, d);
-          const int other_id = __shfl_xor_sync(0xffffffffU, id, d);
-          if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
+          const unsigned holders = __ballot_sync(0xffffffffU, key[i] == best);
+          if (id < 0 && holders != 0) {
+            id = __ffs(holders) - 1 + 32 * i;
+            best_score = __shfl_sync(0xffffffffU, score[i], __ffs(holders) - 1);
+          }
         }
 #pragma unroll
         for (int i = 0; i < kPerLane; ++i) {
-          if (lane + 32 * i == id) choice[i] = -INFINITY;
+          if (lane + 32 * i == id) key[i] = 0;
         }
         total += best_score;
         if (lane == k) mine = best_score, my_id = id;
       }
       if (lane < top_k) {
         step.s.ids[warp * top_k + lane] = my_id;
-        step.s.weights[warp * top_k + lane] = (step.s.p.normalize ? mine / (total + 1e-20F) : mine) * step.s.p.routed_scale;
+        step.s.weights[warp * top_k + lane] =
+            (step.s.p.normalize ? mine / (total + 1e-20F) : mine) * step.s.p.routed_scale;
       }
     }
     if (kT > 1) sync_workers();
@@ -436,41 +511,45 @@ struct StepWorker {
   // h = silu(gate x) ⊙ up x of the shared expert (or the dense MLP), before anyone has chosen.
   __device__ void shared_gate_up() {
     const std::uint32_t own = own_row(step.s.x, x_stride(step.s.p.hidden));
-    const int first_slot = step.s.layer.n_experts > 0 ? kT * step.s.p.top_k : 0;
-    each_shared_tile(step.s.layer, [&](const StepTile& t) { gated_tile(t, own, first_slot, -1); });
+    const int first_slot = weights().n_experts > 0 ? kT * step.s.p.top_k : 0;
+    each_shared_tile(weights(), [&](const StepTile& t) { gated_tile(t, own, first_slot, -1); });
   }
   // The same of the chosen experts.
   __device__ void expert_gate_up() {
     const std::uint32_t rows = normed_rows(step.s.p.hidden, order_of_role(kSharedGate), order_of_role(kGate));
     const std::uint32_t own = own_row(rows, x_stride(step.s.p.hidden));
-    each_expert_tile(step.s.layer, step.s.experts, step.s.items, step.s.n_items,
+    each_expert_tile(weights(), experts(), step.s.items, step.s.n_items,
                      [&](const StepTile& t, int item) { gated_tile(t, own, 0, item); });
   }
   __device__ void gated_tile(const StepTile& t, std::uint32_t own, int first_slot, int item) {
-    const float v = tile_value(t, own);
-    if (!holds_values()) return;
-    const float up = __shfl_down_sync(0xffffffffU, v, 8);
-    const int token = tid / 16;
-    if (token >= kT || tid % 16 >= t.n) return;
-    const int slot = item < 0 ? first_slot + token : step.s.items[item].slot[token];
-    if (slot >= 0) step.s.p.h[slot * step.s.p.inner_stride + t.row + tid % 16] = v / (1.0F + __expf(-v)) * up;
+    next_buffer();
+    add_tile(t, own, false, 1, 1);
+    finish_tile(t, [&](int row, int token) {
+      const int slot = item < 0 ? first_slot + token : step.s.items[item].slot[token];
+      if (slot < 0) return;
+      const int place = row / 8 * 16 + row % 8;
+      const float gate = sum_at(place, token), up = sum_at(place + 8, token);
+      step.s.p.h[slot * step.s.p.inner_stride + t.row + row] = gate / (1.0F + __expf(-gate)) * up;
+    });
   }
 
   // stream += Σ weight · down h over the experts by rising number, then the shared one.
   __device__ void down() {
-    const int n_items = step.s.layer.n_experts > 0 ? step.s.n_items : 0;
-    const int n_all = n_items + (step.s.layer.mats[kSharedDown].cols + kStepSegment - 1) / kStepSegment;
+    const int n_items = weights().n_experts > 0 ? step.s.n_items : 0;
+    const int n_all = n_items + (weights().mats[kSharedDown].cols + kStepSegment - 1) / kStepSegment;
     // x holds the rows of some items at a time: [first, last) of them.
     int staged_first = 0, staged_last = 0;
-    float sum = 0;
-    each_down_tile(step.s.layer, step.s.experts, step.s.items, n_items, [&](const StepTile& t, int item) {
+    // This lane's row of x is that of a token, and its two columns of the sums are those of two.
+    const int n = min(lane / 4, 2 * kT - 1), mine = n < kT ? n : n - kT;
+    const int column = min(2 * (lane % 4), 2 * kT - 2);
+    const int token0 = column < kT ? column : column - kT, token1 = column + 1 < kT ? column + 1 : column + 1 - kT;
+    each_down_tile(weights(), experts(), step.s.items, n_items, [&](const StepTile& t, int item) {
       if (item < staged_first || item >= staged_last) {
         if (staged_last > 0) sync_workers();
         staged_first = item;
         staged_last = stage_hidden(item, n_items, n_all);
       }
-      // Rows of this item's tokens; a token that is not in it reads another's, and nobody takes the result.
-      const int n = min(lane / 4, 2 * kT - 1), mine = n < kT ? n : n - kT;
+      // Rows of this item's tokens; a token that is not in it reads another's, and gets nothing of the sum.
       std::uint32_t own = step.s.x;
 #pragma unroll 1
       for (int i = staged_first; i < item; ++i) own += item_rows(i, n_items) * 2 * x_stride(item_cols(i, n_items));
@@ -479,18 +558,16 @@ struct StepWorker {
         for (int i = 0; i < mine; ++i) place += in_item(item, n_items, i) ? 1 : 0;
       }
       own += static_cast<std::uint32_t>((2 * place + (n < kT ? 0 : 1)) * x_stride(t.end - t.begin)) + lane % 4 * 16;
-      const float v = tile_value(t, own);
-      const int token = tid / 16;
-      if (token >= kT) return;
-      if (item == 0) sum = 0;
-      if (item < n_items) {
-        const int slot = step.s.items[item].slot[token];
-        if (slot >= 0) sum += step.s.weights[slot] * v;
-      } else {
-        sum += v;
-      }
-      if (item == n_all - 1 && tid % 16 < t.n) add_to_stream(token, t.row + tid % 16, sum);
+      if (item == 0) next_buffer();
+      add_tile(t, own, item > 0, item_weight(item, n_items, token0), item_weight(item, n_items, token1));
+      if (item < n_all - 1) return;
+      finish_tile(t, [&](int row, int token) { add_to_stream(token, t.row + row, sum_at(row, token)); });
     });
+  }
+  __device__ static float item_weight(int item, int n_items, int token) {
+    if (item >= n_items) return 1;
+    const int slot = step.s.items[item].slot[token];
+    return slot < 0 ? -1.0F : step.s.weights[slot];
   }
   __device__ static bool in_item(int item, int n_items, int token) {
     return kT == 1 || item >= n_items || step.s.items[item].slot[token] >= 0;
@@ -501,13 +578,13 @@ struct StepWorker {
     for (int t = 0; t < kT; ++t) n += in_item(item, n_items, t) ? 1 : 0;
     return n;
   }
-  __device__ static int item_cols(int item, int n_items) {
-    if (item < n_items) return step.s.layer.mats[kDown].cols;
-    return min(kStepSegment, step.s.layer.mats[kSharedDown].cols - (item - n_items) * kStepSegment);
+  __device__ int item_cols(int item, int n_items) {
+    if (item < n_items) return weights().mats[kDown].cols;
+    return min(kStepSegment, weights().mats[kSharedDown].cols - (item - n_items) * kStepSegment);
   }
   // Stages rows of h from `item` on, as many items as fit; returns the first that is not staged.
   __device__ int stage_hidden(int item, int n_items, int n_all) {
-    const int shared_slot = step.s.layer.n_experts > 0 ? kT * step.s.p.top_k : 0;
+    const int shared_slot = weights().n_experts > 0 ? kT * step.s.p.top_k : 0;
     std::uint32_t to = step.s.x;
     int i = item;
 #pragma unroll 1

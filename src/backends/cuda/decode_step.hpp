@@ -6,9 +6,9 @@
 
 namespace glint::cuda {
 
-inline constexpr int kStepRows = 4;       // rows of a step at most
-inline constexpr int kStepExperts = 64;   // experts of a layer at most
-inline constexpr int kStepTopK = 8;       // rows · top_k is at most 32 as well
+inline constexpr int kStepRows = 4;      // rows of a step at most
+inline constexpr int kStepExperts = 64;  // experts of a layer at most
+inline constexpr int kStepTopK = 8;      // rows · top_k is at most 32 as well
 inline constexpr int kStepSlots = 32;
 inline constexpr int kStepHeadsMost = 32;
 inline constexpr int kStepSegment = 5120;  // columns of a dense layer's or shared expert's down projection at a time
@@ -52,7 +52,7 @@ struct DecodeStep {
   int T = 0;
   int heads = 0, hidden = 0, q_lora = 0, top_k = 0;
   int dense_inner = 0, expert_inner = 0, shared_inner = 0;  // the largest of any layer; 0: there is none
-  int inner_stride = 0;  // floats of a row of h
+  int inner_stride = 0;                                     // floats of a row of h
   int score_stride = 0;
   bool normalize = true;
   float routed_scale = 1, eps = 0, latent_eps = 0;
@@ -65,18 +65,18 @@ struct DecodeStep {
   float* out = nullptr;  // [T, hidden]: the stream after the final norm
 
   // Workspace, F32.
-  float* low = nullptr;        // [T, q_lora]
-  float* kv = nullptr;         // [T, 576]
-  float* q = nullptr;          // [T, N, 256]
-  float* query = nullptr;      // [T, N, 512]
-  float* partial = nullptr;    // [T, n_blocks, N, 512]
+  float* low = nullptr;          // [T, q_lora]
+  float* kv = nullptr;           // [T, 576]
+  float* q = nullptr;            // [T, N, 256]
+  float* query = nullptr;        // [T, N, 512]
+  float* partial = nullptr;      // [T, n_blocks, N, 512]
   float2* partial_ml = nullptr;  // [T, n_blocks, N]
-  float* latent = nullptr;     // [T, N, 512]
-  float* attended = nullptr;   // [T, N, 256]
-  float* scores = nullptr;     // [T, score_stride]
-  float* h = nullptr;          // [T · top_k + T, inner_stride]
-  long long* trace = nullptr;
+  float* latent = nullptr;       // [T, N, 512]
+  float* attended = nullptr;     // [T, N, 256]
+  float* scores = nullptr;       // [T, score_stride]
+  float* h = nullptr;            // [T · top_k + T, inner_stride]
   unsigned* counters = nullptr;  // [2], zero between steps
+  long long* trace = nullptr;    // decode_trace.cuh; null: none
 };
 
 // Whether the kernel reads such a matrix (pair: gate, with up alike), and as what.
