@@ -100,7 +100,7 @@ const std::vector<Case>& all_cases() {
 }
 
 OpLimits case_limits() {
-  return {.max_rows = 300,
+  return {.max_rows = 420,
           .max_logits = 17,
           .max_context = 1000,
           .hidden = 2048,

@@ -141,6 +141,8 @@ void add_dense_cases(std::vector<Case>& list) {
     for (const std::int64_t heads : {20, 10, 5, 4}) add_linear(list, kBF16, T, heads * kValue, 2048);
   }
   for (const std::int64_t T : {64, 65, 200}) add_linear(list, kBF16, T, 2048, 576);
+  add_linear(list, kBF16, 300, 256, 2048);  // many rows and many outputs: the largest tiles
+  add_linear(list, kBF16, 130, 200, 4104);
 
   for (const QuantSpec& q : kBlockSpecs) {
     for (const std::int64_t T : {1, 3, 7}) add_linear(list, q, T, 256, 29);

@@ -212,6 +212,8 @@ void add_expert_cases(std::vector<Case>& list) {
     add_moe(list, kBF16, {T, 256, 64, 64, 4, 0, Routing::kHoles});
   }
   add_moe(list, kBF16, {200, 256, 64, 64, 4, 64});
+  for (const Routing routing : {Routing::kSkewed, Routing::kOneExpert, Routing::kHoles})
+    add_moe(list, kBF16, {300, 264, 200, 5, 2, 136, routing});  // several tiles an expert
   add_moe(list, kBF16, {7, 256, 64, 1, 1, 64});
   for (const WeightFormat f : kAllFormats) add_moe(list, f, {5, 100, 37, 9, 2, 24, Routing::kHoles});
   for (const QuantSpec& q : kBlockSpecs) {
@@ -235,6 +237,8 @@ void add_expert_cases(std::vector<Case>& list) {
   add_mlp(list, QuantSpec{}, 65, 256, 320);
   add_mlp(list, QuantSpec{}, 3, 2048, 1536);
   add_mlp(list, kBF16, 1, 2048, 10240);
+  add_mlp(list, kBF16, 130, 72, 1536);
+  add_mlp(list, kBF16, 260, 256, 5760);
   add_mlp(list, kBF16, 5, 2048, 1536);
 }
 

@@ -154,7 +154,9 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
 void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   const Launch& l = device_.launch();
   TiledMoe m;
-  m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
+  m.wgmma = tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
+            (!c.has_shared || (tiled_moe_by_wgmma(l, c.shared_gate) && tiled_moe_by_wgmma(l, c.shared_down)));
+  m.item_rows = m.wgmma || c.slots() >= 96 * c.n_experts ? 128 : 64;
   m.groups = grouped(c, m.item_rows, scratch);
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;

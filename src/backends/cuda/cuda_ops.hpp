@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "backends/cuda/device.hpp"
+#include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
 
@@ -69,6 +70,8 @@ class CudaOps final : public Ops {
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
+
+  void attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const CacheView& cache, bool many);
 
   struct MoeCall;
   void moe_skinny(const MoeCall& c, Scratch& scratch);

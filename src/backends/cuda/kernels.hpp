@@ -17,6 +17,7 @@ void check(cudaError_t status, const char* what);
 struct Launch {
   cudaStream_t stream = nullptr;
   bool pdl = false;  // programmatic dependent launch: the kernel may start before its predecessor has ended
+  bool wgmma = false;  // sm_90a: Hopper's own products, in this build and on this device
   int n_sms = 1;
   int smem_limit = 48 << 10;  // bytes of shared memory a block may have
 };
@@ -206,7 +207,8 @@ struct TiledMoe {
   std::int32_t T, K, n_experts;
   bool has_shared = false;
   MoeGroups groups;
-  int item_rows = 64;
+  int item_rows = 64;  // 64 or 128; 128 for wgmma
+  bool wgmma = false;
   const void* x = nullptr;  // BF16 [T, H] by token, or h by place
   std::int64_t x_stride = 0;
   void* h = nullptr;
@@ -215,6 +217,8 @@ struct TiledMoe {
   std::int64_t y_stride = 0;
 };
 void tiled_moe(const Launch& l, const TiledMoe& m);
+// m.wgmma may be set where this holds for all shapes of the experts, the shared one's too.
+bool tiled_moe_by_wgmma(const Launch& l, const MatShape& shape);
 
 // ---- moe.cu ---------------------------------------------------------------------------------------------------------
 
