@@ -93,6 +93,9 @@ const std::vector<Case>& all_cases() {
     add_dense_cases(list);
     add_attention_cases(list);
     add_expert_cases(list);
+    add_many_rows_cases(list);
+    add_prefill_cases(list);
+    add_many_rows_expert_cases(list);
     for (std::size_t i = 0; i < list.size(); ++i) list[i].seed = 1000 + i;
     return list;
   }();

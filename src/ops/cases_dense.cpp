@@ -141,8 +141,6 @@ void add_dense_cases(std::vector<Case>& list) {
     for (const std::int64_t heads : {20, 10, 5, 4}) add_linear(list, kBF16, T, heads * kValue, 2048);
   }
   for (const std::int64_t T : {64, 65, 200}) add_linear(list, kBF16, T, 2048, 576);
-  add_linear(list, kBF16, 300, 256, 2048);  // many rows and many outputs: the largest tiles
-  add_linear(list, kBF16, 130, 200, 4104);
 
   for (const QuantSpec& q : kBlockSpecs) {
     for (const std::int64_t T : {1, 3, 7}) add_linear(list, q, T, 256, 29);
@@ -171,6 +169,13 @@ void add_dense_cases(std::vector<Case>& list) {
   for (const std::int64_t T : {1, 17, 65}) add_mtp_input(list, kBF16, T, 256);
   add_mtp_input(list, kBF16, 5, 100);
   add_mtp_input(list, kBF16, 1, 2048);
+}
+
+// Many rows and many outputs: the largest tiles, with edges.
+void add_many_rows_cases(std::vector<Case>& list) {
+  add_linear(list, WeightFormat::kBF16, 300, 256, 2048);
+  add_linear(list, WeightFormat::kBF16, 130, 200, 4104);
+  add_linear(list, WeightFormat::kBF16, 390, 136, 11280);
 }
 
 }  // namespace glint

@@ -212,8 +212,6 @@ void add_expert_cases(std::vector<Case>& list) {
     add_moe(list, kBF16, {T, 256, 64, 64, 4, 0, Routing::kHoles});
   }
   add_moe(list, kBF16, {200, 256, 64, 64, 4, 64});
-  for (const Routing routing : {Routing::kSkewed, Routing::kOneExpert, Routing::kHoles})
-    add_moe(list, kBF16, {300, 264, 200, 5, 2, 136, routing});  // several tiles an expert
   add_moe(list, kBF16, {7, 256, 64, 1, 1, 64});
   for (const WeightFormat f : kAllFormats) add_moe(list, f, {5, 100, 37, 9, 2, 24, Routing::kHoles});
   for (const QuantSpec& q : kBlockSpecs) {
@@ -237,9 +235,20 @@ void add_expert_cases(std::vector<Case>& list) {
   add_mlp(list, QuantSpec{}, 65, 256, 320);
   add_mlp(list, QuantSpec{}, 3, 2048, 1536);
   add_mlp(list, kBF16, 1, 2048, 10240);
-  add_mlp(list, kBF16, 130, 72, 1536);
-  add_mlp(list, kBF16, 260, 256, 5760);
   add_mlp(list, kBF16, 5, 2048, 1536);
+}
+
+// Several tiles an expert; the widest tiles of a gated product, with edges.
+void add_many_rows_expert_cases(std::vector<Case>& list) {
+  constexpr auto kBF16 = WeightFormat::kBF16;
+  for (const Routing routing : {Routing::kRandom, Routing::kSkewed, Routing::kOneExpert, Routing::kHoles})
+    add_moe(list, kBF16, {300, 264, 200, 7, 2, 136, routing});
+  add_moe(list, kBF16, {420, 128, 64, 64, 8, 0});
+  add_mlp(list, kBF16, 130, 72, 1536);
+  add_mlp(list, kBF16, 260, 256, 5768);
+  for (const std::int64_t T : {257, 420}) add_route(list, {.T = T, .hidden = 2048, .experts = 64});
+  add_route(list, {.T = 300, .hidden = 136, .experts = 48, .top_k = 8, .normalize = false});
+  add_route(list, {.T = 300, .hidden = 100, .experts = 5, .top_k = 2});
 }
 
 }  // namespace glint

@@ -102,8 +102,9 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const PrefillSizes p = prefill_sizes(l.max_rows, l.max_context, l.n_heads);
   const std::int64_t prefill = p.latent_bytes + p.tile_bytes + p.state_bytes;
   const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
-  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated;
-  const std::int64_t route = t * l.n_experts * 4;
+  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated +
+                           (slots / kGroupSlots + 1) * l.n_experts * 4;
+  const std::int64_t route = t * l.n_experts * kRouteParts * 4;
   const std::int64_t mtp = t * h * 4 + linear;
   return static_cast<std::size_t>(std::max({linear, project, attend, prefill, moe, route, mtp}) + kSlack);
 }

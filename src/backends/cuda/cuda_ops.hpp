@@ -77,6 +77,7 @@ class CudaOps final : public Ops {
   void moe_skinny(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
+  void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
 
   std::size_t workspace_for(const OpLimits& l) const;
