@@ -34,6 +34,7 @@ struct Args {
   int block_pages, first_page;    // of this block, counted over all sequences
   std::uint16_t* latent;          // [block_pages · 64, 512]
   unsigned char *tiles, *rotary;  // [block_pages][heads][7], [block_pages] tiles
+  int* live_pages;                // [1]: of this block
 };
 
 // A sequence of this op: its rows, and the pages that some row of it sees.
@@ -91,6 +92,10 @@ __global__ void __launch_bounds__(256) gather_kernel(const __grid_constant__ Arg
   __shared__ uint4 turned[8][kLatentWidth / 8];
   pdl_launch();
   pdl_wait();
+  if (blockIdx.x == 0 && threadIdx.x < 32) {
+    const int live = find<true>(a, 1 << 30).pages_before - a.first_page;
+    if (threadIdx.x == 0) *a.live_pages = max(0, min(a.block_pages, live));
+  }
   const Place place = find<true>(a, a.first_page + static_cast<int>(blockIdx.x));
   if (place.seq < 0) return;
   const Span s = span_of(a, place.seq);
@@ -152,7 +157,7 @@ struct Expansion {
   __device__ int depth(const TiledBlock&) const { return kLatentWidth; }
   __device__ const void* x_base() const { return a.latent; }
   __device__ bool locate(TiledBlock& b, int3 tile, int kM, int kN) const {
-    const int pages = min(a.block_pages, find<true>(a, 1 << 30).pages_before - a.first_page);
+    const int pages = *a.live_pages;
     b.shape = shape;
     b.at[0] = b.at[1] = at;
     b.first_row = tile.x * kN;
@@ -398,14 +403,15 @@ PrefillSizes prefill_sizes(std::int64_t max_rows, std::int64_t max_context, std:
   PrefillSizes s;
   if (max_rows < kManyRows) return s;
   s.block_pages = std::clamp<std::int64_t>((max_context + kPageRows - 1) / kPageRows, 2, kBlockPages);
-  s.latent_bytes = s.block_pages * kPageRows * kLatentWidth * 2;
+  s.latent_bytes = s.block_pages * kPageRows * kLatentWidth * 2 + 16;  // and Args::live_pages
   s.tile_bytes = s.block_pages * (heads * kHeadTiles + 1) * kTile;
   s.state_bytes = max_rows * heads * static_cast<std::int64_t>(sizeof(float2));
   return s;
 }
 
 bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows) {
-  return rows >= kManyRows && wgmma_takes(l, kv_b.shape) && l.smem_limit >= static_cast<int>(kFlashBytes);
+  return rows >= kManyRows && wgmma_takes(l, kv_b.shape) && kv_b.shape.format == WeightFormat::kBF16 &&
+         l.smem_limit >= static_cast<int>(kFlashBytes);
 }
 
 void attend_prefill(const Launch& l, const AttendPrefill& j) {
@@ -432,11 +438,13 @@ void attend_prefill(const Launch& l, const AttendPrefill& j) {
     a.first_page = static_cast<int>(first);
     a.block_pages = static_cast<int>(std::min(j.block_pages, pages - first));
     a.rotary = a.tiles + static_cast<std::int64_t>(a.block_pages) * a.heads * kHeadTiles * kTile;
+    a.live_pages =
+        reinterpret_cast<int*>(a.latent + static_cast<std::int64_t>(a.block_pages) * kPageRows * kLatentWidth);
     gather(l, a, j.cache.codec);
     const Expansion e{.a = a, .shape = j.kv_b.shape, .at = j.kv_b.at};
-    launch_tiled_wgmma<256>(l, e,
-                            {static_cast<int>(ceil_div(e.shape.rows, 256)),
-                             static_cast<int>(ceil_div(a.block_pages * kPageRows, kWgmmaRows)), 1});
+    launch_tiled_wgmma<128, 256>(
+        l, e,
+        {static_cast<int>(ceil_div(e.shape.rows, 256)), static_cast<int>(ceil_div(a.block_pages * kPageRows, 128)), 1});
     launch(l, flash_kernel, dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(a.heads)), dim3(kThreads),
            kFlashBytes, a);
   }

@@ -16,7 +16,8 @@ struct CudaOps::MoeCall {
   const std::int32_t* ids = nullptr;
   MatShape gate, down, shared_gate, shared_down;
   ExpertTable gates, ups, downs;
-  float* y = nullptr;  // [T·K + T, hidden]
+  float* y = nullptr;                  // [T·K + T, hidden]
+  bool wgmma = false, y_bf16 = false;  // y_bf16: y holds BF16
 
   std::int64_t slots() const { return T * K; }
   std::int64_t widest() const { return std::max(inner, shared_inner); }
@@ -116,6 +117,9 @@ void CudaOps::moe(const MoeParams& p) {
       gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, scratch);
     }
   }
+  c.wgmma = !mixed && !skinny && tiled && tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
+            (!c.has_shared || (tiled_moe_by_wgmma(l, c.shared_gate) && tiled_moe_by_wgmma(l, c.shared_down)));
+  c.y_bf16 = c.wgmma && c.has_shared == shared;
   if (mixed) {
     moe_mixed(c, p.experts, scratch);
   } else if (skinny) {
@@ -125,7 +129,18 @@ void CudaOps::moe(const MoeParams& p) {
   } else {
     moe_any(c, scratch);
   }
-  moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+  if (c.y_bf16) {
+    sum_many(l, {.ids = p.ids,
+                 .weights = p.weights,
+                 .y = c.y,
+                 .T = c.T,
+                 .hidden = c.hidden,
+                 .K = c.K,
+                 .has_shared = shared,
+                 .out = p.out.as<float>()});
+  } else {
+    moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+  }
 }
 
 MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
@@ -181,9 +196,9 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
 void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   const Launch& l = device_.launch();
   TiledMoe m;
-  m.wgmma = tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
-            (!c.has_shared || (tiled_moe_by_wgmma(l, c.shared_gate) && tiled_moe_by_wgmma(l, c.shared_down)));
+  m.wgmma = c.wgmma;
   m.item_rows = m.wgmma || c.slots() >= 96 * c.n_experts ? 128 : 64;
+  if (m.wgmma && c.gate.format == WeightFormat::kBF16 && c.slots() >= 256 * c.n_experts) m.item_rows = 256;
   m.groups = grouped(c, m.item_rows, scratch);
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;
@@ -192,6 +207,7 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   m.h_stride = (c.widest() + 7) / 8 * 8;
   m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
   m.y = c.y;
+  m.y_bf16 = c.y_bf16;
   m.y_stride = c.hidden;
 
   const Act x = packed(c.x, c.T, c.hidden, scratch);

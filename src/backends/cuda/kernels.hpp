@@ -198,6 +198,7 @@ struct Tiled {
   std::int64_t valid = 0;
   int batch = 1;
   std::int64_t x_batch = 0, w_first_row = 0, w_batch_rows = 0, out_batch = 0;
+  RopeJob rope;  // of kF32, where it has positions: outputs are heads of 256, whose last 64 are rotated
 };
 void tiled(const Launch& l, const Tiled& t);
 
@@ -208,13 +209,14 @@ struct TiledMoe {
   std::int32_t T, K, n_experts;
   bool has_shared = false;
   MoeGroups groups;
-  int item_rows = 64;  // 64 or 128; 128 for wgmma
+  int item_rows = 64;  // 64 or 128; for wgmma 128 or, BF16 only, 256
   bool wgmma = false;
   const void* x = nullptr;  // BF16 [T, H] by token, or h by place
   std::int64_t x_stride = 0;
   void* h = nullptr;
   std::int64_t h_stride = 0;
-  float* y = nullptr;
+  void* y = nullptr;    // by slot
+  bool y_bf16 = false;  // wgmma only
   std::int64_t y_stride = 0;
 };
 void tiled_moe(const Launch& l, const TiledMoe& m);
@@ -265,5 +267,17 @@ struct GroupMany {
   GroupBuffers out{};
 };
 void group_many_slots(const Launch& l, const GroupMany& g);
+
+// As moe_sum(), for BF16 y and a hidden size in eights.
+struct SumMany {
+  const std::int32_t* ids = nullptr;
+  const float* weights = nullptr;
+  const void* y = nullptr;
+  std::int64_t T = 0, hidden = 0;
+  int K = 0;
+  bool has_shared = false;
+  float* out = nullptr;
+};
+void sum_many(const Launch& l, const SumMany& s);
 
 }  // namespace glint::cuda

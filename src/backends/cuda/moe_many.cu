@@ -148,6 +148,44 @@ __global__ void __launch_bounds__(kGroupSlots)
   for (int k = i; k < shared_rows; k += static_cast<int>(gridDim.x) * kGroupSlots) out.order[slots + k] = slots + k;
 }
 
+// ---- sum ------------------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void add_unit(float (&sum)[8], float weight, uint4 v) {
+  const std::uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    sum[2 * i] = fmaf(weight, bf16_low(w[i]), sum[2 * i]);
+    sum[2 * i + 1] = fmaf(weight, bf16_high(w[i]), sum[2 * i + 1]);
+  }
+}
+
+// Block a row, eight columns a thread: the row's experts in ascending order, then the shared one.
+__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ SumMany s) {
+  pdl_launch();
+  pdl_wait();
+  const std::int64_t row = blockIdx.x;
+  const int units = static_cast<int>(s.hidden / 8);
+  const auto* y = static_cast<const uint4*>(s.y);
+  for (int u = threadIdx.x; u < units; u += kThreads) {
+    float sum[8] = {};
+    int done = -1;  // experts up to here are added
+    for (int k = 0; k < s.K; ++k) {
+      int next = 1 << 30, at = -1;
+      for (int i = 0; i < s.K; ++i) {
+        const int id = s.ids[row * s.K + i];
+        if (id > done && id < next) next = id, at = i;
+      }
+      if (at < 0) break;
+      add_unit(sum, s.weights[row * s.K + at], y[(row * s.K + at) * units + u]);
+      done = next;
+    }
+    if (s.has_shared) add_unit(sum, 1, y[(s.T * s.K + row) * units + u]);
+    auto* to = reinterpret_cast<float4*>(s.out + row * s.hidden) + 2 * u;
+    to[0] = {sum[0], sum[1], sum[2], sum[3]};
+    to[1] = {sum[4], sum[5], sum[6], sum[7]};
+  }
+}
+
 }  // namespace
 
 bool route_many_takes(std::int64_t rows, std::int64_t hidden) {
@@ -174,6 +212,10 @@ void group_many_slots(const Launch& l, const GroupMany& g) {
   launch(l, count_kernel, grid, block, 0, g.ids, slots, g.n_experts, g.counts);
   launch(l, place_kernel, grid, block, 0, g.ids, slots, static_cast<int>(g.shared_rows), g.n_experts, g.item_rows,
          g.counts, g.out);
+}
+
+void sum_many(const Launch& l, const SumMany& s) {
+  if (s.T > 0) launch(l, sum_kernel, dim3(static_cast<unsigned>(s.T)), dim3(kThreads), 0, s);
 }
 
 }  // namespace glint::cuda

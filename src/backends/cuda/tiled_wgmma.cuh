@@ -1,7 +1,10 @@
 #pragma once
-// Products with many rows on Hopper: C[128 × kN] tiles by wgmma, BF16 weights. A block works through tiles: one
-// warpgroup copies (x may be gathered, hence no tensor maps), two multiply, 64 rows of x each; a warpgroup whose rows
-// are all beyond the tile's count multiplies nothing. While they store a tile, the copies of the next are under way.
+// Products with many rows on Hopper: C[kM × kN] tiles by wgmma, BF16 or INT4 weights. A block works through tiles: one
+// warpgroup copies (x may be gathered, hence no tensor maps; INT4 is decoded on the way), two multiply, 64 rows of x at
+// a time in turn; what lies beyond the tile's count is not multiplied. While they store a tile, the copies of the next
+// are under way. What bounds it is reading tiles from the level-2 cache, hence 256 × 192 where there is enough to do.
+
+#include <type_traits>
 
 #include "backends/cuda/tiled.cuh"
 #include "backends/cuda/wgmma.cuh"
@@ -9,13 +12,104 @@
 namespace glint::cuda {
 
 constexpr int kWgmmaThreads = 384;
-constexpr int kWgmmaRows = 128;
 
-template <int kN>
+template <int kM, int kN>
 struct WgmmaSizes {
-  static constexpr int kStages = kN == 256 ? 4 : 6;
-  static constexpr int kBytesA = kWgmmaRows * 128, kStage = (kWgmmaRows + kN) * 128;
+  static constexpr int kStages = kM + kN >= 384 ? 4 : 6;
+  static constexpr int kBytesA = kM * 128, kStage = (kM + kN) * 128;
   static constexpr std::size_t kBytes = kStages * kStage + 1024;  // the first stage is 1024-aligned
+};
+
+// The copying thread's part of W's tiles: unit `unit` (eight columns) of every 16th row from `row` on; of gated tiles,
+// which take eight rows of each matrix in turn, rows of one matrix.
+struct WeightRows {
+  MatPtr at;
+  int first, step, live;  // rows first, first + step … of which `live` exist
+
+  __device__ WeightRows(const TiledBlock& block, bool gated, int row, int n) {
+    const bool second = gated && row >= 8;
+    at.data = second ? block.at[1].data : block.at[0].data;
+    at.scales = second ? block.at[1].scales : block.at[0].scales;
+    at.mins = second ? block.at[1].mins : block.at[0].mins;
+    step = gated ? 8 : 16;
+    first = block.first_row + (gated ? row % 8 : row);
+    live = min(n, max(0, (block.limit - first + step - 1) / step));
+  }
+};
+
+template <int kCount>
+struct Bf16Copies {
+  const std::uint16_t* from;
+  std::int64_t stride;
+  int live;
+
+  __device__ void start(const TiledBlock& block, const WeightRows& rows, int column, int) {
+    from = static_cast<const std::uint16_t*>(rows.at.data) + static_cast<std::int64_t>(rows.first) * block.shape.cols +
+           column;
+    stride = static_cast<std::int64_t>(rows.step) * block.shape.cols;
+    live = rows.live;
+  }
+  __device__ void copy(std::uint32_t to, int k0, bool inside, const void* anything) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool valid = inside && i < live;
+      cp_async16(to + i * 2048, valid ? from + i * stride + k0 : anything, valid);
+    }
+  }
+};
+
+// Codes and scales of the next step wait in registers.
+template <int kCount>
+struct I4Copies {
+  const unsigned char* codes;
+  std::int64_t stride;  // bytes from row to row
+  const void *scales, *mins;
+  DType scale_dtype;
+  int group, scale_stride, live, column, depth;
+  std::uint32_t code[kCount], scale[kCount], min[kCount];
+
+  __device__ void fetch(int i, int k) {  // columns k … k + 7 of row i
+    code[i] = 0x88888888U, scale[i] = 0, min[i] = 0;
+    if (i >= live || k >= depth) return;
+    code[i] = __ldg(reinterpret_cast<const std::uint32_t*>(codes + i * stride + k / 2));
+    const std::int64_t at = static_cast<std::int64_t>(i) * scale_stride + k / group;
+    scale[i] = scale_bits(scales, scale_dtype, at);
+    if (mins != nullptr) min[i] = scale_bits(mins, scale_dtype, at);
+  }
+  __device__ void start(const TiledBlock& block, const WeightRows& rows, int first_column, int contraction) {
+    const MatShape& m = block.shape;
+    column = first_column, depth = contraction, live = rows.live, group = m.group, scale_dtype = m.scale_dtype;
+    codes = static_cast<const unsigned char*>(rows.at.data) + static_cast<std::int64_t>(rows.first) * (m.cols / 2);
+    stride = static_cast<std::int64_t>(rows.step) * (m.cols / 2);
+    const std::int64_t skip =
+        static_cast<std::int64_t>(rows.first) * m.groups_a_row * (scale_dtype == DType::kF32 ? 4 : 2);
+    scales = static_cast<const unsigned char*>(rows.at.scales) + skip;
+    mins = rows.at.mins == nullptr ? nullptr : static_cast<const unsigned char*>(rows.at.mins) + skip;
+    scale_stride = rows.step * m.groups_a_row;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) fetch(i, column);
+  }
+  __device__ void copy(std::uint32_t to, int k0, bool, const void*) {
+    constexpr int kPart = kCount / 2;  // while one half is decoded, the other is on its way
+#pragma unroll
+    for (int part = 0; part < kCount; part += kPart) {
+#pragma unroll
+      for (int i = part; i < part + kPart; ++i) {
+        const float s = scale_value(scale[i], scale_dtype), low = scale_value(min[i], scale_dtype);
+        float v[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+          // 2^23 + code as a float; then as code_value.
+          const float c = __uint_as_float((code[i] >> (4 * k) & 15U) | 0x4b000000U);
+          v[k] = mins != nullptr ? __fadd_rn(__fmul_rn(c - 8388608.0F, s), low) : (c - 8388616.0F) * s;
+        }
+        sts128(to + i * 2048,
+               {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
+      }
+#pragma unroll
+      for (int i = part; i < part + kPart; ++i) fetch(i, column + k0 + kTiledStep);
+    }
+  }
 };
 
 // Lane t of a quad has word i of four units: afterwards it has the four words of unit t.
@@ -44,6 +138,9 @@ __device__ __forceinline__ uint4 quad_transpose(std::uint32_t (&w)[4], int t) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void wgmma_of(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {
   wgmma_256(d, a, b, add);
+}
+__device__ __forceinline__ void wgmma_of(float (&d)[96], std::uint64_t a, std::uint64_t b, bool add) {
+  wgmma_192(d, a, b, add);
 }
 __device__ __forceinline__ void wgmma_of(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   wgmma_128(d, a, b, add);
@@ -88,16 +185,18 @@ __device__ __forceinline__ void wgmma_store(const Problem& problem, const TiledB
 #endif
 
 // A problem is what tiled_kernel takes, with outputs in eights. Tiles are numbered x first.
-template <int kN, typename Problem>
+template <int kM, int kN, TiledLoad kLoad, typename Problem>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     tiled_wgmma_kernel(const __grid_constant__ Problem problem, int3 tiles) {
   pdl_launch();
   pdl_wait();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using S = WgmmaSizes<kN>;
-  constexpr int kStages = S::kStages;
+  using S = WgmmaSizes<kM, kN>;
+  constexpr int kStages = S::kStages, kParts = kM / 128;  // 64 rows each, of a warpgroup
   constexpr int kAhead = 2;  // stages whose copies are not waited for; two less than stages, or none is ever given back
   static_assert(kAhead <= kStages - 2);
+  // Of 168 registers a thread on average.
+  constexpr int kCopying = kM == 256 ? 56 : kLoad == TiledLoad::kBF16 ? 88 : 120, kMultiplying = (504 - kCopying) / 2;
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ std::uint64_t full_shared[kStages], empty_shared[kStages];
   const std::uint32_t base = (shared_address(smem) + 1023) & ~1023U;
@@ -113,44 +212,48 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   __syncthreads();
   const int n_tiles = tiles.x * tiles.y * tiles.z;
   const bool gated = problem.gated();
-  TiledBlock block;
+  // This block's next tile from `tile` on.
+  const auto seek = [&](int tile, TiledBlock& b) {
+    while (tile < n_tiles &&
+           !problem.locate(b, {tile % tiles.x, tile / tiles.x % tiles.y, tile / tiles.x / tiles.y}, kM, kN))
+      tile += gridDim.x;
+    return tile;
+  };
 
   if (group == 0) {
-    fewer_registers<88>();
+    fewer_registers<kCopying>();
+    TiledBlock block;
     int filled = 0;
     const auto announce = [&](int stage) {
       if (lane == 0) barrier_arrive(full + 8 * (stage % kStages));
     };
-    for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-      if (!problem.locate(block, {tile % tiles.x, tile / tiles.x % tiles.y, tile / tiles.x / tiles.y}, kWgmmaRows, kN))
-        continue;
+    const auto* x = static_cast<const uint4*>(problem.x_base());
+    for (int tile = seek(blockIdx.x, block); tile < n_tiles; tile = seek(tile + gridDim.x, block)) {
       const int K = problem.depth(block), unit = thread % 8, row = thread / 8;  // and every 16th row from there
-      const std::uint16_t* x_row[kWgmmaRows / 16];
+      constexpr std::uint32_t kNone = 0xffffffffU;
+      std::uint32_t x_unit[kM / 16];  // where the rows begin, in units of eight values
 #pragma unroll
-      for (int i = 0; i < kWgmmaRows / 16; ++i)
-        x_row[i] = row + 16 * i < block.count ? problem.x_row(block, row + 16 * i) + unit * 8 : nullptr;
-      // Gated tiles take eight rows of each matrix in turn: a thread sees one of them.
-      const auto* w = static_cast<const std::uint16_t*>(gated && row >= 8 ? block.at[1].data : block.at[0].data);
-      const int w_first = block.first_row + (gated ? row % 8 : row), w_step = gated ? 8 : 16;
-      const int w_live = min(kN / 16, max(0, (block.limit - w_first + w_step - 1) / w_step));
-      w += static_cast<std::int64_t>(w_first) * block.shape.cols + unit * 8;
-      const std::int64_t w_stride = static_cast<std::int64_t>(w_step) * block.shape.cols;
+      for (int i = 0; i < kM / 16; ++i) {
+        x_unit[i] = kNone;
+        if (row + 16 * i < block.count)
+          x_unit[i] =
+              static_cast<std::uint32_t>(reinterpret_cast<const uint4*>(problem.x_row(block, row + 16 * i)) - x);
+      }
+      std::conditional_t<kLoad == TiledLoad::kBF16, Bf16Copies<kN / 16>, I4Copies<kN / 16>> weights;
+      weights.start(block, WeightRows(block, gated, row, kN / 16), unit * 8, K);
       const std::uint32_t place = swizzled(row, unit, 128);
       for (int k0 = 0; k0 < K; k0 += kTiledStep, ++filled) {
         const int s = filled % kStages, round = filled / kStages;
         if (round > 0) barrier_wait(empty + 8 * s, (round - 1) & 1);
         const std::uint32_t to = base + s * S::kStage + place;
         const bool inside = k0 + unit * 8 < K;
+        const uint4* x_step = x + (k0 / 8 + unit);
 #pragma unroll
-        for (int i = 0; i < kWgmmaRows / 16; ++i) {
-          const bool valid = inside && x_row[i] != nullptr;
-          cp_async16(to + i * 2048, valid ? x_row[i] + k0 : problem.x_base(), valid);
+        for (int i = 0; i < kM / 16; ++i) {
+          const bool valid = inside && x_unit[i] != kNone;
+          cp_async16(to + i * 2048, valid ? x_step + x_unit[i] : x, valid);
         }
-#pragma unroll
-        for (int i = 0; i < kN / 16; ++i) {
-          const bool valid = inside && i < w_live;
-          cp_async16(to + S::kBytesA + i * 2048, valid ? w + i * w_stride + k0 : block.at[0].data, valid);
-        }
+        weights.copy(to + S::kBytesA, k0, inside, x);
         cp_async_commit();
         if (filled >= kAhead) {
           cp_async_wait<kAhead>();
@@ -167,50 +270,67 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     return;
   }
 
-  more_registers<208>();
+  more_registers<kMultiplying>();
   const int half = group - 1;
+  const auto release = [&](int stage) {
+    if (lane == 0) barrier_arrive(empty + 8 * (stage % kStages));
+  };
   int used = 0;
-  for (int tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
-    if (!problem.locate(block, {tile % tiles.x, tile / tiles.x % tiles.y, tile / tiles.x / tiles.y}, kWgmmaRows, kN))
-      continue;
+  TiledBlock block, next;
+  for (int tile = seek(blockIdx.x, block), next_tile; tile < n_tiles; tile = next_tile, block = next) {
     const int K = problem.depth(block);
-    const bool multiplies = half * 64 < block.count;
-    const auto release = [&](int stage) {
-      if (lane == 0) barrier_arrive(empty + 8 * (stage % kStages));
-    };
-    float acc[kN / 2];
+    // Part p of this warpgroup: rows from 64 (2 p + half) on.
+    const int parts = min(kParts, max(0, (block.count - half * 64 + 127) / 128));
+    next_tile = n_tiles;
+    float acc[kParts][kN / 2];
     for (int k0 = 0; k0 < K; k0 += kTiledStep, ++used) {
       const int s = used % kStages;
       barrier_wait(full + 8 * s, used / kStages & 1);
-      if (multiplies) {
-        const std::uint64_t a = k_major(base + s * S::kStage + half * 64 * 128);
-        const std::uint64_t b = k_major(base + s * S::kStage + S::kBytesA);
+      const std::uint64_t a = k_major(base + s * S::kStage + half * 64 * 128);
+      const std::uint64_t b = k_major(base + s * S::kStage + S::kBytesA);
+      if (parts == kParts) {
         wgmma_begin();
 #pragma unroll
-        for (int k = 0; k < kTiledStep / 16; ++k) wgmma_of(acc, a + 2 * k, b + 2 * k, k0 > 0 || k > 0);
+        for (int k = 0; k < kTiledStep / 16; ++k) {
+#pragma unroll
+          for (int p = 0; p < kParts; ++p)
+            wgmma_of(acc[p], a + p * (128 * 128 / 16) + 2 * k, b + 2 * k, k0 > 0 || k > 0);
+        }
         wgmma_commit();
-        wgmma_wait<1>();
+      } else if (parts == 1) {
+        wgmma_begin();
+#pragma unroll
+        for (int k = 0; k < kTiledStep / 16; ++k) wgmma_of(acc[0], a + 2 * k, b + 2 * k, k0 > 0 || k > 0);
+        wgmma_commit();
       }
+      if (k0 == 0) next_tile = seek(tile + gridDim.x, next);  // its reads go on while products do
+      wgmma_wait<1>();
       if (k0 > 0) release(used - 1);
     }
     wgmma_wait<0>();
-    hold(acc);
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) hold(acc[p]);
     release(used - 1);
-    if (multiplies) wgmma_store<kN>(problem, block, acc, half * 64 + thread / 32 * 16, lane);
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {
+      if (p < parts) wgmma_store<kN>(problem, block, acc[p], (2 * p + half) * 64 + thread / 32 * 16, lane);
+    }
   }
 #endif
 }
 
 // Whether the kernel reads such a matrix, on this device.
 inline bool wgmma_takes(const Launch& l, const MatShape& w) {
-  return l.wgmma && w.format == WeightFormat::kBF16 && w.cols % 8 == 0;
+  if (!l.wgmma || w.cols % 8 != 0) return false;
+  if (w.format == WeightFormat::kI4) return w.group_rows == 1 && (w.group % 8 == 0 || w.group >= w.cols);
+  return w.format == WeightFormat::kBF16;
 }
 
-template <int kN, typename Problem>
+template <int kM, int kN, TiledLoad kLoad = TiledLoad::kBF16, typename Problem>
 void launch_tiled_wgmma(const Launch& l, const Problem& p, int3 tiles) {
   const std::int64_t n = std::int64_t{tiles.x} * tiles.y * tiles.z;
-  launch(l, tiled_wgmma_kernel<kN, Problem>, dim3(static_cast<unsigned>(std::min<std::int64_t>(n, l.n_sms))),
-         dim3(kWgmmaThreads), WgmmaSizes<kN>::kBytes, p, tiles);
+  launch(l, tiled_wgmma_kernel<kM, kN, kLoad, Problem>, dim3(static_cast<unsigned>(std::min<std::int64_t>(n, l.n_sms))),
+         dim3(kWgmmaThreads), WgmmaSizes<kM, kN>::kBytes, p, tiles);
 }
 
 }  // namespace glint::cuda
