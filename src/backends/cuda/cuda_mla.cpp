@@ -83,8 +83,8 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     d.rope = rotary;
     skinny_dense(l, d);
   } else {
-    product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows, .rope = rotary},
-            scratch);
+    product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows}, scratch);
+    rope_heads(l, p.q.as<float>(), rows, heads, rotary);
   }
 }
 

@@ -172,13 +172,10 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
     t.out = p.out;
     t.out_stride = p.out_stride;
     t.valid = valid;
-    t.rope = p.rope;
     tiled(l, t);
-    return;
   } else {
     linear_any(l, p.w, p.x, p.out, p.out_stride, p.rows, valid);
   }
-  if (p.rope.positions != nullptr) rope_heads(l, p.out, p.rows, p.out_stride / kQk, p.rope);
 }
 
 void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch) {

@@ -63,7 +63,6 @@ class CudaOps final : public Ops {
     std::int64_t out_stride = 0;
     std::int64_t rows = 0;
     std::int64_t valid = 0;
-    RopeJob rope;  // with positions: out is heads of 256
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;

@@ -198,7 +198,6 @@ struct Tiled {
   std::int64_t valid = 0;
   int batch = 1;
   std::int64_t x_batch = 0, w_first_row = 0, w_batch_rows = 0, out_batch = 0;
-  RopeJob rope;  // of kF32, where it has positions: outputs are heads of 256, whose last 64 are rotated
 };
 void tiled(const Launch& l, const Tiled& t);
 

@@ -1,7 +1,5 @@
 // Many rows through one matrix, or through one matrix a head.
 
-#include <limits>
-
 #include "backends/cuda/tiled_wgmma.cuh"
 
 namespace glint::cuda {
@@ -71,24 +69,8 @@ struct DenseProblem {
   }
 };
 
-// Outputs are heads, whose rotary parts are rotated on their way out.
-struct RotaryProblem : DenseProblem {
-  RopeJob rope;
-
-  __device__ void store(const TiledBlock& b, int r, int o, float v0, float v1) const {
-    if (o % kQkWidth >= kNopeWidth) {
-      float c, s;
-      rope_angle(rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2], rope.positions[b.begin + r], &c, &s);
-      const float turned = v0 * c - v1 * s;
-      v1 = v0 * s + v1 * c;
-      v0 = turned;
-    }
-    DenseProblem::store(b, r, o, v0, v1);
-  }
-};
-
-template <int kM, int kN, typename Problem>
-void run(const Launch& l, const Problem& p, bool transposed, int batch) {
+template <int kM, int kN>
+void run(const Launch& l, const DenseProblem& p, bool transposed, int batch) {
   const int per_block = p.kind == TiledOut::kSiluMul ? kN / 2 : kN;
   const dim3 grid(ceil_div(p.outputs, per_block), ceil_div(p.rows, kM), static_cast<unsigned>(batch));
   if (transposed) {
@@ -101,8 +83,7 @@ void run(const Launch& l, const Problem& p, bool transposed, int batch) {
 }
 
 // False where the older kernels have to do, or do better: few tiles.
-template <typename Problem>
-bool run_wgmma(const Launch& l, const Problem& p, int batch) {
+bool run_wgmma(const Launch& l, const DenseProblem& p, int batch) {
   if (!wgmma_takes(l, p.shape) || p.transposed || p.rows <= 64 || p.outputs % 8 != 0) return false;
   if (p.in_units() &&
       (p.out_stride % 8 != 0 || p.out_batch % 8 != 0 || reinterpret_cast<std::uintptr_t>(p.out) % 16 != 0))
@@ -116,9 +97,7 @@ bool run_wgmma(const Launch& l, const Problem& p, int batch) {
     const int3 t = tiles(m, n);
     return static_cast<std::int64_t>(ceil_div(std::int64_t{t.x} * t.y * t.z, l.n_sms)) * m * n * penalty;
   };
-  constexpr bool kLarge = !std::is_same_v<Problem, RotaryProblem>;  // the angles would not fit the registers
-  const std::int64_t large = kLarge ? time(256, 192, 100) : std::numeric_limits<std::int64_t>::max();
-  const std::int64_t wide = time(128, 256, 120), narrow = time(128, 128, 140);
+  const std::int64_t large = time(256, 192, 100), wide = time(128, 256, 120), narrow = time(128, 128, 140);
   const int3 most = tiles(128, 128);
   if (3 * most.x * most.y * most.z < l.n_sms) return false;
   if (p.shape.format == WeightFormat::kI4) {
@@ -128,25 +107,13 @@ bool run_wgmma(const Launch& l, const Problem& p, int batch) {
       launch_tiled_wgmma<128, 128, TiledLoad::kAny>(l, p, tiles(128, 128));
     }
   } else if (large <= std::min(wide, narrow)) {
-    if constexpr (kLarge) launch_tiled_wgmma<256, 192>(l, p, tiles(256, 192));
+    launch_tiled_wgmma<256, 192>(l, p, tiles(256, 192));
   } else if (wide <= narrow) {
     launch_tiled_wgmma<128, 256>(l, p, tiles(128, 256));
   } else {
     launch_tiled_wgmma<128, 128>(l, p, tiles(128, 128));
   }
   return true;
-}
-
-template <typename Problem>
-void run_any(const Launch& l, const Problem& p, int batch) {
-  if (run_wgmma(l, p, batch)) return;
-  // Large tiles where there are enough of them to fill the device.
-  const std::int64_t large = static_cast<std::int64_t>(ceil_div(p.rows, 128)) * ceil_div(p.outputs, 128) * batch;
-  if (p.rows > 64 && large >= l.n_sms) {
-    run<128, 128>(l, p, p.transposed, batch);
-  } else {
-    run<64, 64>(l, p, p.transposed, batch);
-  }
 }
 
 }  // namespace
@@ -177,10 +144,13 @@ void tiled(const Launch& l, const Tiled& t) {
   p.outputs = t.w_is_kn ? t.w.shape.cols : t.w.shape.rows;
   p.contraction = t.w_is_kn ? t.w.shape.rows : t.w.shape.cols;
   p.valid = t.valid > 0 ? t.valid : p.outputs;
-  if (t.rope.positions == nullptr) {
-    run_any(l, p, t.batch);
+  if (run_wgmma(l, p, t.batch)) return;
+  // Large tiles where there are enough of them to fill the device.
+  const std::int64_t large = static_cast<std::int64_t>(ceil_div(t.rows, 128)) * ceil_div(p.outputs, 128) * t.batch;
+  if (t.rows > 64 && large >= l.n_sms) {
+    run<128, 128>(l, p, t.w_is_kn, t.batch);
   } else {
-    run_any(l, RotaryProblem{p, t.rope}, t.batch);
+    run<64, 64>(l, p, t.w_is_kn, t.batch);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "backends/cuda/kv_codec.cuh"
 #include "backends/cuda/tiled.cuh"
 #include "backends/cuda/wgmma.cuh"
 
@@ -37,24 +38,32 @@ struct WeightRows {
   }
 };
 
+// Copies by one warpgroup have little to hide their instructions behind: addresses are counted up, not computed.
 template <int kCount>
 struct Bf16Copies {
-  const std::uint16_t* from;
+  const char* from;
   std::int64_t stride;
   int live;
 
   __device__ void start(const TiledBlock& block, const WeightRows& rows, int column, int) {
-    from = static_cast<const std::uint16_t*>(rows.at.data) + static_cast<std::int64_t>(rows.first) * block.shape.cols +
-           column;
-    stride = static_cast<std::int64_t>(rows.step) * block.shape.cols;
+    from = static_cast<const char*>(rows.at.data) +
+           (static_cast<std::int64_t>(rows.first) * block.shape.cols + column) * 2;
+    stride = static_cast<std::int64_t>(rows.step) * block.shape.cols * 2;
     live = rows.live;
   }
-  __device__ void copy(std::uint32_t to, int k0, bool inside, const void* anything) {
+  __device__ bool whole() const { return live == kCount; }
+  template <bool kWhole>
+  __device__ void copy(std::uint32_t to, bool inside) {
+    const char* row = from;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const bool valid = inside && i < live;
-      cp_async16(to + i * 2048, valid ? from + i * stride + k0 : anything, valid);
+    for (int i = 0; i < kCount; ++i, row += stride) {
+      if constexpr (kWhole) {
+        cp_async16(to + i * 2048, row);
+      } else {
+        cp_async16(to + i * 2048, row, inside && i < live);
+      }
     }
+    from += kTiledStep * 2;
   }
 };
 
@@ -62,52 +71,75 @@ struct Bf16Copies {
 template <int kCount>
 struct I4Copies {
   const unsigned char* codes;
-  std::int64_t stride;  // bytes from row to row
   const void *scales, *mins;
   DType scale_dtype;
-  int group, scale_stride, live, column, depth;
+  int stride, group, scale_stride, live, column, depth;  // strides from row to row: bytes, scales
   std::uint32_t code[kCount], scale[kCount], min[kCount];
 
-  __device__ void fetch(int i, int k) {  // columns k … k + 7 of row i
+  __device__ bool plain() const { return mins == nullptr && scale_dtype == DType::kBF16; }
+  __device__ void fetch(int i, int group_column) {
     code[i] = 0x88888888U, scale[i] = 0, min[i] = 0;
-    if (i >= live || k >= depth) return;
-    code[i] = __ldg(reinterpret_cast<const std::uint32_t*>(codes + i * stride + k / 2));
-    const std::int64_t at = static_cast<std::int64_t>(i) * scale_stride + k / group;
+    if (i >= live || column >= depth) return;
+    code[i] = __ldg(reinterpret_cast<const std::uint32_t*>(codes + i * stride));
+    const int at = i * scale_stride + group_column;
+    if (plain()) {
+      scale[i] = __ldg(static_cast<const std::uint16_t*>(scales) + at);
+      return;
+    }
     scale[i] = scale_bits(scales, scale_dtype, at);
     if (mins != nullptr) min[i] = scale_bits(mins, scale_dtype, at);
   }
   __device__ void start(const TiledBlock& block, const WeightRows& rows, int first_column, int contraction) {
     const MatShape& m = block.shape;
     column = first_column, depth = contraction, live = rows.live, group = m.group, scale_dtype = m.scale_dtype;
-    codes = static_cast<const unsigned char*>(rows.at.data) + static_cast<std::int64_t>(rows.first) * (m.cols / 2);
-    stride = static_cast<std::int64_t>(rows.step) * (m.cols / 2);
+    codes = static_cast<const unsigned char*>(rows.at.data) + static_cast<std::int64_t>(rows.first) * (m.cols / 2) +
+            column / 2;
+    stride = rows.step * (m.cols / 2);
     const std::int64_t skip =
         static_cast<std::int64_t>(rows.first) * m.groups_a_row * (scale_dtype == DType::kF32 ? 4 : 2);
     scales = static_cast<const unsigned char*>(rows.at.scales) + skip;
     mins = rows.at.mins == nullptr ? nullptr : static_cast<const unsigned char*>(rows.at.mins) + skip;
     scale_stride = rows.step * m.groups_a_row;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) fetch(i, column);
+    for (int i = 0; i < kCount; ++i) fetch(i, column / group);
   }
-  __device__ void copy(std::uint32_t to, int k0, bool, const void*) {
+  // (code - 8) · scale, rounded once: with a BF16 scale the product is exact in fp32, so that this is code_value's.
+  __device__ static uint4 decode_plain(std::uint32_t code, std::uint32_t scale) {
+    const std::uint32_t s = scale | scale << 16;
+    std::uint32_t v[4];  // values j and j + 4
+#pragma unroll
+    for (int j = 0; j < 4; ++j) v[j] = mul2(sub2((code >> (4 * j) & 0x000f000fU) | 0x43004300U, 0x43084308U), s);
+    return {__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[0], v[1], 0x7632),
+            __byte_perm(v[2], v[3], 0x7632)};
+  }
+  __device__ uint4 decode(int i) const {
+    const float s = scale_value(scale[i], scale_dtype), low = scale_value(min[i], scale_dtype);
+    float v[8];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      // 2^23 + code as a float; then as code_value.
+      const float c = __uint_as_float((code[i] >> (4 * k) & 15U) | 0x4b000000U);
+      v[k] = mins != nullptr ? __fadd_rn(__fmul_rn(c - 8388608.0F, s), low) : (c - 8388616.0F) * s;
+    }
+    return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+  }
+  __device__ bool whole() const { return true; }
+  template <bool kWhole>
+  __device__ void copy(std::uint32_t to, bool) {
     constexpr int kPart = kCount / 2;  // while one half is decoded, the other is on its way
+    codes += kTiledStep / 2, column += kTiledStep;
+    const int group_column = column / group;
 #pragma unroll
     for (int part = 0; part < kCount; part += kPart) {
+      if (plain()) {
 #pragma unroll
-      for (int i = part; i < part + kPart; ++i) {
-        const float s = scale_value(scale[i], scale_dtype), low = scale_value(min[i], scale_dtype);
-        float v[8];
+        for (int i = part; i < part + kPart; ++i) sts128(to + i * 2048, decode_plain(code[i], scale[i]));
+      } else {
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
-          // 2^23 + code as a float; then as code_value.
-          const float c = __uint_as_float((code[i] >> (4 * k) & 15U) | 0x4b000000U);
-          v[k] = mins != nullptr ? __fadd_rn(__fmul_rn(c - 8388608.0F, s), low) : (c - 8388616.0F) * s;
-        }
-        sts128(to + i * 2048,
-               {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])});
+        for (int i = part; i < part + kPart; ++i) sts128(to + i * 2048, decode(i));
       }
 #pragma unroll
-      for (int i = part; i < part + kPart; ++i) fetch(i, column + k0 + kTiledStep);
+      for (int i = part; i < part + kPart; ++i) fetch(i, group_column);
     }
   }
 };
@@ -196,7 +228,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   constexpr int kAhead = 2;  // stages whose copies are not waited for; two less than stages, or none is ever given back
   static_assert(kAhead <= kStages - 2);
   // Of 168 registers a thread on average.
-  constexpr int kCopying = kM == 256 ? 56 : kLoad == TiledLoad::kBF16 ? 88 : 120, kMultiplying = (504 - kCopying) / 2;
+  constexpr int kCopying = kM == 256 ? 56 : kLoad == TiledLoad::kBF16 ? 88 : 136, kMultiplying = (504 - kCopying) / 2;
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ std::uint64_t full_shared[kStages], empty_shared[kStages];
   const std::uint32_t base = (shared_address(smem) + 1023) & ~1023U;
@@ -227,33 +259,33 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     const auto announce = [&](int stage) {
       if (lane == 0) barrier_arrive(full + 8 * (stage % kStages));
     };
-    const auto* x = static_cast<const uint4*>(problem.x_base());
     for (int tile = seek(blockIdx.x, block); tile < n_tiles; tile = seek(tile + gridDim.x, block)) {
       const int K = problem.depth(block), unit = thread % 8, row = thread / 8;  // and every 16th row from there
-      constexpr std::uint32_t kNone = 0xffffffffU;
-      std::uint32_t x_unit[kM / 16];  // where the rows begin, in units of eight values
+      const char* x_row[kM / 16];
 #pragma unroll
       for (int i = 0; i < kM / 16; ++i) {
-        x_unit[i] = kNone;
-        if (row + 16 * i < block.count)
-          x_unit[i] =
-              static_cast<std::uint32_t>(reinterpret_cast<const uint4*>(problem.x_row(block, row + 16 * i)) - x);
+        const bool live = row + 16 * i < block.count;
+        x_row[i] = static_cast<const char*>(live ? problem.x_row(block, row + 16 * i) : problem.x_base()) + unit * 16;
       }
+      const int x_live = max(0, (block.count - row + 15) / 16);  // of them
       std::conditional_t<kLoad == TiledLoad::kBF16, Bf16Copies<kN / 16>, I4Copies<kN / 16>> weights;
       weights.start(block, WeightRows(block, gated, row, kN / 16), unit * 8, K);
+      const bool whole = __all_sync(0xffffffffU, x_live >= kM / 16 && weights.whole() && K % kTiledStep == 0);
       const std::uint32_t place = swizzled(row, unit, 128);
       for (int k0 = 0; k0 < K; k0 += kTiledStep, ++filled) {
         const int s = filled % kStages, round = filled / kStages;
         if (round > 0) barrier_wait(empty + 8 * s, (round - 1) & 1);
         const std::uint32_t to = base + s * S::kStage + place;
-        const bool inside = k0 + unit * 8 < K;
-        const uint4* x_step = x + (k0 / 8 + unit);
+        if (whole) {
 #pragma unroll
-        for (int i = 0; i < kM / 16; ++i) {
-          const bool valid = inside && x_unit[i] != kNone;
-          cp_async16(to + i * 2048, valid ? x_step + x_unit[i] : x, valid);
+          for (int i = 0; i < kM / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2);
+          weights.template copy<true>(to + S::kBytesA, true);
+        } else {
+          const bool inside = k0 + unit * 8 < K;
+#pragma unroll
+          for (int i = 0; i < kM / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2, inside && i < x_live);
+          weights.template copy<false>(to + S::kBytesA, inside);
         }
-        weights.copy(to + S::kBytesA, k0, inside, x);
         cp_async_commit();
         if (filled >= kAhead) {
           cp_async_wait<kAhead>();
