@@ -442,9 +442,9 @@ void attend_prefill(const Launch& l, const AttendPrefill& j) {
         reinterpret_cast<int*>(a.latent + static_cast<std::int64_t>(a.block_pages) * kPageRows * kLatentWidth);
     gather(l, a, j.cache.codec);
     const Expansion e{.a = a, .shape = j.kv_b.shape, .at = j.kv_b.at};
-    launch_tiled_wgmma<128, 256>(
-        l, e,
-        {static_cast<int>(ceil_div(e.shape.rows, 256)), static_cast<int>(ceil_div(a.block_pages * kPageRows, 128)), 1});
+    launch_tiled_wgmma<256, TiledLoad::kBF16>(l, e,
+                                              {static_cast<int>(ceil_div(e.shape.rows, 256)),
+                                               static_cast<int>(ceil_div(a.block_pages * kPageRows, kWgmmaRows)), 1});
     launch(l, flash_kernel, dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(a.heads)), dim3(kThreads),
            kFlashBytes, a);
   }

@@ -198,7 +198,6 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   TiledMoe m;
   m.wgmma = c.wgmma;
   m.item_rows = m.wgmma || c.slots() >= 96 * c.n_experts ? 128 : 64;
-  if (m.wgmma && c.gate.format == WeightFormat::kBF16 && c.slots() >= 256 * c.n_experts) m.item_rows = 256;
   m.groups = grouped(c, m.item_rows, scratch);
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;

@@ -208,7 +208,7 @@ struct TiledMoe {
   std::int32_t T, K, n_experts;
   bool has_shared = false;
   MoeGroups groups;
-  int item_rows = 64;  // 64 or 128; for wgmma 128 or, BF16 only, 256
+  int item_rows = 64;  // 64 or 128; 128 for wgmma
   bool wgmma = false;
   const void* x = nullptr;  // BF16 [T, H] by token, or h by place
   std::int64_t x_stride = 0;

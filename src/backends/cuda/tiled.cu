@@ -88,30 +88,18 @@ bool run_wgmma(const Launch& l, const DenseProblem& p, int batch) {
   if (p.in_units() &&
       (p.out_stride % 8 != 0 || p.out_batch % 8 != 0 || reinterpret_cast<std::uintptr_t>(p.out) % 16 != 0))
     return false;
-  const auto tiles = [&](int m, int n) {
-    return int3{static_cast<int>(ceil_div(p.outputs, p.gated() ? n / 2 : n)), static_cast<int>(ceil_div(p.rows, m)),
-                batch};
+  const auto tiles = [&](int n) {
+    return int3{static_cast<int>(ceil_div(p.outputs, p.gated() ? n / 2 : n)),
+                static_cast<int>(ceil_div(p.rows, kWgmmaRows)), batch};
   };
-  // The time goes by rounds of tiles; smaller ones are slower for the same work.
-  const auto time = [&](int m, int n, int penalty) {
-    const int3 t = tiles(m, n);
-    return static_cast<std::int64_t>(ceil_div(std::int64_t{t.x} * t.y * t.z, l.n_sms)) * m * n * penalty;
-  };
-  const std::int64_t large = time(256, 192, 100), wide = time(128, 256, 120), narrow = time(128, 128, 140);
-  const int3 most = tiles(128, 128);
-  if (3 * most.x * most.y * most.z < l.n_sms) return false;
-  if (p.shape.format == WeightFormat::kI4) {
-    if (wide <= narrow) {
-      launch_tiled_wgmma<128, 256, TiledLoad::kAny>(l, p, tiles(128, 256));
-    } else {
-      launch_tiled_wgmma<128, 128, TiledLoad::kAny>(l, p, tiles(128, 128));
-    }
-  } else if (large <= std::min(wide, narrow)) {
-    launch_tiled_wgmma<256, 192>(l, p, tiles(256, 192));
-  } else if (wide <= narrow) {
-    launch_tiled_wgmma<128, 256>(l, p, tiles(128, 256));
+  // The time goes by rounds of tiles; narrow ones are reckoned 15 % slower for the same work.
+  const int3 wide = tiles(256), narrow = tiles(128);
+  const auto rounds = [&](int3 n) { return ceil_div(std::int64_t{n.x} * n.y * n.z, l.n_sms); };
+  if (std::int64_t{3} * narrow.x * narrow.y * narrow.z < l.n_sms) return false;
+  if (200 * rounds(wide) <= 115 * rounds(narrow)) {
+    launch_tiled_wgmma<256>(l, p, wide, p.shape.format);
   } else {
-    launch_tiled_wgmma<128, 128>(l, p, tiles(128, 128));
+    launch_tiled_wgmma<128>(l, p, narrow, p.shape.format);
   }
   return true;
 }

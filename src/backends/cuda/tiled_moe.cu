@@ -105,17 +105,10 @@ void tiled_moe(const Launch& l, const TiledMoe& m) {
   p.y_stride = m.y_stride;
   if (m.wgmma) {
     const int rows = std::max(p.routed_shape.rows, p.shared_items > 0 ? p.shared_shape.rows : 0);
-    const auto tiles = [&](int n) {
-      return int3{static_cast<int>(ceil_div(rows, p.down ? n : n / 2)),
-                  static_cast<int>(m.groups.max_items + p.shared_items), 1};
-    };
-    if (p.routed_shape.format == WeightFormat::kI4) {
-      launch_tiled_wgmma<128, 256, TiledLoad::kAny>(l, p, tiles(256));
-    } else if (m.item_rows == 256) {
-      launch_tiled_wgmma<256, 192>(l, p, tiles(192));
-    } else {
-      launch_tiled_wgmma<128, 256>(l, p, tiles(256));
-    }
+    launch_tiled_wgmma<256>(l, p,
+                            {static_cast<int>(ceil_div(rows, p.down ? 256 : 128)),
+                             static_cast<int>(m.groups.max_items + p.shared_items), 1},
+                            p.routed_shape.format);
   } else if (m.item_rows == 128) {
     run<128>(l, p, m.groups.max_items);
   } else {

@@ -1,8 +1,8 @@
 #pragma once
-// Products with many rows on Hopper: C[kM × kN] tiles by wgmma, BF16 or INT4 weights. A block works through tiles: one
-// warpgroup copies (x may be gathered, hence no tensor maps; INT4 is decoded on the way), two multiply, 64 rows of x at
-// a time in turn; what lies beyond the tile's count is not multiplied. While they store a tile, the copies of the next
-// are under way. What bounds it is reading tiles from the level-2 cache, hence 256 × 192 where there is enough to do.
+// Products with many rows on Hopper: C[128 × kN] tiles by wgmma, BF16 or INT4 weights. A block works through tiles: one
+// warpgroup copies (x may be gathered, hence no tensor maps; INT4 is decoded on the way), two multiply, 64 rows of x
+// each; a warpgroup whose rows are all beyond the tile's count multiplies nothing. While they store a tile, the copies
+// of the next are under way.
 
 #include <type_traits>
 
@@ -13,11 +13,12 @@
 namespace glint::cuda {
 
 constexpr int kWgmmaThreads = 384;
+constexpr int kWgmmaRows = 128;
 
-template <int kM, int kN>
+template <int kN>
 struct WgmmaSizes {
-  static constexpr int kStages = kM + kN >= 384 ? 4 : 6;
-  static constexpr int kBytesA = kM * 128, kStage = (kM + kN) * 128;
+  static constexpr int kStages = kN == 256 ? 4 : 6;
+  static constexpr int kBytesA = kWgmmaRows * 128, kStage = (kWgmmaRows + kN) * 128;
   static constexpr std::size_t kBytes = kStages * kStage + 1024;  // the first stage is 1024-aligned
 };
 
@@ -171,9 +172,6 @@ __device__ __forceinline__ uint4 quad_transpose(std::uint32_t (&w)[4], int t) {
 __device__ __forceinline__ void wgmma_of(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {
   wgmma_256(d, a, b, add);
 }
-__device__ __forceinline__ void wgmma_of(float (&d)[96], std::uint64_t a, std::uint64_t b, bool add) {
-  wgmma_192(d, a, b, add);
-}
 __device__ __forceinline__ void wgmma_of(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
   wgmma_128(d, a, b, add);
 }
@@ -217,18 +215,18 @@ __device__ __forceinline__ void wgmma_store(const Problem& problem, const TiledB
 #endif
 
 // A problem is what tiled_kernel takes, with outputs in eights. Tiles are numbered x first.
-template <int kM, int kN, TiledLoad kLoad, typename Problem>
+template <int kN, TiledLoad kLoad, typename Problem>
 __global__ void __launch_bounds__(kWgmmaThreads, 1)
     tiled_wgmma_kernel(const __grid_constant__ Problem problem, int3 tiles) {
   pdl_launch();
   pdl_wait();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using S = WgmmaSizes<kM, kN>;
-  constexpr int kStages = S::kStages, kParts = kM / 128;  // 64 rows each, of a warpgroup
+  using S = WgmmaSizes<kN>;
+  constexpr int kStages = S::kStages;
   constexpr int kAhead = 2;  // stages whose copies are not waited for; two less than stages, or none is ever given back
   static_assert(kAhead <= kStages - 2);
   // Of 168 registers a thread on average.
-  constexpr int kCopying = kM == 256 ? 56 : kLoad == TiledLoad::kBF16 ? 88 : 136, kMultiplying = (504 - kCopying) / 2;
+  constexpr int kCopying = kLoad == TiledLoad::kBF16 ? 88 : 152, kMultiplying = (504 - kCopying) / 2;
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ std::uint64_t full_shared[kStages], empty_shared[kStages];
   const std::uint32_t base = (shared_address(smem) + 1023) & ~1023U;
@@ -247,7 +245,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   // This block's next tile from `tile` on.
   const auto seek = [&](int tile, TiledBlock& b) {
     while (tile < n_tiles &&
-           !problem.locate(b, {tile % tiles.x, tile / tiles.x % tiles.y, tile / tiles.x / tiles.y}, kM, kN))
+           !problem.locate(b, {tile % tiles.x, tile / tiles.x % tiles.y, tile / tiles.x / tiles.y}, kWgmmaRows, kN))
       tile += gridDim.x;
     return tile;
   };
@@ -261,16 +259,16 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     };
     for (int tile = seek(blockIdx.x, block); tile < n_tiles; tile = seek(tile + gridDim.x, block)) {
       const int K = problem.depth(block), unit = thread % 8, row = thread / 8;  // and every 16th row from there
-      const char* x_row[kM / 16];
+      const char* x_row[kWgmmaRows / 16];
 #pragma unroll
-      for (int i = 0; i < kM / 16; ++i) {
+      for (int i = 0; i < kWgmmaRows / 16; ++i) {
         const bool live = row + 16 * i < block.count;
         x_row[i] = static_cast<const char*>(live ? problem.x_row(block, row + 16 * i) : problem.x_base()) + unit * 16;
       }
       const int x_live = max(0, (block.count - row + 15) / 16);  // of them
       std::conditional_t<kLoad == TiledLoad::kBF16, Bf16Copies<kN / 16>, I4Copies<kN / 16>> weights;
       weights.start(block, WeightRows(block, gated, row, kN / 16), unit * 8, K);
-      const bool whole = __all_sync(0xffffffffU, x_live >= kM / 16 && weights.whole() && K % kTiledStep == 0);
+      const bool whole = __all_sync(0xffffffffU, x_live >= kWgmmaRows / 16 && weights.whole() && K % kTiledStep == 0);
       const std::uint32_t place = swizzled(row, unit, 128);
       for (int k0 = 0; k0 < K; k0 += kTiledStep, ++filled) {
         const int s = filled % kStages, round = filled / kStages;
@@ -278,12 +276,12 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
         const std::uint32_t to = base + s * S::kStage + place;
         if (whole) {
 #pragma unroll
-          for (int i = 0; i < kM / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2);
+          for (int i = 0; i < kWgmmaRows / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2);
           weights.template copy<true>(to + S::kBytesA, true);
         } else {
           const bool inside = k0 + unit * 8 < K;
 #pragma unroll
-          for (int i = 0; i < kM / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2, inside && i < x_live);
+          for (int i = 0; i < kWgmmaRows / 16; ++i) cp_async16(to + i * 2048, x_row[i] + k0 * 2, inside && i < x_live);
           weights.template copy<false>(to + S::kBytesA, inside);
         }
         cp_async_commit();
@@ -311,28 +309,18 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   TiledBlock block, next;
   for (int tile = seek(blockIdx.x, block), next_tile; tile < n_tiles; tile = next_tile, block = next) {
     const int K = problem.depth(block);
-    // Part p of this warpgroup: rows from 64 (2 p + half) on.
-    const int parts = min(kParts, max(0, (block.count - half * 64 + 127) / 128));
+    const bool multiplies = half * 64 < block.count;
     next_tile = n_tiles;
-    float acc[kParts][kN / 2];
+    float acc[kN / 2];
     for (int k0 = 0; k0 < K; k0 += kTiledStep, ++used) {
       const int s = used % kStages;
       barrier_wait(full + 8 * s, used / kStages & 1);
-      const std::uint64_t a = k_major(base + s * S::kStage + half * 64 * 128);
-      const std::uint64_t b = k_major(base + s * S::kStage + S::kBytesA);
-      if (parts == kParts) {
+      if (multiplies) {
+        const std::uint64_t a = k_major(base + s * S::kStage + half * 64 * 128);
+        const std::uint64_t b = k_major(base + s * S::kStage + S::kBytesA);
         wgmma_begin();
 #pragma unroll
-        for (int k = 0; k < kTiledStep / 16; ++k) {
-#pragma unroll
-          for (int p = 0; p < kParts; ++p)
-            wgmma_of(acc[p], a + p * (128 * 128 / 16) + 2 * k, b + 2 * k, k0 > 0 || k > 0);
-        }
-        wgmma_commit();
-      } else if (parts == 1) {
-        wgmma_begin();
-#pragma unroll
-        for (int k = 0; k < kTiledStep / 16; ++k) wgmma_of(acc[0], a + 2 * k, b + 2 * k, k0 > 0 || k > 0);
+        for (int k = 0; k < kTiledStep / 16; ++k) wgmma_of(acc, a + 2 * k, b + 2 * k, k0 > 0 || k > 0);
         wgmma_commit();
       }
       if (k0 == 0) next_tile = seek(tile + gridDim.x, next);  // its reads go on while products do
@@ -340,13 +328,9 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
       if (k0 > 0) release(used - 1);
     }
     wgmma_wait<0>();
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) hold(acc[p]);
+    hold(acc);
     release(used - 1);
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {
-      if (p < parts) wgmma_store<kN>(problem, block, acc[p], (2 * p + half) * 64 + thread / 32 * 16, lane);
-    }
+    if (multiplies) wgmma_store<kN>(problem, block, acc, half * 64 + thread / 32 * 16, lane);
   }
 #endif
 }
@@ -358,11 +342,19 @@ inline bool wgmma_takes(const Launch& l, const MatShape& w) {
   return w.format == WeightFormat::kBF16;
 }
 
-template <int kM, int kN, TiledLoad kLoad = TiledLoad::kBF16, typename Problem>
+template <int kN, TiledLoad kLoad, typename Problem>
 void launch_tiled_wgmma(const Launch& l, const Problem& p, int3 tiles) {
   const std::int64_t n = std::int64_t{tiles.x} * tiles.y * tiles.z;
-  launch(l, tiled_wgmma_kernel<kM, kN, kLoad, Problem>, dim3(static_cast<unsigned>(std::min<std::int64_t>(n, l.n_sms))),
-         dim3(kWgmmaThreads), WgmmaSizes<kM, kN>::kBytes, p, tiles);
+  launch(l, tiled_wgmma_kernel<kN, kLoad, Problem>, dim3(static_cast<unsigned>(std::min<std::int64_t>(n, l.n_sms))),
+         dim3(kWgmmaThreads), WgmmaSizes<kN>::kBytes, p, tiles);
+}
+template <int kN, typename Problem>
+void launch_tiled_wgmma(const Launch& l, const Problem& p, int3 tiles, WeightFormat format) {
+  if (format == WeightFormat::kBF16) {
+    launch_tiled_wgmma<kN, TiledLoad::kBF16>(l, p, tiles);
+  } else {
+    launch_tiled_wgmma<kN, TiledLoad::kAny>(l, p, tiles);
+  }
 }
 
 }  // namespace glint::cuda
