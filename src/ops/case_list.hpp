@@ -14,6 +14,10 @@ namespace glint {
 void add_dense_cases(std::vector<Case>& list);      // embed, rms_norm, linear, lm_head, mtp_input
 void add_attention_cases(std::vector<Case>& list);  // mla_project, mla_append, mla_attend
 void add_expert_cases(std::vector<Case>& list);     // route, moe, mlp
+// Later additions, last in the list: a case's place gives its seed.
+void add_many_rows_cases(std::vector<Case>& list);
+void add_prefill_cases(std::vector<Case>& list);
+void add_many_rows_expert_cases(std::vector<Case>& list);
 
 constexpr OpTag kCaseTag{"case", 0};
 

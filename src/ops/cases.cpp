@@ -93,6 +93,9 @@ const std::vector<Case>& all_cases() {
     add_dense_cases(list);
     add_attention_cases(list);
     add_expert_cases(list);
+    add_many_rows_cases(list);
+    add_prefill_cases(list);
+    add_many_rows_expert_cases(list);
     for (std::size_t i = 0; i < list.size(); ++i) list[i].seed = 1000 + i;
     return list;
   }();
@@ -100,7 +103,7 @@ const std::vector<Case>& all_cases() {
 }
 
 OpLimits case_limits() {
-  return {.max_rows = 300,
+  return {.max_rows = 420,
           .max_logits = 17,
           .max_context = 1000,
           .hidden = 2048,

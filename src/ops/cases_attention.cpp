@@ -191,4 +191,17 @@ void add_attention_cases(std::vector<Case>& list) {
     add_attend(list, {.heads = 4, .window = window, .q_scale = 30.0F}, {{1, 257}, {17, 130}});
 }
 
+// Sequences with many rows, which a backend may expand: alone, with a prefix, in company, over several blocks.
+void add_prefill_cases(std::vector<Case>& list) {
+  for (const KvCodec codec : kKvCodecs) {
+    for (const int window : {0, 100}) {
+      add_attend(list, {.heads = 3, .codec = codec, .window = window}, {{200, 333}});
+      add_attend(list, {.heads = 3, .codec = codec, .window = window}, {{3, 700}, {220, 720}, {0, 70}, {192, 1000}});
+    }
+  }
+  add_attend(list, {.heads = 20}, {{257, 1000}});
+  add_attend(list, {.heads = 5, .window = 1}, {{256, 256}});
+  add_attend(list, {.heads = 2, .q_scale = 30.0F}, {{193, 450}, {100, 130}});
+}
+
 }  // namespace glint

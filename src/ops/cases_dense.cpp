@@ -171,4 +171,11 @@ void add_dense_cases(std::vector<Case>& list) {
   add_mtp_input(list, kBF16, 1, 2048);
 }
 
+// Many rows and many outputs: the largest tiles, with edges.
+void add_many_rows_cases(std::vector<Case>& list) {
+  add_linear(list, WeightFormat::kBF16, 300, 256, 2048);
+  add_linear(list, WeightFormat::kBF16, 130, 200, 4104);
+  add_linear(list, WeightFormat::kBF16, 390, 136, 11280);
+}
+
 }  // namespace glint

@@ -238,4 +238,17 @@ void add_expert_cases(std::vector<Case>& list) {
   add_mlp(list, kBF16, 5, 2048, 1536);
 }
 
+// Several tiles an expert; the widest tiles of a gated product, with edges.
+void add_many_rows_expert_cases(std::vector<Case>& list) {
+  constexpr auto kBF16 = WeightFormat::kBF16;
+  for (const Routing routing : {Routing::kRandom, Routing::kSkewed, Routing::kOneExpert, Routing::kHoles})
+    add_moe(list, kBF16, {300, 264, 200, 7, 2, 136, routing});
+  add_moe(list, kBF16, {420, 128, 64, 64, 8, 0});
+  add_mlp(list, kBF16, 130, 72, 1536);
+  add_mlp(list, kBF16, 260, 256, 5768);
+  for (const std::int64_t T : {257, 420}) add_route(list, {.T = T, .hidden = 2048, .experts = 64});
+  add_route(list, {.T = 300, .hidden = 136, .experts = 48, .top_k = 8, .normalize = false});
+  add_route(list, {.T = 300, .hidden = 100, .experts = 5, .top_k = 2});
+}
+
 }  // namespace glint

@@ -188,49 +188,53 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
   }
 }
 
-// So many tokens that every block of the decode kernel takes more steps than it has stages, and meets sequence borders:
-// the ring of copies wraps, and sequences are merged from pieces. Rows are written by mla_append.
-TEST(CudaAttention, ManySequencesThroughTheRing) {
-  NEED_GPU();
-  constexpr std::int64_t kHeads = 5;
-  constexpr int kSeqs = 60;
+struct AttentionShape {
+  std::int64_t heads = 1;
+  std::int64_t reserved_rows = 0, reserved_context = 0;
+  int window = 0;  // tried besides 0
+  std::vector<KvCodec> codecs;
+};
+// Rows are written by mla_append.
+void expect_attention(const AttentionShape& shape, const std::vector<std::int32_t>& rows_of,
+                      const std::vector<std::int32_t>& contexts) {
+  const std::int64_t heads = shape.heads;
+  const auto n_seqs = static_cast<int>(contexts.size());
   const auto ops = make_cuda_ops({});
   const auto reference = make_reference_ops();
   OpLimits limits = case_limits();
-  limits.max_context = 2048;
+  limits.max_rows = std::max(limits.max_rows, shape.reserved_rows);
+  limits.max_context = shape.reserved_context;
   ops->reserve(limits);
   reference->reserve(limits);
   Random random(11);
-  std::vector<std::int32_t> offsets{0}, contexts, table;
+  std::vector<std::int32_t> offsets{0}, table;
   std::int32_t max_pages = 0, n_pages = 0;
-  for (int s = 0; s < kSeqs; ++s) {
-    offsets.push_back(offsets.back() + (s % 9 == 4 ? 2 : 1));
-    contexts.push_back(static_cast<std::int32_t>(s % 5 == 0 ? 1 + random.below(70) : 300 + random.below(1700)));
-    max_pages = std::max(max_pages, (contexts.back() + kPageTokens - 1) / kPageTokens);
-  }
+  for (const std::int32_t r : rows_of) offsets.push_back(offsets.back() + r);
+  for (const std::int32_t c : contexts) max_pages = std::max(max_pages, (c + kPageTokens - 1) / kPageTokens);
   for (const std::int32_t c : contexts) {
     const std::int32_t used = (c + kPageTokens - 1) / kPageTokens;
     for (std::int32_t i = 0; i < max_pages; ++i) table.push_back(i < used ? n_pages + i : -1);
     n_pages += used;
   }
   const std::int64_t rows = offsets.back();
-  const auto q = random.normals(rows * kHeads * kQk, 1.0F);
-  const auto w = random.normals(kHeads * (kNope + kValue) * kLatent, 0.05F);
+  const auto q = random.normals(rows * heads * kQk, 1.0F);
+  const auto w = random.normals(heads * (kNope + kValue) * kLatent, 0.05F);
   std::vector<std::uint16_t> w_bits;
   for (const float x : w) w_bits.push_back(to_bf16(x).bits);
   const Buffer dq = to_device(*ops, q.data(), q.size() * 4), dw = to_device(*ops, w_bits.data(), w_bits.size() * 2);
   const Buffer offsets_buffer = to_device(*ops, offsets.data(), offsets.size() * 4);
   const Buffer contexts_buffer = to_device(*ops, contexts.data(), contexts.size() * 4);
   const Buffer table_buffer = to_device(*ops, table.data(), table.size() * 4);
-  const Buffer out = ops->allocate(static_cast<std::size_t>(rows * kHeads * kValue) * 4);
+  const Buffer out = ops->allocate(static_cast<std::size_t>(rows * heads * kValue) * 4);
   constexpr std::int64_t kChunk = 256;
-  for (const KvCodec codec : kKvCodecs) {
+  for (const KvCodec codec : shape.codecs) {
+    if (!ops->supports(codec)) continue;
     const std::int64_t stride = kPageTokens * kv_row_bytes(codec);
     std::vector<std::byte> pages(static_cast<std::size_t>(n_pages * stride), std::byte{0xff});
     const Buffer cache = to_device(*ops, pages.data(), pages.size());
     KvPages view{.base = cache.data(), .page_stride_bytes = stride, .codec = codec, .n_pages = n_pages};
     std::vector<std::int32_t> slots;
-    for (int s = 0; s < kSeqs; ++s) {
+    for (int s = 0; s < n_seqs; ++s) {
       for (std::int32_t i = 0; i < contexts[static_cast<std::size_t>(s)]; ++i)
         slots.push_back(table[static_cast<std::size_t>(s * max_pages + i / kPageTokens)] * kPageTokens +
                         i % kPageTokens);
@@ -245,21 +249,21 @@ TEST(CudaAttention, ManySequencesThroughTheRing) {
                        .pages = view});
     }
     ops->download(pages.data(), cache.data(), pages.size());
-    for (const int window : {0, 333}) {
-      std::vector<float> want(static_cast<std::size_t>(rows * kHeads * kValue)), got(want.size());
+    for (const int window : {0, shape.window}) {
+      std::vector<float> want(static_cast<std::size_t>(rows * heads * kValue)), got(want.size());
       MlaAttendParams p;
-      p.q = {q.data(), DType::kF32, {rows, kHeads, kQk}};
+      p.q = {q.data(), DType::kF32, {rows, heads, kQk}};
       p.kv_b = {
-          .format = WeightFormat::kBF16, .rows = kHeads * (kNope + kValue), .cols = kLatent, .data = w_bits.data()};
+          .format = WeightFormat::kBF16, .rows = heads * (kNope + kValue), .cols = kLatent, .data = w_bits.data()};
       p.pages = view;
       p.pages.base = pages.data();
-      p.batch = {.n_seqs = kSeqs,
+      p.batch = {.n_seqs = n_seqs,
                  .row_offsets = offsets.data(),
                  .context_tokens = contexts.data(),
                  .page_table = table.data(),
                  .max_pages = max_pages};
       p.window_tokens = window;
-      p.out = {want.data(), DType::kF32, {rows, kHeads * kValue}};
+      p.out = {want.data(), DType::kF32, {rows, heads * kValue}};
       reference->mla_attend(p);
       p.q.data = dq.data();
       p.kv_b.data = dw.data();
@@ -275,6 +279,31 @@ TEST(CudaAttention, ManySequencesThroughTheRing) {
       EXPECT_LT(e, 1e-4) << kv_codec_name(codec);
     }
   }
+}
+
+// So many tokens that every block of the decode kernel takes more steps than it has stages, and meets sequence borders:
+// the ring of copies wraps, and sequences are merged from pieces.
+TEST(CudaAttention, ManySequencesThroughTheRing) {
+  NEED_GPU();
+  Random random(12);
+  std::vector<std::int32_t> rows, contexts;
+  for (int s = 0; s < 60; ++s) {
+    rows.push_back(s % 9 == 4 ? 2 : 1);
+    contexts.push_back(static_cast<std::int32_t>(s % 5 == 0 ? 1 + random.below(70) : 300 + random.below(1700)));
+  }
+  const std::vector<KvCodec> all(std::begin(kKvCodecs), std::end(kKvCodecs));
+  expect_attention({.heads = 5, .reserved_context = 2048, .window = 333, .codecs = all}, rows, contexts);
+}
+
+// Contexts beyond one block of expanded keys (8,192 tokens), cut by its end; the window leaves blocks without work.
+TEST(CudaAttention, PrefillOverSeveralBlocks) {
+  NEED_GPU();
+  expect_attention({.heads = 1,
+                    .reserved_rows = 450,
+                    .reserved_context = 10000,
+                    .window = 500,
+                    .codecs = {KvCodec::kBF16, KvCodec::kInt8}},
+                   {200, 3, 200}, {300, 100, 8900});
 }
 
 // A row's sum has one order for up to 16 rows: alone or in company, the bits are the same.

@@ -6,6 +6,8 @@
 // Running maxima are rounded up to whole numbers: weights relative to them differ by exact powers of two then, so that
 // how a context is cut into pieces and steps changes the order of fp32 sums and nothing else.
 
+#include <limits>
+
 #include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
@@ -22,7 +24,7 @@ struct Args {
   const unsigned char* pages;
   std::int64_t page_stride;
   const std::int32_t *row_offsets, *context_tokens, *page_table;
-  int T, heads, n_seqs, max_pages, window, min_split;
+  int T, heads, n_seqs, max_pages, window, min_split, many_rows;
   float* partial;
   float2* partial_ml;
   std::uint16_t* latent;
@@ -51,6 +53,7 @@ __device__ int2 find_tile(const Args& a, int tile, int pairs_a_tile) {
     const int s = base + lane;
     int n = 0;
     if (s < a.n_seqs) n = ((a.row_offsets[s + 1] - a.row_offsets[s]) * a.heads + pairs_a_tile - 1) / pairs_a_tile;
+    if (s < a.n_seqs && a.row_offsets[s + 1] - a.row_offsets[s] >= a.many_rows) n = 0;
     int sum = n;
 #pragma unroll
     for (int d = 1; d < 32; d <<= 1) {
@@ -353,6 +356,7 @@ __global__ void merge_kernel(const __grid_constant__ Args a) {
   const int row0 = a.row_offsets[seq], context = a.context_tokens[seq];
   const int split = split_tokens(context, a.min_split);
   if (context <= split) return;
+  if (a.row_offsets[seq + 1] - row0 >= a.many_rows) return;
   const Visible sees = visible(a, a.row_offsets[seq + 1] - row0, context, row - row0);
   const int first = sees.begin / split, n = (sees.end - 1) / split - first + 1;
   const std::int64_t pairs = static_cast<std::int64_t>(a.T) * a.heads;
@@ -418,6 +422,7 @@ void attend(const Launch& l, const Attend& j) {
   a.n_seqs = j.cache.n_seqs;
   a.max_pages = j.cache.max_pages;
   a.window = j.cache.window;
+  a.many_rows = j.cache.many_rows > 0 ? j.cache.many_rows : std::numeric_limits<int>::max();
   a.partial = j.partial;
   a.partial_ml = j.partial_ml;
   a.latent = static_cast<std::uint16_t*>(j.latent);

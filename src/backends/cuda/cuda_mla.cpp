@@ -94,12 +94,45 @@ void CudaOps::mla_append(const MlaAppendParams& p) {
 
 void CudaOps::mla_attend(const MlaAttendParams& p) {
   const Launch& l = begin();
-  Scratch scratch = device_.scratch();
   const std::int64_t rows = p.q.shape[0];
   const auto heads = static_cast<int>(p.q.shape[1]);
   if (rows == 0) return;
   const Mat kv_b = mat_of(p.kv_b);
   CHECK(tiled_fits(kv_b), "kv_b: scales must cover eights of columns");
+  const CacheView cache{.pages = p.pages.base,
+                        .page_stride = p.pages.page_stride_bytes,
+                        .codec = p.pages.codec,
+                        .n_seqs = p.batch.n_seqs,
+                        .row_offsets = p.batch.row_offsets,
+                        .context_tokens = p.batch.context_tokens,
+                        .page_table = p.batch.page_table,
+                        .max_pages = p.batch.max_pages,
+                        .window = p.window_tokens};
+  const bool many = attend_prefill_takes(l, kv_b, rows) && rows * heads > std::int64_t{kFewPairs} * cache.n_seqs;
+  if (!many || cache.n_seqs > 1) attend_absorbed(p, kv_b, cache, many);
+  if (!many) return;
+  Scratch scratch = device_.scratch();
+  const PrefillSizes sizes = prefill_sizes(limits_.max_rows, limits_.max_context, heads);
+  AttendPrefill j;
+  j.q = p.q.as<float>();
+  j.rows = rows;
+  j.heads = heads;
+  j.kv_b = kv_b;
+  j.cache = cache;
+  j.block_pages = sizes.block_pages;
+  j.latent = scratch.take<>(sizes.latent_bytes);
+  j.tiles = scratch.take<>(sizes.tile_bytes);
+  j.state = scratch.take<>(sizes.state_bytes);
+  j.out = p.out.as<float>();
+  attend_prefill(l, j);
+}
+
+// With `many`, sequences of many rows get nothing that means anything: attend_prefill overwrites it.
+void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const CacheView& cache, bool many) {
+  const Launch& l = device_.launch();
+  Scratch scratch = device_.scratch();
+  const std::int64_t rows = p.q.shape[0];
+  const auto heads = static_cast<int>(p.q.shape[1]);
   const std::int64_t pairs = rows * heads;
   auto* query = scratch.take<std::uint16_t>(pairs * kKvRow * 2);
   auto* latent = scratch.take<std::uint16_t>(pairs * kLatent * 2);
@@ -132,15 +165,8 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   j.query = query;
   j.T = rows;
   j.heads = heads;
-  j.cache = {.pages = p.pages.base,
-             .page_stride = p.pages.page_stride_bytes,
-             .codec = p.pages.codec,
-             .n_seqs = p.batch.n_seqs,
-             .row_offsets = p.batch.row_offsets,
-             .context_tokens = p.batch.context_tokens,
-             .page_table = p.batch.page_table,
-             .max_pages = p.batch.max_pages,
-             .window = p.window_tokens};
+  j.cache = cache;
+  j.cache.many_rows = many ? kManyRows : 0;
   j.partial_rows = partial_rows(limits_);
   j.partial = scratch.take<float>(j.partial_rows * kLatent * 4);
   j.partial_ml = scratch.take<float2>(j.partial_rows * 8);

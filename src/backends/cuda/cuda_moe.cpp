@@ -16,7 +16,8 @@ struct CudaOps::MoeCall {
   const std::int32_t* ids = nullptr;
   MatShape gate, down, shared_gate, shared_down;
   ExpertTable gates, ups, downs;
-  float* y = nullptr;  // [T·K + T, hidden]
+  float* y = nullptr;                  // [T·K + T, hidden]
+  bool wgmma = false, y_bf16 = false;  // y_bf16: y holds BF16
 
   std::int64_t slots() const { return T * K; }
   std::int64_t widest() const { return std::max(inner, shared_inner); }
@@ -39,7 +40,22 @@ void CudaOps::route(const RouteParams& p) {
   const Launch& l = begin();
   Scratch scratch = device_.scratch();
   const std::int64_t rows = p.x.shape[0], n_experts = p.w.shape[0];
-  auto* scores = scratch.take<float>(rows * n_experts * 4);
+  auto* scores = scratch.take<float>(rows * n_experts * kRouteParts * 4);
+  if (route_many_takes(rows, p.x.shape[1])) {
+    route_many(l, {.x = p.x.as<float>(),
+                   .w = p.w.as<float>(),
+                   .bias = p.bias.as<float>(),
+                   .rows = rows,
+                   .hidden = p.x.shape[1],
+                   .n_experts = static_cast<int>(n_experts),
+                   .top_k = p.top_k,
+                   .normalize = p.normalize,
+                   .scale = p.scale,
+                   .ids = p.ids,
+                   .weights = p.weights,
+                   .partial = scores});
+    return;
+  }
   CHECK(n_experts <= kMaxExperts && static_cast<std::int64_t>(route_counters_.bytes() / 4) * kRouteRows >= rows);
   cuda::route(l, p.x.as<float>(), p.w.as<float>(), p.bias.as<float>(), rows, p.x.shape[1], static_cast<int>(n_experts),
               p.top_k, p.normalize, p.scale, p.ids, p.weights, scores, static_cast<unsigned*>(route_counters_.data()));
@@ -63,7 +79,7 @@ void CudaOps::moe(const MoeParams& p) {
   c.K = p.top_k;
   c.n_experts = static_cast<int>(p.experts.size());
   c.ids = p.ids;
-  bool skinny = c.T <= kSkinnyMoeRows, tiled = true;
+  bool skinny = c.T <= kSkinnyMoeRows, tiled = true, mixed = false;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
     const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
     if (e == 0) {
@@ -71,10 +87,9 @@ void CudaOps::moe(const MoeParams& p) {
       c.down = down.shape;
       c.inner = gate.shape.rows;
     }
-    CHECK(same_format(gate.shape, gate.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) &&
-              same_format(up.shape, up.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) &&
-              same_format(down.shape, down.at, c.down, e == 0 ? down.at : c.downs.at[0]),
-          "the experts of a layer have several formats");
+    mixed = mixed || !same_format(gate.shape, gate.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) ||
+            !same_format(up.shape, up.at, c.gate, e == 0 ? gate.at : c.gates.at[0]) ||
+            !same_format(down.shape, down.at, c.down, e == 0 ? down.at : c.downs.at[0]);
     c.gates.at[e] = gate.at;
     c.ups.at[e] = up.at;
     c.downs.at[e] = down.at;
@@ -86,7 +101,7 @@ void CudaOps::moe(const MoeParams& p) {
   const bool shared = static_cast<bool>(p.shared.gate);
   if (shared) {
     const Mat gate = mat_of(p.shared.gate), up = mat_of(p.shared.up), down = mat_of(p.shared.down);
-    const bool fits_in = gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
+    const bool fits_in = !mixed && gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
                          (gate.at.mins == nullptr) == (c.gates.at[0].mins == nullptr) &&
                          (down.at.mins == nullptr) == (c.downs.at[0].mins == nullptr) &&
                          (!skinny || all_fit(p.shared, skinny_fits)) && (!tiled || all_fit(p.shared, tiled_fits));
@@ -102,14 +117,30 @@ void CudaOps::moe(const MoeParams& p) {
       gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, scratch);
     }
   }
-  if (skinny) {
+  c.wgmma = !mixed && !skinny && tiled && tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
+            (!c.has_shared || (tiled_moe_by_wgmma(l, c.shared_gate) && tiled_moe_by_wgmma(l, c.shared_down)));
+  c.y_bf16 = c.wgmma && c.has_shared == shared;
+  if (mixed) {
+    moe_mixed(c, p.experts, scratch);
+  } else if (skinny) {
     moe_skinny(c, scratch);
   } else if (tiled) {
     moe_tiled(c, scratch);
   } else {
     moe_any(c, scratch);
   }
-  moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+  if (c.y_bf16) {
+    sum_many(l, {.ids = p.ids,
+                 .weights = p.weights,
+                 .y = c.y,
+                 .T = c.T,
+                 .hidden = c.hidden,
+                 .K = c.K,
+                 .has_shared = shared,
+                 .out = p.out.as<float>()});
+  } else {
+    moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
+  }
 }
 
 MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
@@ -117,7 +148,18 @@ MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
   const GroupBuffers buffers{.order = scratch.take<std::int32_t>((c.slots() + c.T) * 4),
                              .items = scratch.take<int4>(most * 16),
                              .n_items = scratch.take<std::int32_t>(4)};
-  group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
+  if (c.slots() > 2 * kGroupSlots) {
+    group_many_slots(device_.launch(),
+                     {.ids = c.ids,
+                      .slots = c.slots(),
+                      .shared_rows = c.T,
+                      .n_experts = c.n_experts,
+                      .item_rows = item_rows,
+                      .counts = scratch.take<std::int32_t>((c.slots() / kGroupSlots + 1) * c.n_experts * 4),
+                      .out = buffers});
+  } else {
+    group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
+  }
   return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
 }
 
@@ -154,7 +196,8 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
 void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   const Launch& l = device_.launch();
   TiledMoe m;
-  m.item_rows = c.slots() >= 96 * c.n_experts ? 128 : 64;
+  m.wgmma = c.wgmma;
+  m.item_rows = m.wgmma || c.slots() >= 96 * c.n_experts ? 128 : 64;
   m.groups = grouped(c, m.item_rows, scratch);
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;
@@ -163,6 +206,7 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   m.h_stride = (c.widest() + 7) / 8 * 8;
   m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
   m.y = c.y;
+  m.y_bf16 = c.y_bf16;
   m.y_stride = c.hidden;
 
   const Act x = packed(c.x, c.T, c.hidden, scratch);
@@ -195,11 +239,34 @@ void CudaOps::moe_any(const MoeCall& c, Scratch& scratch) {
            .n_experts = c.n_experts,
            .ids = c.ids,
            .gate = c.gate,
+           .up = c.gate,
            .down = c.down,
            .shared_gate = c.shared_gate,
+           .shared_up = c.shared_gate,
            .shared_down = c.shared_down};
   moe_any_up(l, m, c.gates, c.ups, static_cast<const float*>(c.x.data), h, stride);
   moe_any_down(l, m, c.downs, h, stride, c.y);
+}
+
+// Experts of several formats, one after the other: right, not fast. The shared expert is done by itself.
+void CudaOps::moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  auto* h = scratch.take<>(c.slots() * c.inner * 2);
+  MoeAny m{.T = static_cast<std::int32_t>(c.T),
+           .K = c.K,
+           .hidden = static_cast<std::int32_t>(c.hidden),
+           .inner = static_cast<std::int32_t>(c.inner),
+           .shared_inner = 0,
+           .n_experts = c.n_experts,
+           .ids = c.ids};
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    m.only = static_cast<std::int32_t>(e);
+    m.gate = mat_of(experts[e].gate).shape;
+    m.up = mat_of(experts[e].up).shape;
+    m.down = mat_of(experts[e].down).shape;
+    moe_any_up(l, m, c.gates, c.ups, static_cast<const float*>(c.x.data), h, c.inner);
+    moe_any_down(l, m, c.downs, h, c.inner, c.y);
+  }
 }
 
 }  // namespace glint::cuda

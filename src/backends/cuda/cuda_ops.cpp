@@ -1,7 +1,6 @@
 // Memory, and the dense ops: embedding, norm, linear, language-model head, MTP input.
 
 #include "backends/cuda/cuda_ops.hpp"
-#include "backends/cuda/mla.hpp"
 
 #include <algorithm>
 
@@ -100,11 +99,14 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t project = t * h * 4 + t * l.q_lora * 8;
   const std::int64_t attend =
       t * l.n_heads * (2 * kKvRow + 2 * kNope + 2 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
+  const PrefillSizes p = prefill_sizes(l.max_rows, l.max_context, l.n_heads);
+  const std::int64_t prefill = p.latent_bytes + p.tile_bytes + p.state_bytes;
   const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
-  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated;
-  const std::int64_t route = t * l.n_experts * 4;
+  const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated +
+                           (slots / kGroupSlots + 1) * l.n_experts * 4;
+  const std::int64_t route = t * l.n_experts * kRouteParts * 4;
   const std::int64_t mtp = t * h * 4 + linear;
-  return static_cast<std::size_t>(std::max({linear, project, attend, moe, route, mtp}) + kSlack);
+  return static_cast<std::size_t>(std::max({linear, project, attend, prefill, moe, route, mtp}) + kSlack);
 }
 
 void CudaOps::reserve(const OpLimits& limits) {

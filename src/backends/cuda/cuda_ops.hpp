@@ -6,6 +6,7 @@
 
 #include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/device.hpp"
+#include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
 
@@ -73,10 +74,13 @@ class CudaOps final : public Ops {
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
 
+  void attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const CacheView& cache, bool many);
+
   struct MoeCall;
   void moe_skinny(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
+  void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
 
   std::size_t workspace_for(const OpLimits& l) const;

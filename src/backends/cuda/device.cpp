@@ -99,6 +99,9 @@ Device::Device(const CudaOptions& options) {
   check(cudaDeviceGetAttribute(&launch_.n_sms, cudaDevAttrMultiProcessorCount, info_.index), "attribute");
   check(cudaDeviceGetAttribute(&launch_.smem_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, info_.index), "attribute");
   launch_.pdl = options.dependent_launch && info_.sm >= 90;
+#ifdef GLINT_SM90A
+  launch_.wgmma = info_.sm == 90;
+#endif
   void* pinned = nullptr;
   check(cudaMallocHost(&pinned, 2 * kHalf), "pinned memory");
   pinned_ = static_cast<std::byte*>(pinned);

@@ -16,7 +16,8 @@ void check(cudaError_t status, const char* what);
 // Where launches go.
 struct Launch {
   cudaStream_t stream = nullptr;
-  bool pdl = false;  // programmatic dependent launch: the kernel may start before its predecessor has ended
+  bool pdl = false;    // programmatic dependent launch: the kernel may start before its predecessor has ended
+  bool wgmma = false;  // sm_90a: Hopper's own products, in this build and on this device
   int n_sms = 1;
   int smem_limit = 48 << 10;  // bytes of shared memory a block may have
 };
@@ -110,7 +111,8 @@ struct ExpertTable {
 struct MoeAny {
   std::int32_t T, K, hidden, inner, shared_inner, n_experts;
   const std::int32_t* ids;
-  MatShape gate, down, shared_gate, shared_down;
+  MatShape gate, up, down, shared_gate, shared_up, shared_down;
+  std::int32_t only = -1;  // if not negative: the slots of this expert alone
 };
 // h[slot][inner] BF16; slots T·K … T·K + T - 1 are the shared expert's, with rows of `h_stride`.
 void moe_any_up(const Launch& l, const MoeAny& m, const ExpertTable& gate, const ExpertTable& up, const float* x,
@@ -206,15 +208,19 @@ struct TiledMoe {
   std::int32_t T, K, n_experts;
   bool has_shared = false;
   MoeGroups groups;
-  int item_rows = 64;
+  int item_rows = 64;  // 64 or 128; 128 for wgmma
+  bool wgmma = false;
   const void* x = nullptr;  // BF16 [T, H] by token, or h by place
   std::int64_t x_stride = 0;
   void* h = nullptr;
   std::int64_t h_stride = 0;
-  float* y = nullptr;
+  void* y = nullptr;    // by slot
+  bool y_bf16 = false;  // wgmma only
   std::int64_t y_stride = 0;
 };
 void tiled_moe(const Launch& l, const TiledMoe& m);
+// m.wgmma may be set where this holds for all shapes of the experts, the shared one's too.
+bool tiled_moe_by_wgmma(const Launch& l, const MatShape& shape);
 
 // ---- moe.cu ---------------------------------------------------------------------------------------------------------
 
@@ -232,5 +238,45 @@ void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, s
                  int item_rows, const GroupBuffers& out);
 void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
              std::int64_t hidden, bool has_shared, float* out);
+
+// ---- moe_many.cu ----------------------------------------------------------------------------------------------------
+
+// As route(), for many rows: products of parts of the columns first, added in order.
+inline constexpr int kRouteParts = 4;
+struct RouteMany {
+  const float *x = nullptr, *w = nullptr, *bias = nullptr;
+  std::int64_t rows = 0, hidden = 0;
+  int n_experts = 0, top_k = 0;
+  bool normalize = false;
+  float scale = 1;
+  std::int32_t* ids = nullptr;
+  float* weights = nullptr;
+  float* partial = nullptr;  // [kRouteParts, rows, n_experts]
+};
+bool route_many_takes(std::int64_t rows, std::int64_t hidden);
+void route_many(const Launch& l, const RouteMany& r);
+
+// As group_slots(), the same order.
+inline constexpr int kGroupSlots = 1024;  // slots of a block
+struct GroupMany {
+  const std::int32_t* ids = nullptr;
+  std::int64_t slots = 0, shared_rows = 0;
+  int n_experts = 0, item_rows = 0;
+  std::int32_t* counts = nullptr;  // [slots / kGroupSlots rounded up, n_experts]
+  GroupBuffers out{};
+};
+void group_many_slots(const Launch& l, const GroupMany& g);
+
+// As moe_sum(), for BF16 y and a hidden size in eights.
+struct SumMany {
+  const std::int32_t* ids = nullptr;
+  const float* weights = nullptr;
+  const void* y = nullptr;
+  std::int64_t T = 0, hidden = 0;
+  int K = 0;
+  bool has_shared = false;
+  float* out = nullptr;
+};
+void sum_many(const Launch& l, const SumMany& s);
 
 }  // namespace glint::cuda

@@ -49,14 +49,14 @@ __global__ void moe_any_up_kernel(const __grid_constant__ MoeAny m, const __grid
   pdl_launch();
   pdl_wait();
   const Slot s = slot_of(m, blockIdx.y);
-  const MatShape& shape = s.shared ? m.shared_gate : m.gate;
+  const MatShape &shape = s.shared ? m.shared_gate : m.gate, &up_shape = s.shared ? m.shared_up : m.up;
   const int o = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (s.expert < 0 || o >= shape.rows) return;
+  if (s.expert < 0 || (m.only >= 0 && s.expert != m.only) || o >= shape.rows) return;
   const float* row = x + static_cast<std::int64_t>(s.token) * m.hidden;
   float g = 0, u = 0;
   for (int c = lane; c < shape.cols; c += 32) {
     g += weight_at(shape, gate.at[s.expert], o, c) * row[c];
-    u += weight_at(shape, up.at[s.expert], o, c) * row[c];
+    u += weight_at(up_shape, up.at[s.expert], o, c) * row[c];
   }
   g = warp_sum(g);
   u = warp_sum(u);
@@ -70,7 +70,7 @@ __global__ void moe_any_down_kernel(const __grid_constant__ MoeAny m, const __gr
   const Slot s = slot_of(m, blockIdx.y);
   const MatShape& shape = s.shared ? m.shared_down : m.down;
   const int o = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (s.expert < 0 || o >= shape.rows) return;
+  if (s.expert < 0 || (m.only >= 0 && s.expert != m.only) || o >= shape.rows) return;
   const __nv_bfloat16* row = h + blockIdx.y * h_stride;
   float sum = 0;
   for (int c = lane; c < shape.cols; c += 32)

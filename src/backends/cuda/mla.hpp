@@ -32,6 +32,7 @@ struct CacheView {
   const std::int32_t* page_table = nullptr;
   int max_pages = 0;
   int window = 0;
+  int many_rows = 0;  // attend() leaves sequences of so many rows alone; 0: none
 };
 
 struct Attend {
@@ -55,5 +56,26 @@ inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on ave
 inline constexpr int kFewTile = 40;   // pairs of a tile at most; a block has two tiles of pieces at most
 bool attend_few_takes(const Launch& l, const Attend& j);
 void attend_few(const Launch& l, const Attend& j);
+
+// attend_prefill.cu: sequences of kManyRows rows or more in the expanded form, straight from q to the values' answer;
+// the others it leaves alone. BF16 kv_b, and Launch::wgmma.
+inline constexpr int kManyRows = 192;    // from here on it costs less than attend(), by arithmetic
+inline constexpr int kBlockPages = 128;  // pages of a context that are expanded at once
+struct PrefillSizes {                    // of the workspace
+  std::int64_t block_pages = 0, latent_bytes = 0, tile_bytes = 0, state_bytes = 0;
+};
+PrefillSizes prefill_sizes(std::int64_t max_rows, std::int64_t max_context, std::int64_t heads);
+struct AttendPrefill {
+  const float* q = nullptr;  // [T, N, 256]
+  std::int64_t rows = 0;     // T
+  int heads = 0;
+  Mat kv_b;
+  CacheView cache;
+  std::int64_t block_pages = 0;
+  void *latent = nullptr, *tiles = nullptr, *state = nullptr;
+  float* out = nullptr;  // [T, N, 256]
+};
+bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows);
+void attend_prefill(const Launch& l, const AttendPrefill& j);
 
 }  // namespace glint::cuda

@@ -25,6 +25,7 @@ struct TiledBlock {
   int limit;      // outputs in all
   int count;      // valid rows of x in this tile
   int begin;      // the problem's own number of the first of them
+  int z;          // entry of the batch
   bool shared;
 };
 
@@ -40,7 +41,8 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_kernel(const __grid_co
   pdl_launch();
   pdl_wait();
   TiledBlock block;
-  if (!problem.locate(block, kM, kN)) return;
+  const int3 at{static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
+  if (!problem.locate(block, at, kM, kN)) return;
   const int K = problem.depth(block);
   const bool gated = problem.gated();
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;

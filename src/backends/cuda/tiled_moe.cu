@@ -1,6 +1,6 @@
 // Many rows through their experts: a block row an item of group_slots, the shared expert's rows first.
 
-#include "backends/cuda/tiled.cuh"
+#include "backends/cuda/tiled_wgmma.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -16,26 +16,27 @@ struct MoeProblem {
   std::int64_t x_stride;
   std::uint16_t* h;
   std::int64_t h_stride;
-  float* y;
+  void* y;
+  bool y_bf16;
   std::int64_t y_stride;
 
   __device__ bool gated() const { return !down; }
   __device__ int depth(const TiledBlock& b) const { return b.shape.cols; }
   __device__ const void* x_base() const { return x; }
 
-  __device__ bool locate(TiledBlock& b, int, int kN) const {
+  __device__ bool locate(TiledBlock& b, int3 tile, int, int kN) const {
     int expert;
-    b.shared = static_cast<int>(blockIdx.y) < shared_items;
+    b.shared = tile.y < shared_items;
     if (b.shared) {
-      const int begin = blockIdx.y * item_rows;
+      const int begin = tile.y * item_rows;
       expert = kMaxExperts;
       b.shape = shared_shape;
       b.begin = T * K + begin;
       b.count = min(item_rows, T - begin);
     } else {
-      const int i = static_cast<int>(blockIdx.y) - shared_items;
+      const int i = tile.y - shared_items;
+      const int4 item = groups.items[i];  // read without waiting for the number
       if (i >= *groups.n_items) return false;
-      const int4 item = groups.items[i];
       expert = item.x;
       b.shape = routed_shape;
       b.begin = item.y;
@@ -43,7 +44,7 @@ struct MoeProblem {
     }
     b.at[0] = first.at[expert];
     b.at[1] = down ? b.at[0] : second.at[expert];
-    b.first_row = blockIdx.x * (down ? kN : kN / 2);
+    b.first_row = tile.x * (down ? kN : kN / 2);
     b.limit = b.shape.rows;
     return b.first_row < b.limit;
   }
@@ -54,7 +55,15 @@ struct MoeProblem {
   }
   __device__ void store(const TiledBlock& b, int r, int o, float v0, float v1) const {
     const std::int64_t slot = b.shared ? b.begin + r : groups.order[b.begin + r];
-    store_pair(y + slot * y_stride, o, b.limit, v0, v1);
+    store_pair(static_cast<float*>(y) + slot * y_stride, o, b.limit, v0, v1);
+  }
+  __device__ bool in_units() const { return !down || y_bf16; }
+  __device__ void store_unit(const TiledBlock& b, int r, int o, uint4 v) const {
+    if (o >= b.limit) return;
+    std::int64_t row = b.begin + r;
+    if (down && !b.shared) row = groups.order[row];
+    std::uint16_t* to = down ? static_cast<std::uint16_t*>(y) + row * y_stride : h + row * h_stride;
+    *reinterpret_cast<uint4*>(to + o) = v;
   }
   __device__ void store_gated(const TiledBlock& b, int r, int o, float v0, float v1) const {
     store_pair(h + static_cast<std::int64_t>(b.begin + r) * h_stride, o, b.limit, v0, v1);
@@ -92,12 +101,21 @@ void tiled_moe(const Launch& l, const TiledMoe& m) {
   p.h = static_cast<std::uint16_t*>(m.h);
   p.h_stride = m.h_stride;
   p.y = m.y;
+  p.y_bf16 = m.y_bf16;
   p.y_stride = m.y_stride;
-  if (m.item_rows == 128) {
+  if (m.wgmma) {
+    const int rows = std::max(p.routed_shape.rows, p.shared_items > 0 ? p.shared_shape.rows : 0);
+    launch_tiled_wgmma<256>(l, p,
+                            {static_cast<int>(ceil_div(rows, p.down ? 256 : 128)),
+                             static_cast<int>(m.groups.max_items + p.shared_items), 1},
+                            p.routed_shape.format);
+  } else if (m.item_rows == 128) {
     run<128>(l, p, m.groups.max_items);
   } else {
     run<64>(l, p, m.groups.max_items);
   }
 }
+
+bool tiled_moe_by_wgmma(const Launch& l, const MatShape& shape) { return wgmma_takes(l, shape) && shape.rows % 8 == 0; }
 
 }  // namespace glint::cuda
