@@ -48,7 +48,10 @@ class CudaOps final : public Ops {
  private:
   // Up to so many rows, dense products go through the skinny kernel.
   static constexpr std::int64_t kSkinnyRows = 16;
-  // The same for experts, whose items have 16 rows at most: reading the weights is still what takes the time.
+  // Up to so many rows, BF16 matrices go through the wide kernel; codes do so for any number of rows.
+  static constexpr std::int64_t kWideBf16Rows = 256;
+  static constexpr std::int64_t kWideMoeBf16Rows = 511;
+  // Rows of a call up to which experts of formats that the wide kernel does not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
   // Rows at once where gated products of odd shapes need fp32 buffers.
   static constexpr std::int64_t kPartRows = 256;
@@ -65,6 +68,9 @@ class CudaOps final : public Ops {
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
+  bool wide_takes(const Mat& w, std::int64_t rows) const;
+  // BF16 rows of x, dense, as the wide kernels of a format read them.
+  Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch);
   // BF16 rows of x, dense, as the tiled kernels read them.
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
@@ -72,6 +78,7 @@ class CudaOps final : public Ops {
 
   struct MoeCall;
   void moe_skinny(const MoeCall& c, Scratch& scratch);
+  void moe_wide(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);

@@ -99,6 +99,7 @@ Device::Device(const CudaOptions& options) {
   check(cudaDeviceGetAttribute(&launch_.n_sms, cudaDevAttrMultiProcessorCount, info_.index), "attribute");
   check(cudaDeviceGetAttribute(&launch_.smem_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, info_.index), "attribute");
   launch_.pdl = options.dependent_launch && info_.sm >= 90;
+  launch_.clusters = info_.sm >= 90;
   void* pinned = nullptr;
   check(cudaMallocHost(&pinned, 2 * kHalf), "pinned memory");
   pinned_ = static_cast<std::byte*>(pinned);
