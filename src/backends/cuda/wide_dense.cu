@@ -14,7 +14,7 @@ struct DenseProblem {
   float* out[2];
   std::int64_t out_stride[2];
   std::uint16_t* out_bf16;
-  const std::uint16_t* x;
+  const void* x;
   std::int64_t x_stride;
   int rows, x_rows, row_blocks;
   int first_tiles, n_tiles;  // of the first matrix, of both
@@ -24,6 +24,7 @@ struct DenseProblem {
   int heads, head_rows, first_row, out_rows, head_tiles;  // heads > 0: one matrix a head
   int stages, split;
 
+  bool has_mins() const { return at[0].mins != nullptr; }
   __device__ int total() const { return n_tiles * row_blocks; }
   __device__ bool gated() const { return epilogue == Epilogue::kSiluMul; }
   __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
@@ -56,10 +57,12 @@ struct DenseProblem {
     return t;
   }
 
-  __device__ const std::uint16_t* x_row(const WideTile& t, int n) const {
-    return x + (t.begin + n) * x_stride + (heads > 0 ? t.item * shapes[0].cols : 0);
+  __device__ std::uint32_t x_unit(const WideTile& t, int n) const {
+    return static_cast<std::uint32_t>(((t.begin + n) * x_stride + (heads > 0 ? t.item * shapes[0].cols : 0)) / 8);
   }
 
+  // Only sums of several parts are rotated.
+  template <bool kReduced>
   __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
     const std::int64_t row = t.begin + n;
     if (gated()) {
@@ -68,7 +71,7 @@ struct DenseProblem {
       return;
     }
     const int o = t.first + 2 * p;
-    if (epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth) {
+    if (kReduced && epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth) {
       float c, s;
       rope_angle(rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2], rope.positions[row], &c, &s);
       const float a = v0, b = v1;
@@ -85,7 +88,7 @@ struct DenseProblem {
 int parts(const Launch& l, const MatShape& m, int tiles) {
   const int steps = m.cols / (weight_code_bits(m.format) >= 16 ? 64 : 128);
   int n = 1;
-  while (l.clusters && n < 8 && 2 * n * tiles <= 2 * l.n_sms && 4 * n <= steps) n *= 2;
+  while (l.clusters && n < kWideMaxSplit && 2 * n * tiles <= 2 * l.n_sms && 4 * n <= steps) n *= 2;
   return n;
 }
 
@@ -129,9 +132,10 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
     p.out[i] = d.out[i];
     p.out_stride[i] = d.out_stride[i];
   }
+  if (d.n_mats == 1) p.shapes[1] = p.shapes[0];
   const bool gated = d.epilogue == Epilogue::kSiluMul;
   p.out_bf16 = static_cast<std::uint16_t*>(d.out_bf16);
-  p.x = static_cast<const std::uint16_t*>(d.x.data);
+  p.x = d.x.data;
   p.x_stride = d.x.stride;
   p.epilogue = d.epilogue;
   p.valid = d.valid > 0 ? d.valid : std::max(d.shape[0].rows, d.shape[1].rows);
@@ -141,16 +145,18 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
   p.split = parts(l, d.shape[0], p.n_tiles);
   set_rows(p, d.rows);
   launch_wide(l, p, d.shape[0].format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
+  if (p.split == 1 && d.epilogue == Epilogue::kRope)
+    rope_heads(l, d.out[0], d.rows, d.shape[0].rows / kQkWidth, d.rope);
 }
 
 void wide_heads(const Launch& l, const SkinnyHeads& h) {
   DenseProblem p{};
-  p.shapes[0] = h.w.shape;
+  p.shapes[0] = p.shapes[1] = h.w.shape;
   p.at[0] = h.w.at;
   p.shifts[0] = skinny_shift(h.w.shape);
   p.out[0] = h.out;
   p.out_stride[0] = static_cast<std::int64_t>(h.heads) * h.out_rows;
-  p.x = static_cast<const std::uint16_t*>(h.x_bf16);
+  p.x = h.x_bf16;
   p.x_stride = static_cast<std::int64_t>(h.heads) * h.w.shape.cols;
   p.epilogue = Epilogue::kStore;
   p.valid = h.out_rows;

@@ -15,7 +15,7 @@ struct MoeProblem {
   bool down;
   MoeGroups groups;
   int item_rows, tiles, shared_tiles, shared_items;
-  const std::uint16_t* x;
+  const void* x;
   std::int64_t x_stride;
   int x_rows;
   std::uint16_t* h;
@@ -25,6 +25,7 @@ struct MoeProblem {
   std::int64_t y_stride;
   int stages, split;
 
+  bool has_mins() const { return first.at[0].mins != nullptr; }
   __device__ int total() const { return shared_items * shared_tiles + *groups.n_items * tiles; }
   __device__ bool gated() const { return !down; }
   __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
@@ -54,12 +55,13 @@ struct MoeProblem {
     t.limit = shapes[t.matrix].rows;
     return t;
   }
-  __device__ const std::uint16_t* x_row(const WideTile& t, int n) const {
+  __device__ std::uint32_t x_unit(const WideTile& t, int n) const {
     std::int64_t row = t.begin + n;
     if (!down) row = t.matrix != 0 ? row - static_cast<std::int64_t>(T) * K : groups.order[row] / K;
-    return x + row * x_stride;
+    return static_cast<std::uint32_t>(row * x_stride / 8);
   }
 
+  template <bool kReduced>
   __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
     const std::int64_t place = t.begin + n;
     if (down) {
@@ -92,7 +94,7 @@ void wide_moe(const Launch& l, const WideMoe& m) {
   p.tiles = static_cast<int>(ceil_div(m.shape.rows, tile_rows));
   p.shared_tiles = m.has_shared ? static_cast<int>(ceil_div(m.shared_shape.rows, tile_rows)) : 1;
   p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, m.item_rows)) : 0;
-  p.x = static_cast<const std::uint16_t*>(m.x);
+  p.x = m.x;
   p.x_stride = m.x_stride;
   p.x_rows = wide_stage_rows(std::min(m.T, m.item_rows));
   p.h = static_cast<std::uint16_t*>(m.h);
