@@ -130,6 +130,17 @@ Buffer to_device(Ops& ops, const void* data, std::size_t bytes) {
 
 DeviceMatrix matrix(Ops& ops, Random& random, const QuantSpec& spec, std::int64_t rows, std::int64_t cols) {
   const auto source = random.normals(rows * cols, 1.0F / std::sqrt(static_cast<float>(cols)));
+  if (spec.format == WeightFormat::kBF16) {
+    DeviceMatrix m;
+    std::vector<std::uint16_t> bits;
+    for (const float v : source) {
+      bits.push_back(to_bf16(v).bits);
+      m.values.push_back(to_float(BF16{bits.back()}));
+    }
+    m.codes = to_device(ops, bits.data(), bits.size() * 2);
+    m.w = {.format = WeightFormat::kBF16, .rows = rows, .cols = cols, .data = m.codes.data()};
+    return m;
+  }
   const QuantizedWeight q = quantize_rtn(spec, source.data(), rows, cols);
   DeviceMatrix m;
   m.values.resize(source.size());
@@ -351,6 +362,30 @@ TEST(CudaAttention, ManySequencesThroughTheRing) {
       const double e = nmse(got, want);
       std::printf("  %-5s window %3d: nmse %.2e\n", std::string(kv_codec_name(codec)).c_str(), window, e);
       EXPECT_LT(e, 1e-4) << kv_codec_name(codec);
+    }
+  }
+}
+
+// More tiles than blocks: the ring of copies runs on from tile to tile.
+TEST(Cuda, ManyTilesThroughTheRing) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  Random random(12);
+  constexpr std::int64_t kOut = 40000, kCols = 128;
+  for (const Quant& q : {Quant{"bf16", {.format = WeightFormat::kBF16}}, kQuants[0], kQuants[2]}) {
+    const DeviceMatrix m = matrix(*ops, random, q.spec, kOut, kCols);
+    for (const std::int64_t t : {17, 40, 70}) {
+      const auto x = random.normals(t * kCols, 1.0F);
+      const Buffer dx = to_device(*ops, x.data(), x.size() * 4),
+                   dy = ops->allocate(static_cast<std::size_t>(t * kOut) * 4);
+      const auto want = times(x, t, m);
+      std::vector<float> y(want.size());
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        ops->linear({.x = {dx.data(), DType::kF32, {t, kCols}}, .w = m.w, .out = {dy.data(), DType::kF32, {t, kOut}}});
+        ops->download(y.data(), dy.data(), y.size() * 4);
+        EXPECT_LT(nmse(y, want), kProductLimit) << q.name << ", T=" << t;
+      }
     }
   }
 }

@@ -63,7 +63,7 @@ void CudaOps::moe(const MoeParams& p) {
   c.K = p.top_k;
   c.n_experts = static_cast<int>(p.experts.size());
   c.ids = p.ids;
-  bool wide = c.T > kSkinnyRows, skinny = c.T <= kSkinnyMoeRows, tiled = true;
+  bool wide = c.T > kSkinnyExpertRows, skinny = c.T <= kSkinnyMoeRows, tiled = true;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
     const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
     if (e == 0) {

@@ -48,6 +48,8 @@ class CudaOps final : public Ops {
  private:
   // Up to so many rows, dense products go through the skinny kernel.
   static constexpr std::int64_t kSkinnyRows = 16;
+  // The same for experts, which have few rows each for long.
+  static constexpr std::int64_t kSkinnyExpertRows = 8;
   // Up to so many rows, BF16 matrices go through the wide kernel; codes do so for any number of rows.
   static constexpr std::int64_t kWideBf16Rows = 256;
   static constexpr std::int64_t kWideMoeBf16Rows = 511;

@@ -42,9 +42,9 @@ struct WideTile {
   int item;          // of the problem
 };
 
-// 16 bytes of weights; the rest of their 128 bytes is wanted next.
+// 16 bytes of weights; the rest of their 256 bytes is wanted in the next steps.
 __device__ __forceinline__ void cp_async_weights(std::uint32_t dst, const void* src) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 // ---- barriers in shared memory
 __device__ __forceinline__ void barrier_init(std::uint32_t at, int count) {
@@ -276,9 +276,18 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
   const int lane = threadIdx.x % 32, r = lane / kUnits, u = lane % kUnits;
   const std::uint32_t to =
       stage + kWideM * WideFormat<F>::kRowBytes + r * kRowBytes + (staged_unit<F>(u) ^ ((r & 1) * 4)) * 16;
-#pragma unroll 4
-  for (int n = 0; n + r < s.count; n += kRows)
-    cp_async16(to + n * kRowBytes, static_cast<const char*>(x) + (units[n + r] + s.x_skip) * 16ULL);
+  for (int n = r; n < s.count; n += 4 * kRows) {  // four places are read before the first is used
+    std::uint32_t from[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (n + i * kRows < s.count) from[i] = units[n + i * kRows];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (n + i * kRows < s.count)
+        cp_async16(to + (n - r + i * kRows) * kRowBytes, static_cast<const char*>(x) + (from[i] + s.x_skip) * 16ULL);
+    }
+  }
   s.x_skip += kUnits;
 }
 
@@ -422,6 +431,7 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
   if constexpr (kScaled) open_scales(tiles[0]);
   float acc[kMost][4];
   while (true) {
+    barrier_wait(full + 8 * stage, parity);  // with a tile's first stage the tile itself is there
 #pragma unroll
     for (int n = 0; n < kMost; ++n) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
     const int eights = (tiles[slot].count + 7) / 8, next_slot = slot + 1 == kTiles ? 0 : slot + 1;
