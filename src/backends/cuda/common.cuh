@@ -151,6 +151,25 @@ __device__ __forceinline__ std::uint32_t swizzled(int row, int unit, int row_byt
   return static_cast<std::uint32_t>(row * row_bytes + (((unit & ~7) | ((unit ^ row) & 7)) << 4));
 }
 
+// Two neighbouring values of a row, as far as the row goes.
+__device__ __forceinline__ void store_pair(float* row, int o, int limit, float v0, float v1) {
+  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 8 == 0) {
+    *reinterpret_cast<float2*>(row + o) = {v0, v1};
+  } else {
+    if (o < limit) row[o] = v0;
+    if (o + 1 < limit) row[o + 1] = v1;
+  }
+}
+__device__ __forceinline__ void store_pair(std::uint16_t* row, int o, int limit, float v0, float v1) {
+  const std::uint32_t p = pack_bf16(v0, v1);
+  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 4 == 0) {
+    *reinterpret_cast<std::uint32_t*>(row + o) = p;
+  } else {
+    if (o < limit) row[o] = static_cast<std::uint16_t>(p);
+    if (o + 1 < limit) row[o + 1] = static_cast<std::uint16_t>(p >> 16);
+  }
+}
+
 // ---- tensor cores ---------------------------------------------------------------------------------------------------
 
 // c[16×8] += a[16×16] · b[16×8]. With lane = 4 g + t: a0 = (row g, k 2t), a1 = (row g+8, k 2t), a2 = (row g, k 2t+8),

@@ -82,8 +82,8 @@ void CudaOps::moe(const MoeParams& p) {
     skinny = skinny && all_fit(p.experts[e], skinny_fits);
     tiled = tiled && all_fit(p.experts[e], tiled_fits);
   }
-  if (c.gate.format == WeightFormat::kBF16 || c.down.format == WeightFormat::kBF16)
-    wide = wide && c.T <= kWideMoeBf16Rows;
+  const bool bf16 = c.gate.format == WeightFormat::kBF16 || c.down.format == WeightFormat::kBF16;
+  wide = wide && (!bf16 || c.T <= kWideBf16Rows);
   c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
 
   const bool shared = static_cast<bool>(p.shared.gate);

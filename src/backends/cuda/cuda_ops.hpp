@@ -48,12 +48,12 @@ class CudaOps final : public Ops {
  private:
   // Up to so many rows, dense products go through the skinny kernel.
   static constexpr std::int64_t kSkinnyRows = 16;
-  // The same for experts, which have few rows each for long.
+  // The same for experts, which soon have several rows each.
   static constexpr std::int64_t kSkinnyExpertRows = 8;
-  // Up to so many rows, BF16 matrices go through the wide kernel; codes do so for any number of rows.
-  static constexpr std::int64_t kWideBf16Rows = 256;
-  static constexpr std::int64_t kWideMoeBf16Rows = 511;
-  // Rows of a call up to which experts of formats that the wide kernel does not read go through the skinny one.
+  // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100); codes do so
+  // for any number of rows, since the tiled kernels decode them one by one.
+  static constexpr std::int64_t kWideBf16Rows = 128;
+  // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
   // Rows at once where gated products of odd shapes need fp32 buffers.
   static constexpr std::int64_t kPartRows = 256;

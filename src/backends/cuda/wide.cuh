@@ -492,16 +492,6 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
   }
 }
 
-// Two neighbouring outputs of a row, as far as the row goes.
-__device__ __forceinline__ void store_two(float* row, int o, int limit, float v0, float v1) {
-  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 8 == 0) {
-    *reinterpret_cast<float2*>(row + o) = {v0, v1};
-  } else {
-    if (o < limit) row[o] = v0;
-    if (o + 1 < limit) row[o + 1] = v1;
-  }
-}
-
 // Rows of x that a stage has room for, given the most that a tile has.
 inline int wide_stage_rows(std::int64_t rows) {
   int n = 8;

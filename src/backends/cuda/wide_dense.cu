@@ -80,7 +80,7 @@ struct DenseProblem {
     }
     if (o >= valid) v0 = -INFINITY;
     if (o + 1 >= valid) v1 = -INFINITY;
-    store_two(out[t.matrix] + row * out_stride[t.matrix] + (heads > 0 ? t.item * out_rows : 0), o, t.limit, v0, v1);
+    store_pair(out[t.matrix] + row * out_stride[t.matrix] + (heads > 0 ? t.item * out_rows : 0), o, t.limit, v0, v1);
   }
 };
 

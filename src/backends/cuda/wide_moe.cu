@@ -66,7 +66,7 @@ struct MoeProblem {
     const std::int64_t place = t.begin + n;
     if (down) {
       const std::int64_t slot = t.matrix != 0 ? place : groups.order[place];
-      store_two(y + slot * y_stride, t.first + 2 * p, t.limit, v0, v1);
+      store_pair(y + slot * y_stride, t.first + 2 * p, t.limit, v0, v1);
       return;
     }
     int o = t.first + p;
