@@ -16,7 +16,7 @@ void check(cudaError_t status, const char* what);
 // Where launches go.
 struct Launch {
   cudaStream_t stream = nullptr;
-  bool pdl = false;  // programmatic dependent launch: the kernel may start before its predecessor has ended
+  bool pdl = false;       // programmatic dependent launch: the kernel may start before its predecessor has ended
   bool clusters = false;  // blocks of a cluster read each other's shared memory
   int n_sms = 1;
   int smem_limit = 48 << 10;  // bytes of shared memory a block may have
