@@ -212,6 +212,8 @@ void add_expert_cases(std::vector<Case>& list) {
     add_moe(list, kBF16, {T, 256, 64, 64, 4, 0, Routing::kHoles});
   }
   add_moe(list, kBF16, {200, 256, 64, 64, 4, 64});
+  add_moe(list, kBF16, {70, 256, 128, 8, 2, 192, Routing::kSkewed});
+  add_moe(list, kBF16, {300, 256, 128, 8, 2, 192, Routing::kHoles});
   add_moe(list, kBF16, {7, 256, 64, 1, 1, 64});
   for (const WeightFormat f : kAllFormats) add_moe(list, f, {5, 100, 37, 9, 2, 24, Routing::kHoles});
   for (const QuantSpec& q : kBlockSpecs) {

@@ -110,9 +110,9 @@ TEST(CudaFormats, LinearAgreesWithTheDecoder) {
   for (const Quant& q : kQuants) {
     double worst = 0;
     for (const auto& [rows, cols] :
-         {std::pair{200, 768}, std::pair{48, 2048}, std::pair{33, 256}, std::pair{19, 384}}) {
+         {std::pair{200, 768}, std::pair{48, 2048}, std::pair{33, 256}, std::pair{19, 384}, std::pair{300, 1024}}) {
       const DeviceMatrix m = matrix(*ops, random, q.spec, rows, cols);
-      for (const std::int64_t t : {1, 5, 9, 16, 17, 130}) {
+      for (const std::int64_t t : {1, 5, 9, 16, 17, 24, 33, 64, 65, 130, 257}) {
         const auto x = random.normals(t * cols, 1.0F);
         const Buffer dx = to_device(*ops, x.data(), x.size() * 4),
                      dy = ops->allocate(static_cast<std::size_t>(t * rows) * 4);
@@ -154,12 +154,19 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
     ExpertWeights device_shared, host_shared;
     for (std::size_t e = 0; e < kExperts; ++e) expert(&device[e], &host[e]);
     expert(&device_shared, &host_shared);
-    for (const std::int64_t t : {1, 6, 30, 150}) {
+    // Random choices, every row to the last experts (the others are empty), every second row without its second choice.
+    enum class Routing { kRandom, kSkewed, kHoles };
+    for (const auto& [t, routing] :
+         {std::pair{1, Routing::kRandom}, std::pair{6, Routing::kRandom}, std::pair{17, Routing::kRandom},
+          std::pair{30, Routing::kRandom}, std::pair{64, Routing::kSkewed}, std::pair{90, Routing::kHoles},
+          std::pair{150, Routing::kRandom}, std::pair{150, Routing::kSkewed}, std::pair{300, Routing::kRandom}}) {
       const auto x = random.normals(t * kHidden, 1.0F);
       std::vector<std::int32_t> ids;
       std::vector<float> weights;
       for (std::int64_t i = 0; i < t; ++i) {
-        const auto order = random.permutation(kExperts);
+        auto order = random.permutation(kExperts);
+        if (routing == Routing::kSkewed) order = {5, 4};
+        if (routing == Routing::kHoles && i % 2 == 1) order[1] = -1;
         ids.insert(ids.end(), order.begin(), order.begin() + kTopK);
         for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
       }
@@ -183,7 +190,7 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
       p.out.data = dy.data();
       ops->moe(p);
       ops->download(got.data(), dy.data(), got.size() * 4);
-      EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t;
+      EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t << ", " << static_cast<int>(routing);
     }
   }
 }
@@ -304,6 +311,56 @@ TEST(CudaAttention, PrefillOverSeveralBlocks) {
                     .window = 500,
                     .codecs = {KvCodec::kBF16, KvCodec::kInt8}},
                    {200, 3, 200}, {300, 100, 8900});
+}
+
+// More tiles than blocks: the ring of copies runs on from tile to tile.
+TEST(Cuda, ManyTilesThroughTheRing) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  Random random(12);
+  constexpr std::int64_t kOut = 40000, kCols = 128;
+  for (const Quant& q : {Quant{"bf16", {.format = WeightFormat::kBF16}}, kQuants[0], kQuants[2]}) {
+    const DeviceMatrix m = matrix(*ops, random, q.spec, kOut, kCols);
+    for (const std::int64_t t : {17, 40, 70}) {
+      const auto x = random.normals(t * kCols, 1.0F);
+      const Buffer dx = to_device(*ops, x.data(), x.size() * 4),
+                   dy = ops->allocate(static_cast<std::size_t>(t * kOut) * 4);
+      const auto want = times(x, t, m);
+      std::vector<float> y(want.size());
+      for (int repeat = 0; repeat < 3; ++repeat) {
+        ops->linear({.x = {dx.data(), DType::kF32, {t, kCols}}, .w = m.w, .out = {dy.data(), DType::kF32, {t, kOut}}});
+        ops->download(y.data(), dy.data(), y.size() * 4);
+        EXPECT_LT(nmse(y, want), kProductLimit) << q.name << ", T=" << t;
+      }
+    }
+  }
+}
+
+// A row's sum has one order for more than 16 rows as well.
+TEST(Cuda, SomeRowsDoNotSeeEachOther) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(case_limits());
+  Random random(10);
+  for (const std::int64_t out : {100, 1000}) {
+    const DeviceMatrix m = matrix(*ops, random, kQuants[0].spec, out, 1024);
+    constexpr std::int64_t kRows = 200, kFew = 20;
+    const auto x = random.normals(kRows * 1024, 1.0F);
+    const Buffer dx = to_device(*ops, x.data(), x.size() * 4),
+                 dy = ops->allocate(static_cast<std::size_t>(kRows * out) * 4);
+    std::vector<float> all(static_cast<std::size_t>(kRows * out)), few(static_cast<std::size_t>(kFew * out));
+    ops->linear(
+        {.x = {dx.data(), DType::kF32, {kRows, 1024}}, .w = m.w, .out = {dy.data(), DType::kF32, {kRows, out}}});
+    ops->download(all.data(), dy.data(), all.size() * 4);
+    for (const std::int64_t first : {0, 50, 180}) {
+      ops->linear({.x = {static_cast<const float*>(dx.data()) + first * 1024, DType::kF32, {kFew, 1024}},
+                   .w = m.w,
+                   .out = {dy.data(), DType::kF32, {kFew, out}}});
+      ops->download(few.data(), dy.data(), few.size() * 4);
+      EXPECT_EQ(0, std::memcmp(few.data(), all.data() + first * out, few.size() * 4)) << out << " from " << first;
+    }
+  }
 }
 
 // A row's sum has one order for up to 16 rows: alone or in company, the bits are the same.

@@ -56,6 +56,17 @@ inline Buffer to_device(Ops& ops, const void* data, std::size_t bytes) {
 
 inline DeviceMatrix matrix(Ops& ops, Random& random, const QuantSpec& spec, std::int64_t rows, std::int64_t cols) {
   const auto source = random.normals(rows * cols, 1.0F / std::sqrt(static_cast<float>(cols)));
+  if (spec.format == WeightFormat::kBF16) {
+    DeviceMatrix m;
+    std::vector<std::uint16_t> bits;
+    for (const float v : source) {
+      bits.push_back(to_bf16(v).bits);
+      m.values.push_back(to_float(BF16{bits.back()}));
+    }
+    m.codes = to_device(ops, bits.data(), bits.size() * 2);
+    m.w = {.format = WeightFormat::kBF16, .rows = rows, .cols = cols, .data = m.codes.data()};
+    return m;
+  }
   const QuantizedWeight q = quantize_rtn(spec, source.data(), rows, cols);
   DeviceMatrix m;
   m.values.resize(source.size());

@@ -36,20 +36,33 @@ __device__ __forceinline__ void pdl_launch() {
 
 void allow_shared_memory(const void* kernel, std::size_t bytes);  // device.cpp
 
+// `cluster` neighbours of the grid's x share a cluster.
 template <typename... P, typename... A>
-void launch(const Launch& l, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t smem, A&&... args) {
+void launch_clusters(const Launch& l, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t smem, int cluster,
+                     A&&... args) {
   if (smem > (48U << 10)) allow_shared_memory(reinterpret_cast<const void*>(kernel), smem);
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned n = 0;
+  if (l.pdl) {
+    attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[n].id = cudaLaunchAttributeClusterDimension;
+    attributes[n++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = smem;
   config.stream = l.stream;
-  config.attrs = &attribute;
-  config.numAttrs = l.pdl ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = n;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...), "kernel launch");
+}
+template <typename... P, typename... A>
+void launch(const Launch& l, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t smem, A&&... args) {
+  launch_clusters(l, kernel, grid, block, smem, 1, std::forward<A>(args)...);
 }
 
 inline unsigned ceil_div(std::int64_t a, std::int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
@@ -136,6 +149,25 @@ __device__ __forceinline__ void sts128(std::uint32_t address, uint4 v) {
 // row: then eight rows' units of one column lie in different banks.
 __device__ __forceinline__ std::uint32_t swizzled(int row, int unit, int row_bytes) {
   return static_cast<std::uint32_t>(row * row_bytes + (((unit & ~7) | ((unit ^ row) & 7)) << 4));
+}
+
+// Two neighbouring values of a row, as far as the row goes.
+__device__ __forceinline__ void store_pair(float* row, int o, int limit, float v0, float v1) {
+  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 8 == 0) {
+    *reinterpret_cast<float2*>(row + o) = {v0, v1};
+  } else {
+    if (o < limit) row[o] = v0;
+    if (o + 1 < limit) row[o + 1] = v1;
+  }
+}
+__device__ __forceinline__ void store_pair(std::uint16_t* row, int o, int limit, float v0, float v1) {
+  const std::uint32_t p = pack_bf16(v0, v1);
+  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 4 == 0) {
+    *reinterpret_cast<std::uint32_t*>(row + o) = p;
+  } else {
+    if (o < limit) row[o] = static_cast<std::uint16_t>(p);
+    if (o + 1 < limit) row[o + 1] = static_cast<std::uint16_t>(p >> 16);
+  }
 }
 
 // ---- tensor cores ---------------------------------------------------------------------------------------------------

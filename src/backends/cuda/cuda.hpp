@@ -2,11 +2,12 @@
 // The CUDA backend: one GPU, weights in any format of weight.hpp, cache pages in any codec. Activations are F32 between
 // ops; products round them to bf16 and sum in fp32. No CUDA header is needed to use it.
 //
-// A row's result does not depend on its neighbours as long as the same kernels run: up to 16 rows (decode) the sums
-// have one fixed order whatever the batch, beyond that the tiled kernels have another. Attention cuts contexts into
-// pieces so that all multiprocessors have equal work, hence by the batch. Its softmax weights are relative to whole
-// powers of two, so that the pieces change the order of fp32 sums, by some 2^-22 of a row's latent, before that is
-// rounded to bf16: an element may fall to the neighbouring bf16 number (2^-8).
+// A row's result does not depend on its neighbours as long as the same kernels run, each of which has one fixed order
+// of sums whatever the batch: skinny kernels up to 16 rows (experts: 8), wide ones up to 128 rows of BF16 and any
+// number of codes, tiled ones beyond and for matrices that the others do not read. Attention cuts contexts into pieces
+// so that all multiprocessors have equal work, hence by the batch. Its softmax weights are relative to whole powers of
+// two, so that the pieces change the order of fp32 sums, by some 2^-22 of a row's latent, before that is rounded to
+// bf16: an element may fall to the neighbouring bf16 number (2^-8).
 
 #include <cstdint>
 #include <memory>
@@ -28,7 +29,8 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  bool one_kernel_steps = true;  // all layers of up to four rows in one kernel, where the device and the layers allow it
+  bool one_kernel_steps =
+      true;  // all layers of up to four rows in one kernel, where the device and the layers allow it
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

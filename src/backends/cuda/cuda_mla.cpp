@@ -33,8 +33,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
 
   auto* low = scratch.take<float>(rows * q_lora * 4);
   auto* low_normed = scratch.take<>(rows * q_lora * 2);
-  if (skinny_takes(q_a, x, rows) && skinny_fits(kv_a) && q_a.shape.format == kv_a.shape.format &&
-      (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr)) {
+  const bool same = q_a.shape.format == kv_a.shape.format && (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr);
+  const bool skinny = same && skinny_takes(q_a, x, rows) && skinny_fits(kv_a);
+  if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
     SkinnyDense d;
     d.shape[0] = q_a.shape;
     d.shape[1] = kv_a.shape;
@@ -45,9 +46,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     d.out_stride[0] = q_lora;
     d.out_stride[1] = kKvRow;
     d.n_mats = 2;
-    d.x = x;
+    d.x = skinny ? x : reordered(x, rows, q_a.shape, scratch);
     d.rows = rows;
-    skinny_dense(l, d);
+    skinny ? skinny_dense(l, d) : wide_dense(l, d);
   } else {
     if (rows > kSkinnyRows && tiled_fits(q_a) && tiled_fits(kv_a)) x = packed(x, rows, q_a.shape.cols, scratch);
     product({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, scratch);
@@ -71,17 +72,18 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
             p.latent_eps, rotary, rows);
 
   const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
-  if (skinny_takes(q_b, normed, rows)) {
+  if (skinny_takes(q_b, normed, rows) || wide_takes(q_b, rows)) {
+    const bool few = skinny_takes(q_b, normed, rows);
     SkinnyDense d;
     d.shape[0] = q_b.shape;
     d.at[0] = q_b.at;
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
-    d.x = normed;
+    d.x = few ? normed : reordered(normed, rows, q_b.shape, scratch);
     d.rows = rows;
     d.epilogue = Epilogue::kRope;
     d.rope = rotary;
-    skinny_dense(l, d);
+    few ? skinny_dense(l, d) : wide_dense(l, d);
   } else {
     product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows}, scratch);
     rope_heads(l, p.q.as<float>(), rows, heads, rotary);
@@ -178,7 +180,8 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
   }
   if (rotated) hadamard_rows(l, latent, pairs, kLatent);
 
-  if (rows <= kSkinnyRows && skinny_fits(kv_b)) {
+  const bool few = rows <= kSkinnyRows && skinny_fits(kv_b);
+  if (few || wide_takes(kv_b, rows)) {
     SkinnyHeads h;
     h.w = kv_b;
     h.heads = heads;
@@ -188,7 +191,13 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
     h.x_bf16 = latent;
     h.out = p.out.as<float>();
     h.rows = rows;
-    skinny_heads(l, h);
+    if (!few) {
+      const Act x{.data = latent, .stride = heads * kLatent, .bf16 = true};
+      MatShape all = kv_b.shape;
+      all.cols = heads * kLatent;
+      h.x_bf16 = reordered(x, rows, all, scratch).data;
+    }
+    few ? skinny_heads(l, h) : wide_heads(l, h);
     return;
   }
   Tiled t;

@@ -79,7 +79,7 @@ void CudaOps::moe(const MoeParams& p) {
   c.K = p.top_k;
   c.n_experts = static_cast<int>(p.experts.size());
   c.ids = p.ids;
-  bool skinny = c.T <= kSkinnyMoeRows, tiled = true, mixed = false;
+  bool wide = c.T > kSkinnyExpertRows, skinny = c.T <= kSkinnyMoeRows, tiled = true, mixed = false;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
     const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
     if (e == 0) {
@@ -93,9 +93,11 @@ void CudaOps::moe(const MoeParams& p) {
     c.gates.at[e] = gate.at;
     c.ups.at[e] = up.at;
     c.downs.at[e] = down.at;
+    wide = wide && all_fit(p.experts[e], wide_fits);
     skinny = skinny && all_fit(p.experts[e], skinny_fits);
     tiled = tiled && all_fit(p.experts[e], tiled_fits);
   }
+  wide = wide && c.T <= std::min(most_wide_rows(c.gate), most_wide_rows(c.down));
   c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
 
   const bool shared = static_cast<bool>(p.shared.gate);
@@ -104,7 +106,8 @@ void CudaOps::moe(const MoeParams& p) {
     const bool fits_in = !mixed && gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
                          (gate.at.mins == nullptr) == (c.gates.at[0].mins == nullptr) &&
                          (down.at.mins == nullptr) == (c.downs.at[0].mins == nullptr) &&
-                         (!skinny || all_fit(p.shared, skinny_fits)) && (!tiled || all_fit(p.shared, tiled_fits));
+                         (!wide || all_fit(p.shared, wide_fits)) && (!skinny || all_fit(p.shared, skinny_fits)) &&
+                         (!tiled || all_fit(p.shared, tiled_fits));
     if (fits_in) {
       c.has_shared = true;
       c.shared_gate = gate.shape;
@@ -117,11 +120,14 @@ void CudaOps::moe(const MoeParams& p) {
       gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, scratch);
     }
   }
-  c.wgmma = !mixed && !skinny && tiled && tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
+  wide = wide && !mixed;
+  c.wgmma = !mixed && !wide && !skinny && tiled && tiled_moe_by_wgmma(l, c.gate) && tiled_moe_by_wgmma(l, c.down) &&
             (!c.has_shared || (tiled_moe_by_wgmma(l, c.shared_gate) && tiled_moe_by_wgmma(l, c.shared_down)));
   c.y_bf16 = c.wgmma && c.has_shared == shared;
   if (mixed) {
     moe_mixed(c, p.experts, scratch);
+  } else if (wide) {
+    moe_wide(c, scratch);
   } else if (skinny) {
     moe_skinny(c, scratch);
   } else if (tiled) {
@@ -191,6 +197,39 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
   m.first = c.downs;
   m.x = {.data = m.h, .stride = m.h_stride, .bf16 = true};
   skinny_moe(l, m);
+}
+
+void CudaOps::moe_wide(const MoeCall& c, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  WideMoe m;
+  // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache.
+  m.item_rows = c.slots() <= 24 * c.n_experts ? kWideRows / 2 : kWideRows;
+  m.groups = grouped(c, m.item_rows, scratch);
+  m.T = static_cast<std::int32_t>(c.T);
+  m.K = c.K;
+  m.has_shared = c.has_shared;
+  m.h_stride = (c.widest() + 7) / 8 * 8;
+  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
+  m.h_reordered = wide_reorders(c.down.format);
+  m.y = c.y;
+  m.y_stride = c.hidden;
+
+  const Act x = reordered(c.x, c.T, c.gate, scratch);
+  m.shape = c.gate;
+  m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
+  m.first = c.gates;
+  m.second = c.ups;
+  m.x = x.data;
+  m.x_stride = x.stride;
+  wide_moe(l, m);
+
+  m.down = true;
+  m.shape = c.down;
+  m.shared_shape = c.has_shared ? c.shared_down : c.down;
+  m.first = c.downs;
+  m.x = m.h;
+  m.x_stride = m.h_stride;
+  wide_moe(l, m);
 }
 
 void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {

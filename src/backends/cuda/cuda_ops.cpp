@@ -3,6 +3,7 @@
 #include "backends/cuda/cuda_ops.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/error.hpp"
 
@@ -98,7 +99,7 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t linear = std::max(t, l.max_logits) * widest * 2;
   const std::int64_t project = t * h * 4 + t * l.q_lora * 8;
   const std::int64_t attend =
-      t * l.n_heads * (2 * kKvRow + 2 * kNope + 2 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
+      t * l.n_heads * (2 * kKvRow + 2 * kNope + 4 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
   const PrefillSizes p = prefill_sizes(l.max_rows, l.max_context, l.n_heads);
   const std::int64_t prefill = p.latent_bytes + p.tile_bytes + p.state_bytes;
   const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
@@ -141,6 +142,25 @@ bool CudaOps::skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const 
   return rows <= kSkinnyRows && skinny_fits(w) && aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
 }
 
+std::int64_t CudaOps::most_wide_rows(const MatShape& w) const {
+  if (w.format == WeightFormat::kBF16) return kWideBf16Rows;
+  const bool tiled_is_fast = w.format == WeightFormat::kI4 && tiled_moe_by_wgmma(device_.launch(), w);
+  return tiled_is_fast ? kWideInt4Rows : std::numeric_limits<std::int64_t>::max();
+}
+
+bool CudaOps::wide_takes(const Mat& w, std::int64_t rows) const {
+  return rows > kSkinnyRows && rows <= most_wide_rows(w.shape) && wide_fits(w);
+}
+
+Act CudaOps::reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch) {
+  if (!wide_reorders(w.format)) return packed(x, rows, w.cols, scratch);
+  const bool whole = aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
+  const Act from = whole ? x : packed(x, rows, w.cols, scratch);
+  auto* out = scratch.take<>(rows * w.cols * 2);
+  wide_reorder(device_.launch(), from, out, rows, w.cols);
+  return {.data = out, .stride = w.cols, .bf16 = true};
+}
+
 Act CudaOps::packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch) {
   if (x.bf16 && x.rows_index == nullptr && aligned(x.data) && x.stride % 8 == 0) return x;
   auto* out = scratch.take<>(rows * cols * 2);
@@ -162,6 +182,16 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
     d.rows = p.rows;
     d.valid = valid;
     skinny_dense(l, d);
+  } else if (wide_takes(p.w, p.rows)) {
+    SkinnyDense d;
+    d.shape[0] = p.w.shape;
+    d.at[0] = p.w.at;
+    d.out[0] = p.out;
+    d.out_stride[0] = p.out_stride;
+    d.x = reordered(p.x, p.rows, p.w.shape, scratch);
+    d.rows = p.rows;
+    d.valid = valid;
+    wide_dense(l, d);
   } else if (tiled_fits(p.w)) {
     const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch);
     Tiled t;
@@ -187,7 +217,8 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
                     gate.shape.group_rows == up.shape.group_rows && gate.shape.scale_dtype == up.shape.scale_dtype &&
                     (gate.at.mins == nullptr) == (up.at.mins == nullptr);
   auto* h = scratch.take<std::uint16_t>(rows * inner * 2);
-  if (same && skinny_takes(gate, x, rows) && skinny_fits(up)) {
+  const bool skinny = same && skinny_takes(gate, x, rows) && skinny_fits(up);
+  if (skinny || (same && wide_takes(gate, rows) && wide_fits(up))) {
     SkinnyDense d;
     d.shape[0] = gate.shape;
     d.shape[1] = up.shape;
@@ -196,10 +227,10 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
     d.out_stride[0] = inner;
     d.out_bf16 = h;
     d.n_mats = 2;
-    d.x = x;
+    d.x = skinny ? x : reordered(x, rows, gate.shape, scratch);
     d.rows = rows;
     d.epilogue = Epilogue::kSiluMul;
-    skinny_dense(l, d);
+    skinny ? skinny_dense(l, d) : wide_dense(l, d);
   } else if (same && tiled_fits(gate) && tiled_fits(up)) {
     const Act px = packed(x, rows, gate.shape.cols, scratch);
     Tiled t;

@@ -52,7 +52,14 @@ class CudaOps final : public Ops {
  private:
   // Up to so many rows, dense products go through the skinny kernel.
   static constexpr std::int64_t kSkinnyRows = 16;
-  // The same for experts, whose items have 16 rows at most: reading the weights is still what takes the time.
+  // The same for experts, which soon have several rows each.
+  static constexpr std::int64_t kSkinnyExpertRows = 8;
+  // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
+  // where wgmma reads it too (512 rows took it 103 ms, 256 rows the wide kernels 42; between nothing was measured).
+  // Other codes go through them for any number of rows, since the tiled kernels decode them one by one.
+  static constexpr std::int64_t kWideBf16Rows = 128, kWideInt4Rows = 512;
+  std::int64_t most_wide_rows(const MatShape& w) const;
+  // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
   // Rows at once where gated products of odd shapes need fp32 buffers.
   static constexpr std::int64_t kPartRows = 256;
@@ -69,6 +76,9 @@ class CudaOps final : public Ops {
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
+  bool wide_takes(const Mat& w, std::int64_t rows) const;
+  // BF16 rows of x, dense, as the wide kernels of a format read them.
+  Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch);
   // BF16 rows of x, dense, as the tiled kernels read them.
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
@@ -78,6 +88,7 @@ class CudaOps final : public Ops {
 
   struct MoeCall;
   void moe_skinny(const MoeCall& c, Scratch& scratch);
+  void moe_wide(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);

@@ -102,6 +102,7 @@ Device::Device(const CudaOptions& options) {
 #ifdef GLINT_SM90A
   launch_.wgmma = info_.sm == 90;
 #endif
+  launch_.clusters = info_.sm >= 90;
   void* pinned = nullptr;
   check(cudaMallocHost(&pinned, 2 * kHalf), "pinned memory");
   pinned_ = static_cast<std::byte*>(pinned);

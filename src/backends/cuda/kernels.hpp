@@ -16,8 +16,9 @@ void check(cudaError_t status, const char* what);
 // Where launches go.
 struct Launch {
   cudaStream_t stream = nullptr;
-  bool pdl = false;    // programmatic dependent launch: the kernel may start before its predecessor has ended
-  bool wgmma = false;  // sm_90a: Hopper's own products, in this build and on this device
+  bool pdl = false;       // programmatic dependent launch: the kernel may start before its predecessor has ended
+  bool clusters = false;  // blocks of a cluster read each other's shared memory
+  bool wgmma = false;     // sm_90a: Hopper's own products, in this build and on this device
   int n_sms = 1;
   int smem_limit = 48 << 10;  // bytes of shared memory a block may have
 };
@@ -177,6 +178,39 @@ struct SkinnyMoe {
   std::int64_t y_stride = 0;
 };
 void skinny_moe(const Launch& l, const SkinnyMoe& m);
+
+// ---- wide.cuh: more rows, bound by the same memory ------------------------------------------------------------------
+
+inline constexpr int kWideRows = 64;  // rows of a block; more are cut
+
+bool wide_fits(const Mat& w);
+
+// Rows of x as BF16, dense, in the order in which the format's kernels read them.
+constexpr bool wide_reorders(WeightFormat f) { return f == WeightFormat::kI4; }
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols);
+
+// As SkinnyDense for any number of rows; x is BF16, without rows_index, reordered where the format wants it.
+void wide_dense(const Launch& l, const SkinnyDense& d);
+void wide_heads(const Launch& l, const SkinnyHeads& h);
+
+// As SkinnyMoe; groups are always given, with up to kWideRows rows an item. h is written as down's format wants it.
+struct WideMoe {
+  bool down = false;
+  MatShape shape, shared_shape;
+  ExpertTable first, second;
+  std::int32_t T, K;
+  bool has_shared = false;
+  MoeGroups groups;
+  int item_rows = kWideRows;
+  const void* x = nullptr;  // BF16 [T, H] by token, or h by place
+  std::int64_t x_stride = 0;
+  void* h = nullptr;
+  std::int64_t h_stride = 0;
+  bool h_reordered = false;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
+};
+void wide_moe(const Launch& l, const WideMoe& m);
 
 // ---- tiled.cu: many rows --------------------------------------------------------------------------------------------
 

@@ -44,6 +44,21 @@ __device__ __forceinline__ uint4 staged_values(const float (&v)[8]) {
   }
 }
 
+// Eight values of a row of activations whose rows are aligned to 16 bytes.
+__device__ __forceinline__ void load_eight(const Act& x, std::int64_t row, std::int64_t unit, float (&v)[8]) {
+  if (x.bf16) {
+    const uint4 u =
+        *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(x.data) + row * x.stride + unit * 8);
+    const std::uint32_t w[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[2 * k] = bf16_low(w[k]), v[2 * k + 1] = bf16_high(w[k]);
+  } else {
+    const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(x.data) + row * x.stride + unit * 8);
+    const float4 a = p[0], b = p[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+  }
+}
+
 // A lane's share of one chunk of two rows, as loaded.
 template <WeightFormat F>
 struct SkinnySlot {
@@ -261,18 +276,7 @@ __global__ void __launch_bounds__(kSkinnyThreads, 2) skinny_kernel(const __grid_
         const int n = i / units, unit = i % units;
         const std::int64_t row = problem.x_row(now, n, scratch);
         float v[8];
-        if (problem.x.bf16) {
-          const uint4 u = *reinterpret_cast<const uint4*>(static_cast<const std::uint16_t*>(problem.x.data) +
-                                                          row * problem.x.stride + problem.x_offset(now) + unit * 8);
-          const std::uint32_t w[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-          for (int k = 0; k < 4; ++k) v[2 * k] = bf16_low(w[k]), v[2 * k + 1] = bf16_high(w[k]);
-        } else {
-          const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(problem.x.data) +
-                                                          row * problem.x.stride + unit * 8);
-          const float4 a = p[0], b = p[1];
-          v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        }
+        load_eight(problem.x, row, problem.x_offset(now) / 8 + unit, v);
         sts128(x_shared + n * x_stride + staged_unit<F>(unit) * 16, staged_values<F>(v));
       }
       __syncthreads();

@@ -174,25 +174,6 @@ __global__ void __launch_bounds__(kTiledThreads, 2) tiled_kernel(const __grid_co
   }
 }
 
-// Two neighbouring values of a row, as far as the row goes.
-__device__ __forceinline__ void store_pair(float* row, int o, int limit, float v0, float v1) {
-  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 8 == 0) {
-    *reinterpret_cast<float2*>(row + o) = {v0, v1};
-  } else {
-    if (o < limit) row[o] = v0;
-    if (o + 1 < limit) row[o + 1] = v1;
-  }
-}
-__device__ __forceinline__ void store_pair(std::uint16_t* row, int o, int limit, float v0, float v1) {
-  const std::uint32_t p = pack_bf16(v0, v1);
-  if (o + 1 < limit && reinterpret_cast<std::uintptr_t>(row + o) % 4 == 0) {
-    *reinterpret_cast<std::uint32_t*>(row + o) = p;
-  } else {
-    if (o < limit) row[o] = static_cast<std::uint16_t>(p);
-    if (o + 1 < limit) row[o + 1] = static_cast<std::uint16_t>(p >> 16);
-  }
-}
-
 template <int kM, int kN, TiledLoad kLoad, typename Problem>
 void launch_tiled(const Launch& l, const Problem& p, dim3 grid) {
   launch(l, tiled_kernel<kM, kN, kLoad, Problem>, grid, dim3(kTiledThreads), tiled_smem<kM, kN>(), p);

@@ -1,0 +1,174 @@
+// More than a few rows through one or two matrices, or through one matrix a head.
+
+#include "backends/cuda/wide.cuh"
+
+namespace glint::cuda {
+namespace {
+
+struct DenseProblem {
+  static constexpr bool kPrefetch = true;
+
+  MatShape shapes[2];
+  MatPtr at[2];
+  int shifts[2];
+  float* out[2];
+  std::int64_t out_stride[2];
+  std::uint16_t* out_bf16;
+  const void* x;
+  std::int64_t x_stride;
+  int rows, x_rows, row_blocks;
+  int first_tiles, n_tiles;  // of the first matrix, of both
+  Epilogue epilogue;
+  std::int64_t valid;
+  RopeJob rope;
+  int heads, head_rows, first_row, out_rows, head_tiles;  // heads > 0: one matrix a head
+  int stages, split;
+
+  bool has_mins() const { return at[0].mins != nullptr; }
+  __device__ int total() const { return n_tiles * row_blocks; }
+  __device__ bool gated() const { return epilogue == Epilogue::kSiluMul; }
+  __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
+  __device__ int shift(int matrix) const { return shifts[matrix]; }
+
+  // The row blocks of a tile follow each other: together they read W once from memory.
+  __device__ WideTile locate(int f) const {
+    WideTile t{};
+    const int index = f / row_blocks;
+    t.begin = f % row_blocks * kWideRows;
+    t.count = min(kWideRows, rows - t.begin);
+    if (heads > 0) {
+      t.item = index / head_tiles;
+      t.at[0] = t.at[1] = at[0];
+      t.first = index % head_tiles * kWideM;
+      t.skip = t.item * head_rows + first_row;
+      t.limit = out_rows;
+      return t;
+    }
+    if (gated()) {
+      t.at[0] = at[0], t.at[1] = at[1];
+      t.first = index * (kWideM / 2);
+      t.limit = shapes[0].rows;
+      return t;
+    }
+    t.matrix = index >= first_tiles ? 1 : 0;
+    t.at[0] = t.at[1] = at[t.matrix];
+    t.first = (index - (t.matrix != 0 ? first_tiles : 0)) * kWideM;
+    t.limit = shapes[t.matrix].rows;
+    return t;
+  }
+
+  __device__ std::uint32_t x_unit(const WideTile& t, int n) const {
+    return static_cast<std::uint32_t>(((t.begin + n) * x_stride + (heads > 0 ? t.item * shapes[0].cols : 0)) / 8);
+  }
+
+  // Only sums of several parts are rotated.
+  template <bool kReduced>
+  __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
+    const std::int64_t row = t.begin + n;
+    if (gated()) {
+      const int o = t.first + p;
+      if (o < t.limit) out_bf16[row * out_stride[0] + o] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+      return;
+    }
+    const int o = t.first + 2 * p;
+    if (kReduced && epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth) {
+      float c, s;
+      rope_angle(rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2], rope.positions[row], &c, &s);
+      const float a = v0, b = v1;
+      v0 = a * c - b * s;
+      v1 = a * s + b * c;
+    }
+    if (o >= valid) v0 = -INFINITY;
+    if (o + 1 >= valid) v1 = -INFINITY;
+    store_pair(out[t.matrix] + row * out_stride[t.matrix] + (heads > 0 ? t.item * out_rows : 0), o, t.limit, v0, v1);
+  }
+};
+
+// Parts of the contraction: as many as fill the device with one row block. Any number of rows has the same.
+int parts(const Launch& l, const MatShape& m, int tiles) {
+  const int steps = m.cols / (weight_code_bits(m.format) >= 16 ? 64 : 128);
+  int n = 1;
+  while (l.clusters && n < kWideMaxSplit && 2 * n * tiles <= 2 * l.n_sms && 4 * n <= steps) n *= 2;
+  return n;
+}
+
+void set_rows(DenseProblem& p, std::int64_t rows) {
+  p.rows = static_cast<int>(rows);
+  p.row_blocks = static_cast<int>(ceil_div(rows, kWideRows));
+  p.x_rows = wide_stage_rows(rows);
+}
+
+__global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int cols) {
+  pdl_launch();
+  pdl_wait();
+  const std::int64_t row = blockIdx.x, from = x.rows_index != nullptr ? x.rows_index[row] : row;
+  for (int u = threadIdx.x; u < cols / 8; u += blockDim.x) {
+    float v[8];
+    load_eight(x, from, u, v);
+    out[row * (cols / 8) + u] = staged_values<WeightFormat::kI4>(v);
+  }
+}
+
+}  // namespace
+
+bool wide_fits(const Mat& w) {
+  const WeightFormat f = w.shape.format;
+  if (!has_kernels(f) || f == WeightFormat::kF32 || f == WeightFormat::kF16) return false;
+  return skinny_fits(w) && w.shape.cols % (f == WeightFormat::kBF16 ? 64 : 128) == 0;
+}
+
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols) {
+  if (rows == 0) return;
+  launch(l, reorder_kernel, dim3(static_cast<unsigned>(rows)), dim3(256), 0, x, static_cast<uint4*>(out),
+         static_cast<int>(cols));
+}
+
+void wide_dense(const Launch& l, const SkinnyDense& d) {
+  DenseProblem p{};
+  for (int i = 0; i < d.n_mats; ++i) {
+    p.shapes[i] = d.shape[i];
+    p.at[i] = d.at[i];
+    p.shifts[i] = skinny_shift(d.shape[i]);
+    p.out[i] = d.out[i];
+    p.out_stride[i] = d.out_stride[i];
+  }
+  if (d.n_mats == 1) p.shapes[1] = p.shapes[0];
+  const bool gated = d.epilogue == Epilogue::kSiluMul;
+  p.out_bf16 = static_cast<std::uint16_t*>(d.out_bf16);
+  p.x = d.x.data;
+  p.x_stride = d.x.stride;
+  p.epilogue = d.epilogue;
+  p.valid = d.valid > 0 ? d.valid : std::max(d.shape[0].rows, d.shape[1].rows);
+  p.rope = d.rope;
+  p.first_tiles = static_cast<int>(ceil_div(d.shape[0].rows, gated ? kWideM / 2 : kWideM));
+  p.n_tiles = p.first_tiles + (d.n_mats == 2 && !gated ? static_cast<int>(ceil_div(d.shape[1].rows, kWideM)) : 0);
+  p.split = parts(l, d.shape[0], p.n_tiles);
+  set_rows(p, d.rows);
+  launch_wide(l, p, d.shape[0].format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
+  if (p.split == 1 && d.epilogue == Epilogue::kRope)
+    rope_heads(l, d.out[0], d.rows, d.shape[0].rows / kQkWidth, d.rope);
+}
+
+void wide_heads(const Launch& l, const SkinnyHeads& h) {
+  DenseProblem p{};
+  p.shapes[0] = p.shapes[1] = h.w.shape;
+  p.at[0] = h.w.at;
+  p.shifts[0] = skinny_shift(h.w.shape);
+  p.out[0] = h.out;
+  p.out_stride[0] = static_cast<std::int64_t>(h.heads) * h.out_rows;
+  p.x = h.x_bf16;
+  p.x_stride = static_cast<std::int64_t>(h.heads) * h.w.shape.cols;
+  p.epilogue = Epilogue::kStore;
+  p.valid = h.out_rows;
+  p.heads = h.heads;
+  p.head_rows = h.head_rows;
+  p.first_row = h.first_row;
+  p.out_rows = h.out_rows;
+  p.head_tiles = static_cast<int>(ceil_div(h.out_rows, kWideM));
+  p.n_tiles = p.head_tiles * h.heads;
+  p.split = parts(l, h.w.shape, p.n_tiles);
+  set_rows(p, h.rows);
+  launch_wide(l, p, h.w.shape.format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
+}
+
+}  // namespace glint::cuda

@@ -1,0 +1,110 @@
+// Experts with some rows each: one list of (expert, rows) items over all multiprocessors, the shared expert first.
+
+#include "backends/cuda/wide.cuh"
+
+namespace glint::cuda {
+namespace {
+
+struct MoeProblem {
+  static constexpr bool kPrefetch = false;  // which experts is not known before the router has ended
+
+  MatShape shapes[2];  // routed, shared
+  int shifts[2];
+  ExpertTable first, second;
+  int T, K;
+  bool down;
+  MoeGroups groups;
+  int item_rows, tiles, shared_tiles, shared_items;
+  const void* x;
+  std::int64_t x_stride;
+  int x_rows;
+  std::uint16_t* h;
+  std::int64_t h_stride;
+  bool h_reordered;
+  float* y;
+  std::int64_t y_stride;
+  int stages, split;
+
+  bool has_mins() const { return first.at[0].mins != nullptr; }
+  __device__ int total() const { return shared_items * shared_tiles + *groups.n_items * tiles; }
+  __device__ bool gated() const { return !down; }
+  __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
+  __device__ int shift(int matrix) const { return shifts[matrix]; }
+
+  __device__ WideTile locate(int f) const {
+    WideTile t{};
+    const int n_shared = shared_items * shared_tiles;
+    int expert, index;
+    if (f < n_shared) {  // the items of a tile follow each other: together they read W once from memory
+      t.matrix = 1;
+      index = f / shared_items;
+      const int begin = f % shared_items * item_rows;
+      t.begin = T * K + begin;
+      t.count = min(item_rows, T - begin);
+      expert = kMaxExperts;
+    } else {
+      index = (f - n_shared) % tiles;
+      const int4 item = groups.items[(f - n_shared) / tiles];
+      expert = item.x;
+      t.begin = item.y;
+      t.count = item.z;
+    }
+    t.at[0] = first.at[expert];
+    t.at[1] = down ? t.at[0] : second.at[expert];
+    t.first = index * (down ? kWideM : kWideM / 2);
+    t.limit = shapes[t.matrix].rows;
+    return t;
+  }
+  __device__ std::uint32_t x_unit(const WideTile& t, int n) const {
+    std::int64_t row = t.begin + n;
+    if (!down) row = t.matrix != 0 ? row - static_cast<std::int64_t>(T) * K : groups.order[row] / K;
+    return static_cast<std::uint32_t>(row * x_stride / 8);
+  }
+
+  template <bool kReduced>
+  __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
+    const std::int64_t place = t.begin + n;
+    if (down) {
+      const std::int64_t slot = t.matrix != 0 ? place : groups.order[place];
+      store_pair(y + slot * y_stride, t.first + 2 * p, t.limit, v0, v1);
+      return;
+    }
+    int o = t.first + p;
+    if (o >= t.limit) return;
+    if (h_reordered) o = (o & ~7) | (o & 3) << 1 | (o >> 2 & 1);  // as staged_values has them
+    h[place * h_stride + o] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+  }
+};
+
+}  // namespace
+
+void wide_moe(const Launch& l, const WideMoe& m) {
+  MoeProblem p{};
+  p.shapes[0] = m.shape;
+  p.shapes[1] = m.shared_shape;
+  for (int i = 0; i < 2; ++i) p.shifts[i] = skinny_shift(p.shapes[i]);
+  p.first = m.first;
+  p.second = m.second;
+  p.T = m.T;
+  p.K = m.K;
+  p.down = m.down;
+  p.groups = m.groups;
+  p.item_rows = m.item_rows;
+  const int tile_rows = m.down ? kWideM : kWideM / 2;
+  p.tiles = static_cast<int>(ceil_div(m.shape.rows, tile_rows));
+  p.shared_tiles = m.has_shared ? static_cast<int>(ceil_div(m.shared_shape.rows, tile_rows)) : 1;
+  p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, m.item_rows)) : 0;
+  p.x = m.x;
+  p.x_stride = m.x_stride;
+  p.x_rows = wide_stage_rows(std::min(m.T, m.item_rows));
+  p.h = static_cast<std::uint16_t*>(m.h);
+  p.h_stride = m.h_stride;
+  p.h_reordered = m.h_reordered;
+  p.y = m.y;
+  p.y_stride = m.y_stride;
+  p.split = 1;
+  launch_wide(l, p, m.shape.format,
+              m.groups.max_items * p.tiles + static_cast<std::int64_t>(p.shared_items) * p.shared_tiles);
+}
+
+}  // namespace glint::cuda
