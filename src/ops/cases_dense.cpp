@@ -176,6 +176,9 @@ void add_many_rows_cases(std::vector<Case>& list) {
   add_linear(list, WeightFormat::kBF16, 300, 256, 2048);
   add_linear(list, WeightFormat::kBF16, 130, 200, 4104);
   add_linear(list, WeightFormat::kBF16, 390, 136, 11280);
+  add_linear(list, QuantSpec{WeightFormat::kI4, 128, 1, true, DType::kBF16}, 300, 256, 2048);
+  add_linear(list, QuantSpec{WeightFormat::kI4, 64, 1, true, DType::kF16}, 130, 192, 4104);
+  add_linear(list, QuantSpec{WeightFormat::kI4, 32, 1, false, DType::kBF16}, 200, 96, 4096);
 }
 
 }  // namespace glint

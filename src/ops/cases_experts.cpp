@@ -246,6 +246,7 @@ void add_many_rows_expert_cases(std::vector<Case>& list) {
   for (const Routing routing : {Routing::kRandom, Routing::kSkewed, Routing::kOneExpert, Routing::kHoles})
     add_moe(list, kBF16, {300, 264, 200, 7, 2, 136, routing});
   add_moe(list, kBF16, {420, 128, 64, 64, 8, 0});
+  add_moe(list, QuantSpec{WeightFormat::kI4, 128, 1, true, DType::kBF16}, {300, 256, 128, 7, 2, 128});
   add_mlp(list, kBF16, 130, 72, 1536);
   add_mlp(list, kBF16, 260, 256, 5768);
   for (const std::int64_t T : {257, 420}) add_route(list, {.T = T, .hidden = 2048, .experts = 64});
