@@ -36,7 +36,7 @@ struct BenchFlags {
   std::vector<std::int64_t> depth{0};
   int repeat = 3;
   bool ops = false;
-  bool op_by_op = false;
+  bool one_kernel_steps = false;
   bool json = false;
   std::string csv;
 };
@@ -61,11 +61,11 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-std::unique_ptr<Ops> make_backend(const EngineOptions& o, [[maybe_unused]] bool op_by_op) {
+std::unique_ptr<Ops> make_backend(const EngineOptions& o, [[maybe_unused]] bool one_kernel_steps) {
   if (o.device == "cpu") return make_cpu_ops({.isa = o.isa, .threads = o.threads});
   if (o.device == "reference") return make_reference_ops();
 #ifdef GLINT_CUDA
-  if (o.device == "cuda") return make_cuda_ops({.one_kernel_steps = !op_by_op});
+  if (o.device == "cuda") return make_cuda_ops({.one_kernel_steps = one_kernel_steps});
 #endif
   throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu, cuda (where built) or reference"});
 }
@@ -264,7 +264,7 @@ BenchLimits limits_for(const BenchFlags& f) {
 }
 
 int run_bench(BenchFlags& f) {
-  Counted ops(make_backend(f.engine.options, f.op_by_op));
+  Counted ops(make_backend(f.engine.options, f.one_kernel_steps));
   Ceilings ceilings;
   if (ops.host_memory()) {
     ceilings.peaks = measure_peaks(f.engine.options.threads);
@@ -336,7 +336,8 @@ void register_bench(CLI::App& app, Run& run) {
   c->add_option("--repeat", f->repeat, "Repeats of a prefill; the median counts")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  c->add_flag("--op-by-op", f->op_by_op, "Decode op by op also where the device has one kernel for a whole step");
+  c->add_flag("--one-kernel-steps", f->one_kernel_steps,
+              "CUDA: decode up to four rows by one kernel for all layers (experimental)");
   c->add_flag("--ops", f->ops, "Time, GB/s and GFLOP/s of every op below each row");
   c->add_flag("--json", f->json, "One JSON object on stdout");
   c->add_option("--csv", f->csv, "Write the rows to this file as well");

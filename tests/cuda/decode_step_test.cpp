@@ -242,7 +242,7 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
 // Four rows have the answers that each has alone, but for attention's pieces.
 TEST(DecodeStep, CompanyChangesNothingWhereContextsAreOnePiece) {
   NEED_GPU();
-  const auto ops = make_cuda_ops({});
+  const auto ops = make_cuda_ops({.one_kernel_steps = true});
   const Layers layers(*ops, 6, kWide, "int8-channel", "int8-channel", "int4-g64");
   const auto alone = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}}, 0);
   const auto both = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}, {31, 1}, {7, 1}}, 0);

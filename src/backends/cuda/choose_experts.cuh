@@ -15,12 +15,12 @@ struct Choice {
 };
 
 // Lane l has the scores of experts l + 32 i. Ties go to the lower id.
-__device__ __forceinline__ void choose_experts(const Choice& c, std::int64_t row,
-                                               const float (&score)[kMaxExperts / 32]) {
+template <int kPerLane>
+__device__ __forceinline__ void choose_experts(const Choice& c, std::int64_t row, const float (&score)[kPerLane]) {
   const int lane = threadIdx.x % 32;
-  float choice[kMaxExperts / 32];
+  float choice[kPerLane];
 #pragma unroll
-  for (int i = 0; i < kMaxExperts / 32; ++i) {
+  for (int i = 0; i < kPerLane; ++i) {
     const int e = lane + 32 * i;
     choice[i] = e < c.n_experts ? score[i] + c.bias[e] : -INFINITY;
     if (!(choice[i] > -3e38F) && e < c.n_experts) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
@@ -31,7 +31,7 @@ __device__ __forceinline__ void choose_experts(const Choice& c, std::int64_t row
     float best = -INFINITY, best_score = 0;
     int id = 1 << 30;
 #pragma unroll
-    for (int i = 0; i < kMaxExperts / 32; ++i) {
+    for (int i = 0; i < kPerLane; ++i) {
       if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
     }
 #pragma unroll
@@ -42,7 +42,7 @@ __device__ __forceinline__ void choose_experts(const Choice& c, std::int64_t row
       if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
     }
 #pragma unroll
-    for (int i = 0; i < kMaxExperts / 32; ++i) {
+    for (int i = 0; i < kPerLane; ++i) {
       if (lane + 32 * i == id) choice[i] = -INFINITY;
     }
     total += best_score;

@@ -29,8 +29,9 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  bool one_kernel_steps =
-      true;  // all layers of up to four rows in one kernel, where the device and the layers allow it
+  // All layers of up to four rows in one kernel, where the device and the layers allow it. Off: as last measured on an
+  // H100 it was exact but slower than the ops one by one (docs/experiments/2026-11-24-cuda-decode-step.md).
+  bool one_kernel_steps = false;
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

@@ -1,6 +1,7 @@
 #pragma once
 // What the multiplying warps of the decode step do between two barriers of the grid: stage x, multiply, store.
 
+#include "backends/cuda/choose_experts.cuh"
 #include "backends/cuda/decode_plan.cuh"
 #include "backends/cuda/kv_encode.cuh"
 
@@ -432,52 +433,15 @@ struct StepWorker {
     const int n_experts = weights().n_experts, top_k = step.s.p.top_k;
     if (warp < kT) {
       constexpr int kPerLane = kStepExperts / 32;
-      float score[kPerLane], choice[kPerLane];
+      float score[kPerLane];
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
         const int e = lane + 32 * i;
-        const bool real = e < n_experts;
-        score[i] = real ? __ldcg(step.s.p.scores + warp * step.s.p.score_stride + e) : 0.0F;
-        choice[i] = real ? score[i] + __ldg(weights().router_bias + e) : -INFINITY;
-        if (real && !(choice[i] > -3e38F)) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
+        score[i] = e < n_experts ? __ldcg(step.s.p.scores + warp * step.s.p.score_stride + e) : 0.0F;
       }
-      // As unsigned numbers in the same order; the lowest expert of the largest.
-      std::uint32_t key[kPerLane];
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const std::uint32_t bits = __float_as_uint(choice[i] + 0.0F);
-        key[i] = lane + 32 * i >= n_experts ? 0 : bits ^ ((bits >> 31) != 0 ? 0xffffffffU : 0x80000000U);
-      }
-      float total = 0, mine = 0;
-      int my_id = 0;
-#pragma unroll 1
-      for (int k = 0; k < top_k; ++k) {
-        std::uint32_t best = 0;
-#pragma unroll
-        for (int i = 0; i < kPerLane; ++i) best = max(best, key[i]);
-        best = __reduce_max_sync(0xffffffffU, best);
-        int id = -1;
-        float best_score = 0;
-#pragma unroll
-        for (int i = 0; i < kPerLane; ++i) {
-          const unsigned holders = __ballot_sync(0xffffffffU, key[i] == best);
-          if (id < 0 && holders != 0) {
-            id = __ffs(holders) - 1 + 32 * i;
-            best_score = __shfl_sync(0xffffffffU, score[i], __ffs(holders) - 1);
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kPerLane; ++i) {
-          if (lane + 32 * i == id) key[i] = 0;
-        }
-        total += best_score;
-        if (lane == k) mine = best_score, my_id = id;
-      }
-      if (lane < top_k) {
-        step.s.ids[warp * top_k + lane] = my_id;
-        step.s.weights[warp * top_k + lane] =
-            (step.s.p.normalize ? mine / (total + 1e-20F) : mine) * step.s.p.routed_scale;
-      }
+      glint::cuda::choose_experts({weights().router_bias, n_experts, top_k, step.s.p.normalize, step.s.p.routed_scale,
+                                   step.s.ids, step.s.weights},
+                                  warp, score);
     }
     if (kT > 1) sync_workers();
     if (warp == 0) {

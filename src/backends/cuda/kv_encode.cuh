@@ -29,12 +29,12 @@ __device__ __forceinline__ float e4m3_value(int code) {
 }
 
 // The nearest code, the other neighbour, and what that one costs in squared error.
-struct Choice {
+struct CodeChoice {
   int code[16], other[16];
   float cost[16];
 };
 
-__device__ __forceinline__ void put_integer(Choice& c, int i, float steps, float step, int lowest, int highest) {
+__device__ __forceinline__ void put_integer(CodeChoice& c, int i, float steps, float step, int lowest, int highest) {
   const int code = nearest_code(steps, lowest, highest);
   const float off = __fsub_rn(steps, static_cast<float>(code));
   int other = off >= 0 ? code + 1 : code - 1;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void put_integer(Choice& c, int i, float steps, float
   c.cost[i] = __fmul_rn(__fsub_rn(__fmul_rn(far, far), __fmul_rn(off, off)), __fmul_rn(step, step));
 }
 
-__device__ __forceinline__ void put_fp8(Choice& c, int i, float v) {
+__device__ __forceinline__ void put_fp8(CodeChoice& c, int i, float v) {
   const int sign = (__float_as_uint(v) >> 31) != 0 ? 0x80 : 0;
   const int code = e4m3_code(fabsf(v));
   const float off = __fsub_rn(fabsf(v), e4m3_value(code));
@@ -60,7 +60,7 @@ __device__ __forceinline__ void put_fp8(Choice& c, int i, float v) {
 
 // Makes the codes carry the side word: bit b lies in the codes of one place i of the eight lanes l % 4 = b / 16.
 // Of equal costs, the lowest index takes the change.
-__device__ __forceinline__ void embed_side(Choice& c, std::uint32_t wanted, std::uint32_t which, int lane) {
+__device__ __forceinline__ void embed_side(CodeChoice& c, std::uint32_t wanted, std::uint32_t which, int lane) {
   std::uint32_t parity = 0;
 #pragma unroll
   for (int i = 0; i < 16; ++i) parity |= (static_cast<std::uint32_t>(c.code[i]) & 1U) << i;
@@ -149,7 +149,7 @@ __device__ __forceinline__ void encode_row(const float* from, unsigned char* to,
   float top = 0;
 #pragma unroll
   for (int i = 0; i < 16; ++i) top = fmaxf(top, fabsf(v[i]));
-  Choice c;
+  CodeChoice c;
   std::uint32_t which = 0xffffU;
   if constexpr (kCodec == KvCodec::kInt4) {
     top = warp_max(top, 2);

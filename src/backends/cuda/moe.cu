@@ -1,6 +1,6 @@
 // The router, the grouping of its choices by expert, and the weighted sum of the experts' answers.
 
-#include "backends/cuda/common.cuh"
+#include "backends/cuda/choose_experts.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -57,41 +57,13 @@ __global__ void route_kernel(const float* x, const float* w, const float* bias, 
 
   constexpr int kPerLane = kMaxExperts / 32;
   const std::int64_t row = first + warp;
-  float score[kPerLane], choice[kPerLane];
+  float score[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = lane + 32 * i;
     score[i] = e < n_experts ? __ldcg(scores + row * n_experts + e) : 0.0F;
-    choice[i] = e < n_experts ? score[i] + bias[e] : -INFINITY;
-    if (!(choice[i] > -3e38F) && e < n_experts) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
   }
-  float total = 0, mine = 0;
-  int my_id = 0;
-  for (int k = 0; k < top_k; ++k) {
-    float best = -INFINITY, best_score = 0;
-    int id = 1 << 30;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
-    }
-#pragma unroll
-    for (int d = 16; d > 0; d >>= 1) {
-      const float other = __shfl_xor_sync(0xffffffffU, best, d),
-                  other_score = __shfl_xor_sync(0xffffffffU, best_score, d);
-      const int other_id = __shfl_xor_sync(0xffffffffU, id, d);
-      if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
-    }
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (lane + 32 * i == id) choice[i] = -INFINITY;
-    }
-    total += best_score;
-    if (lane == k) mine = best_score, my_id = id;
-  }
-  if (lane < top_k) {
-    ids[row * top_k + lane] = my_id;
-    weights[row * top_k + lane] = (normalize ? mine / (total + 1e-20F) : mine) * scale;
-  }
+  choose_experts({bias, n_experts, top_k, normalize, scale, ids, weights}, row, score);
 }
 
 // One block. A warp counts and places the slots of some experts, 32 slots at a time in order: the sort is stable.
