@@ -24,6 +24,7 @@
 #include "engine_flags.hpp"
 #include "load_client.hpp"
 #include "load_report.hpp"
+#include "progress.hpp"
 #include "server/server.hpp"
 
 namespace glint::apps {
@@ -57,20 +58,21 @@ std::string words(int n, std::uint64_t seed) {
   return out;
 }
 
-// One user's talk: the same for every level, whatever its order.
+// One user's talk. Each level of load has words of its own, else the server would have the later ones in its cache.
 class Conversation {
  public:
-  Conversation(const Flags& flags, int index) : flags_(flags), index_(index) {
+  Conversation(const Flags& flags, int level, int index)
+      : flags_(flags), index_(index), seed_((flags.seed * 1000003 + static_cast<std::uint64_t>(level)) << 32) {
     const auto group = static_cast<std::uint64_t>(index % flags.prefixes);
     if (flags.prefix_words > 0)
-      messages_.push_back(json::object{{"role", "system"}, {"content", words(flags.prefix_words, flags.seed + group)}});
+      messages_.push_back(
+          json::object{{"role", "system"}, {"content", words(flags.prefix_words, seed_ + 0xffff0000U + group)}});
   }
 
   void run(LoadClient& client, std::vector<LoadAnswer>& out) {
     for (int turn = 0; turn < flags_.turns; ++turn) {
       const auto n = static_cast<std::uint64_t>(index_) * 1000 + static_cast<std::uint64_t>(turn);
-      messages_.push_back(
-          json::object{{"role", "user"}, {"content", words(flags_.prompt_words, (flags_.seed << 32) + n)}});
+      messages_.push_back(json::object{{"role", "user"}, {"content", words(flags_.prompt_words, seed_ + n)}});
       LoadAnswer answer = client.ask(body());
       messages_.push_back(
           json::object{{"role", "assistant"}, {"content", answer.content}, {"reasoning_content", answer.reasoning}});
@@ -94,13 +96,16 @@ class Conversation {
 
   const Flags& flags_;
   int index_;
+  std::uint64_t seed_;
   json::array messages_;
 };
 
 class Progress {
  public:
   Progress(const Flags& flags, std::string label)
-      : total_(flags.conversations * flags.turns), label_(std::move(label)), on_(!flags.json && !flags.engine.quiet) {}
+      : total_(flags.conversations * flags.turns),
+        label_(std::move(label)),
+        on_(!flags.json && !flags.engine.quiet && stderr_is_terminal()) {}
   void add(std::size_t n) {
     done_ += static_cast<int>(n);
     if (on_) fmt::print(stderr, "\r{}: {} of {} answers \x1b[K", label_, done_.load(), total_);
@@ -117,7 +122,7 @@ class Progress {
 };
 
 // So many conversations at a time, each client one after another.
-LoadLevel closed_loop(const Flags& flags, const LoadTarget& target, int clients) {
+LoadLevel closed_loop(const Flags& flags, const LoadTarget& target, int number, int clients) {
   LoadLevel level{.clients = static_cast<double>(clients)};
   Progress progress(flags, fmt::format("{} clients", clients));
   std::atomic<int> next{0};
@@ -129,7 +134,7 @@ LoadLevel closed_loop(const Flags& flags, const LoadTarget& target, int clients)
       LoadClient client(target);
       for (int i; (i = next++) < flags.conversations;) {
         std::vector<LoadAnswer> answers;
-        Conversation(flags, i).run(client, answers);
+        Conversation(flags, number, i).run(client, answers);
         progress.add(answers.size());
         const std::lock_guard lock(mutex);
         std::move(answers.begin(), answers.end(), std::back_inserter(level.answers));
@@ -142,7 +147,7 @@ LoadLevel closed_loop(const Flags& flags, const LoadTarget& target, int clients)
 }
 
 // Conversations begin at random moments, whether or not the server keeps up: gaps are exponential with mean 1 / rate.
-LoadLevel open_loop(const Flags& flags, const LoadTarget& target, double rate) {
+LoadLevel open_loop(const Flags& flags, const LoadTarget& target, int number, double rate) {
   LoadLevel level{.rate = rate};
   Progress progress(flags, fmt::format("{:g} a second", rate));
   std::mutex mutex;
@@ -156,7 +161,7 @@ LoadLevel open_loop(const Flags& flags, const LoadTarget& target, double rate) {
     threads.emplace_back([&, i] {
       LoadClient client(target);
       std::vector<LoadAnswer> answers;
-      Conversation(flags, i).run(client, answers);
+      Conversation(flags, number, i).run(client, answers);
       progress.add(answers.size());
       const std::lock_guard lock(mutex);
       std::move(answers.begin(), answers.end(), std::back_inserter(level.answers));
@@ -217,8 +222,9 @@ int run_bench_serve(Flags& f) {
     std::fflush(stdout);
   };
   if (!f.rates.empty()) f.clients.clear();
-  for (const int clients : f.clients) add(closed_loop(f, target, clients));
-  for (const double rate : f.rates) add(open_loop(f, target, rate));
+  int number = 0;
+  for (const int clients : f.clients) add(closed_loop(f, target, number++, clients));
+  for (const double rate : f.rates) add(open_loop(f, target, number++, rate));
 
   if (f.json) fmt::print("{}\n", load_json(summaries, f.goal));
   if (!f.csv.empty()) write_file(f.csv, load_csv(levels));
