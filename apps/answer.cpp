@@ -103,6 +103,8 @@ const char* finish_name(Finish finish) {
       return "stop";
     case Finish::kLength:
       return "length";
+    case Finish::kTimeout:
+      return "timeout";
     case Finish::kCancelled:
       return "cancelled";
     case Finish::kError:

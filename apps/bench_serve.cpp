@@ -273,12 +273,10 @@ void add_bench_serve(CLI::App& bench, Run& run) {
   c->add_option("--goal-first-token", f->goal.first_token_s, "Goodput: seconds to the first token")
       ->capture_default_str();
   c->add_option("--goal-token", f->goal.token_s, "Goodput: seconds a token after it")->capture_default_str();
-  c->add_option("--max-requests", f->engine.options.max_requests, "Own server: generations that run at the same time")
-      ->capture_default_str();
   c->add_flag("--json", f->json, "One JSON object on stdout");
   c->add_option("--csv", f->csv, "Write a line an answer to this file");
   c->add_option("--plot", f->plot, "Write an SVG of the distributions to this file");
-  f->engine.add_to(*c);
+  f->engine.add_to_server(*c);  // of a server of our own
   c->footer(
       "Examples:\n"
       "  glint bench serve --clients 1,64\n"

@@ -41,6 +41,12 @@ void EngineFlags::add_to(CLI::App& command) {
   command.add_flag("-q,--quiet", quiet, "No progress bars, no closing line");
 }
 
+void EngineFlags::add_to_server(CLI::App& command) {
+  command.add_option("--max-requests", options.max_requests, "Generations that run at the same time; more wait")
+      ->capture_default_str();
+  add_to(command);
+}
+
 void EngineFlags::resolve() {
   constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
   if (cache_dir_bytes > kMost) {

@@ -18,6 +18,8 @@ struct EngineFlags {
   std::uint64_t cache_dir_bytes = 0;
 
   void add_to(CLI::App& command);
+  // For commands that serve many requests: these flags too.
+  void add_to_server(CLI::App& command);
   // Reads --synthetic, or else finds the model directory. Throws Error.
   void resolve();
   // resolve(), then loads with a progress bar.

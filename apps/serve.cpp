@@ -113,8 +113,6 @@ void register_serve(CLI::App& app, Run& run) {
   c->add_option("--api-key", f->service.api_keys, "Key that clients must send; may be repeated");
   c->add_option("--api-key-file", f->key_file, "File with keys, one a line: other users of the machine see flags");
   c->add_option("--name", f->name, "The model's name for clients (default: its directory's)");
-  c->add_option("--max-requests", f->engine.options.max_requests, "Generations that run at the same time")
-      ->capture_default_str();
   c->add_option("--max-queue", f->service.max_in_flight, "Generations that run or wait; more get status 429")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
@@ -134,7 +132,7 @@ void register_serve(CLI::App& app, Run& run) {
   c->add_option("--top-p", f->service.sampling.top_p, "For requests that do not say")->capture_default_str();
   c->add_option("--min-p", f->service.sampling.min_p, "For requests that do not say")->capture_default_str();
   c->add_flag("--no-log", f->no_log, "No access log (a line of JSON an answer on stderr, never its text)");
-  f->engine.add_to(*c);
+  f->engine.add_to_server(*c);
   c->footer(
       "Examples:\n"
       "  glint serve\n"

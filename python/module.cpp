@@ -92,6 +92,8 @@ std::optional<std::string> finish_reason(std::int32_t finish) {
       return "length";
     case GLINT_CANCELLED:
       return "cancelled";
+    case GLINT_TIMEOUT:
+      return "timeout";
     case GLINT_ERROR:
       return "error";
     default:
@@ -99,45 +101,70 @@ std::optional<std::string> finish_reason(std::int32_t finish) {
   }
 }
 
-// Forwards loading progress to a Python callable. An exception in it is kept and thrown when the load has ended: it
-// must not pass through C.
-class LoadProgress {
+// Hears what the engine tells unasked. Loading progress goes to a Python callable; an exception in it is kept for when
+// the load has ended, since it must not pass through C. Notices come from any thread and wait, the newest kMost of
+// them, until Python asks for them.
+class Listener {
  public:
-  explicit LoadProgress(nb::object callable) : callable_(std::move(callable)) {}
+  explicit Listener(const nb::object& on_load) : on_load_(&on_load) {}
 
-  static void call(std::uint64_t done, std::uint64_t total, void* self) {
-    auto* me = static_cast<LoadProgress*>(self);
+  glint_callbacks callbacks() {
+    return {.on_load = on_load_->is_none() ? nullptr : &Listener::load, .on_notice = &Listener::notice, .user = this};
+  }
+
+  // The load has ended: the callable may go.
+  std::exception_ptr loaded() {
+    on_load_ = nullptr;
+    return std::exchange(failed_, nullptr);
+  }
+
+  std::vector<std::string> take_notices() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(notices_, {});
+  }
+
+ private:
+  static constexpr std::size_t kMost = 100;
+
+  static void load(std::uint64_t done, std::uint64_t total, void* self) {
+    auto* me = static_cast<Listener*>(self);
     const nb::gil_scoped_acquire gil;
     if (me->failed_) return;
     try {
-      me->callable_(done, total);
+      (*me->on_load_)(done, total);
     } catch (...) { me->failed_ = std::current_exception(); }
   }
 
-  std::exception_ptr failed() const { return failed_; }
+  static void notice(const char* text, void* self) {
+    auto* me = static_cast<Listener*>(self);
+    const std::lock_guard lock(me->mutex_);
+    if (me->notices_.size() == kMost) me->notices_.erase(me->notices_.begin());
+    me->notices_.emplace_back(text);
+  }
 
- private:
-  nb::object callable_;
+  const nb::object* on_load_;
   std::exception_ptr failed_;
+  std::mutex mutex_;
+  std::vector<std::string> notices_;
 };
 
 class Engine {
  public:
   using Handle = std::shared_ptr<glint_engine>;
 
-  Engine(const std::string& options_json, nb::object on_load) {
-    LoadProgress progress(on_load);
-    const bool follow = !on_load.is_none();
+  Engine(const std::string& options_json, const nb::object& on_load) : listener_(std::make_shared<Listener>(on_load)) {
+    const glint_callbacks callbacks = listener_->callbacks();
+    std::exception_ptr failed;
     {
       const nb::gil_scoped_release no_gil;
       ErrorText error;
-      glint_engine* opened =
-          glint_open(options_json.c_str(), follow ? &LoadProgress::call : nullptr, &progress, error.out());
+      glint_engine* opened = glint_open(options_json.c_str(), &callbacks, error.out());
       if (opened == nullptr) error.raise();
-      engine_ = Handle(opened, glint_close);
-      if (progress.failed()) engine_.reset();
+      engine_ = Handle(opened, [listener = listener_](glint_engine* engine) { glint_close(engine); });
+      failed = listener_->loaded();
+      if (failed) engine_.reset();
     }
-    if (progress.failed()) std::rethrow_exception(progress.failed());
+    if (failed) std::rethrow_exception(failed);
   }
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -288,6 +315,7 @@ class Engine {
 
   std::string stats() { return text_of(glint_stats); }
   std::string info() { return text_of(glint_info); }
+  std::vector<std::string> notices() { return listener_->take_notices(); }
 
  private:
   Handle open_handle() const {
@@ -320,7 +348,8 @@ class Engine {
     return text.get();
   }
 
-  mutable std::mutex mutex_;  // never held while waiting or while taking the GIL
+  const std::shared_ptr<Listener> listener_;  // the engine's too, until it has closed
+  mutable std::mutex mutex_;                  // never held while waiting or while taking the GIL
   Handle engine_;
   std::set<std::int64_t> live_;  // requests whose last event has not been read, also after close()
 };
@@ -354,7 +383,8 @@ NB_MODULE(_native, m) {
 
   using Unlocked = nb::call_guard<nb::gil_scoped_release>;
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const std::string&, nb::object>(), nb::arg("options_json"), nb::arg("on_load").none() = nb::none())
+      .def(nb::init<const std::string&, const nb::object&>(), nb::arg("options_json"),
+           nb::arg("on_load").none() = nb::none())
       .def("close", &Engine::close, Unlocked())
       .def_prop_ro("closed", &Engine::closed)
       .def("submit", &Engine::submit, nb::arg("request_json"), Unlocked())
@@ -367,5 +397,6 @@ NB_MODULE(_native, m) {
       .def("parse_output", &Engine::parse_output, nb::arg("text"), nb::arg("options_json"), Unlocked())
       .def("score", &Engine::score, nb::arg("ids"), Unlocked())
       .def("stats", &Engine::stats, Unlocked())
-      .def("info", &Engine::info, Unlocked());
+      .def("info", &Engine::info, Unlocked())
+      .def("notices", &Engine::notices, Unlocked());
 }

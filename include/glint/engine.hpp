@@ -73,6 +73,8 @@ struct Request {
   //     "parallel_tool_calls"  false: one call
   //   "thinking": true         the prompt ended with <think>: the form begins behind </think>
   std::string constraint;
+  int priority = 0;          // the smaller is admitted and read first and preempted last; nobody starves
+  double timeout_s = 0;      // ends with kTimeout so long after submit(), waiting or running; 0: never
   bool skip_special = true;  // special tokens do not appear in Event::text (think and tool tags are not special)
   // For callers that cannot sit in next(): called when an event arrives where none was waiting, on the engine's thread,
   // so it must return at once, must not throw, and may be called before submit() has returned. The receiver then takes
@@ -87,6 +89,7 @@ enum class Finish : std::uint8_t {
   kLength,     // max_tokens or the context
   kCancelled,  // cancel()
   kError,      // this request failed alone; see Event::error
+  kTimeout,    // Request::timeout_s; what came before is valid
 };
 
 struct TokenLogprob {

@@ -4,7 +4,8 @@
  * Request (engine.hpp); a field left out or null keeps its default, an unknown one is refused by name:
  *   options {"model_dir": "models/tiny", "device": "cpu", "threads": 2, "kv": "int8", "max_context": 4096, ...}
  *   request {"ids": [8130, 8132, 17], "max_tokens": 64, "stop": ["\n\n"],
- *            "sampling": {"temperature": 0.7, "top_p": 0.95, "seed": 1, "logit_bias": [[17, -1.5]], "logprobs": 5}}
+ *            "priority": -1, "timeout_s": 30,
+            "sampling": {"temperature": 0.7, "top_p": 0.95, "seed": 1, "logit_bias": [[17, -1.5]], "logprobs": 5}}
  *
  * Errors: a function that takes `char** error` says in its return value that it failed, and then sets *error to one
  * line of text, to be freed with glint_free. `error` may be NULL. On success *error is not touched.
@@ -35,7 +36,8 @@ typedef enum glint_finish {
   GLINT_STOP = 2,      /* a stop id or string */
   GLINT_LENGTH = 3,    /* max_tokens or the context */
   GLINT_CANCELLED = 4, /* glint_cancel */
-  GLINT_ERROR = 5      /* this request failed alone; see glint_event.error */
+  GLINT_ERROR = 5,     /* this request failed alone; see glint_event.error */
+  GLINT_TIMEOUT = 6    /* the request's timeout_s; what came before is valid */
 } glint_finish;
 
 typedef struct glint_token_logprob {
@@ -70,14 +72,21 @@ typedef struct glint_event {
   glint_usage usage; /* complete when finish is set; prompt_tokens always */
 } glint_event;
 
-/* Called while the model loads, by the thread that opens it. */
-typedef void (*glint_progress)(uint64_t done_bytes, uint64_t total_bytes, void* user);
+/* What an engine tells without being asked. Every member may be NULL. */
+typedef struct glint_callbacks {
+  /* While the model loads, by the thread that opens it. */
+  void (*on_load)(uint64_t done_bytes, uint64_t total_bytes, void* user);
+  /* Something is wrong that costs speed and no result: a damaged file in cache_dir, a full disk. By any thread until
+   * glint_close has returned; the text is valid during the call; the engine must not be called from here. */
+  void (*on_notice)(const char* text, void* user);
+  void* user;
+} glint_callbacks;
 
 /* "0.1.0" */
 GLINT_API const char* glint_version(void);
 
-/* Loads a model. NULL on failure. `progress` may be NULL. */
-GLINT_API glint_engine* glint_open(const char* options_json, glint_progress progress, void* user, char** error);
+/* Loads a model. NULL on failure. `callbacks` may be NULL; it is copied. */
+GLINT_API glint_engine* glint_open(const char* options_json, const glint_callbacks* callbacks, char** error);
 
 /* Ends all requests (a thread that waits in glint_next gets GLINT_CANCELLED) and frees the model. NULL is ignored. */
 GLINT_API void glint_close(glint_engine* engine);

@@ -19,7 +19,8 @@ Prompt = Union[str, Sequence[int]]
 _SAMPLING_FIELDS = frozenset(Sampling.__annotations__)
 _OPTION_FIELDS = frozenset(EngineOptions.__annotations__)
 # Fields of a request itself; the others belong to its "sampling".
-_REQUEST_FIELDS = frozenset({"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special", "constraint"})
+_REQUEST_FIELDS = frozenset({"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special", "constraint", "priority",
+                             "timeout_s"})
 # Z.ai's recommendation for the model, and a length that ends.
 _DEFAULTS: Dict[str, Any] = {"max_tokens": 512, "temperature": 1.0, "top_p": 0.95}
 
@@ -280,7 +281,7 @@ class Engine:
             generation.text,
             tools=tools,
             enable_thinking=enable_thinking,
-            finish_reason="length" if generation.finish_reason in ("length", "cancelled") else "stop",
+            finish_reason="length" if generation.finish_reason in ("length", "cancelled", "timeout") else "stop",
         )
         return ChatResult(parsed["content"], parsed["reasoning_content"], parsed["tool_calls"], generation)
 
@@ -346,6 +347,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and state now."""
         return cast(EngineStats, json.loads(self._native.stats()))
+
+    def notices(self) -> List[str]:
+        """What went wrong since the last call that costs speed and no result: a damaged file in cache_dir, a full disk."""
+        return self._native.notices()
 
     @property
     def closed(self) -> bool:

@@ -50,6 +50,8 @@ class Sampling(TypedDict, total=False):
     stop_ids: Optional[Sequence[int]]  # token ids that end it, besides the model's own
     ignore_eos: Optional[bool]  # go on after the model's end tokens
     constraint: Union[str, Mapping[str, Any], None]  # the answer's form: {"json_schema": …} and so on, see engine.hpp
+    priority: Optional[int]  # default 0; the smaller is admitted first; nobody starves
+    timeout_s: Optional[float]  # ends with finish_reason "timeout" so long after it was submitted; default: never
     skip_special: Optional[bool]  # default True: special tokens do not appear in text
 
 
@@ -94,7 +96,7 @@ class Generation:
     """A finished answer.
 
     `finish_reason` is "eos" (one of the model's end tokens), "stop" (a stop text or id: `stop_string`), "length"
-    (max_tokens or the context) or "cancelled".
+    (max_tokens or the context), "timeout" (timeout_s) or "cancelled".
     """
 
     text: str

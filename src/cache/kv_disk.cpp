@@ -57,8 +57,8 @@ KvDisk::KvDisk(KvDiskOptions options) : options_(std::move(options)) {
   open_dir();
   if (!readable_) return;
   scan();
-  reader_ = std::thread([this] { read_loop(); });
-  if (writable_) writer_ = std::thread([this] { write_loop(); });
+  start(reads_, &KvDisk::do_read);
+  if (writable_) start(writes_, &KvDisk::do_write);
 }
 
 KvDisk::~KvDisk() {
@@ -67,10 +67,10 @@ KvDisk::~KvDisk() {
     done_ready_.wait_for(lock, std::chrono::seconds(kDrainSeconds), [this] { return writing_.empty() || !writable_; });
     stopping_ = true;
   }
-  read_ready_.notify_all();
-  write_ready_.notify_all();
-  if (reader_.joinable()) reader_.join();
-  if (writer_.joinable()) writer_.join();
+  for (Lane* lane : {&reads_, &writes_}) {
+    lane->ready.notify_all();
+    if (lane->thread.joinable()) lane->thread.join();
+  }
   if (lock_fd_ >= 0) ::close(lock_fd_);
 }
 
@@ -251,12 +251,12 @@ void KvDisk::read(Job job) {
   {
     const std::lock_guard lock(mutex_);
     if (readable_) {
-      reads_.push_back(std::move(job));
+      reads_.jobs.push_back(std::move(job));
     } else {
       done_.push_back(std::move(job));
     }
   }
-  read_ready_.notify_one();
+  reads_.ready.notify_one();
 }
 
 bool KvDisk::needs_no_write(const Block& block) {
@@ -274,9 +274,9 @@ bool KvDisk::write(Job job) {
   {
     const std::lock_guard lock(mutex_);
     writing_.push_back(job.block.key);
-    writes_.push_back(std::move(job));
+    writes_.jobs.push_back(std::move(job));
   }
-  write_ready_.notify_one();
+  writes_.ready.notify_one();
   return true;
 }
 
@@ -300,18 +300,20 @@ void KvDisk::come_back(Job job, bool ok) {
   done_ready_.notify_all();
 }
 
-void KvDisk::read_loop() {
-  for (;;) {
-    std::unique_lock lock(mutex_);
-    read_ready_.wait(lock, [this] { return stopping_ || !reads_.empty(); });
-    if (stopping_) return;
-    Job job = std::move(reads_.front());
-    reads_.pop_front();
-    lock.unlock();
-    const bool ok = do_read(job);
-    unlink_doomed();
-    come_back(std::move(job), ok);
-  }
+void KvDisk::start(Lane& lane, bool (KvDisk::*work)(const Job&)) {
+  lane.thread = std::thread([this, &lane, work] {
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      lane.ready.wait(lock, [&] { return stopping_ || !lane.jobs.empty(); });
+      if (stopping_) return;
+      Job job = std::move(lane.jobs.front());
+      lane.jobs.pop_front();
+      lock.unlock();
+      const bool ok = (this->*work)(job);
+      unlink_doomed();
+      come_back(std::move(job), ok);
+    }
+  });
 }
 
 bool KvDisk::do_read(const Job& job) {
@@ -340,20 +342,6 @@ bool KvDisk::do_read(const Job& job) {
   remove(file);
   if (!gone) say(fs::path(path).filename().string() + " deleted: " + wrong);
   return false;
-}
-
-void KvDisk::write_loop() {
-  for (;;) {
-    std::unique_lock lock(mutex_);
-    write_ready_.wait(lock, [this] { return stopping_ || !writes_.empty(); });
-    if (stopping_) return;
-    Job job = std::move(writes_.front());
-    writes_.pop_front();
-    lock.unlock();
-    const bool ok = do_write(job);
-    unlink_doomed();
-    come_back(std::move(job), ok);
-  }
 }
 
 bool KvDisk::do_write(const Job& job) {

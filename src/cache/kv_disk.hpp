@@ -90,8 +90,13 @@ class KvDisk {
   void open_dir();
   void scan();
   bool lock_dir();
-  void read_loop();
-  void write_loop();
+  // A thread and the jobs that wait for it.
+  struct Lane {
+    std::deque<Job> jobs;
+    std::condition_variable ready;
+    std::thread thread;
+  };
+  void start(Lane& lane, bool (KvDisk::*work)(const Job&));
   bool do_read(const Job& job);
   bool do_write(const Job& job);
   bool make_room(std::uint64_t bytes);  // mutex held
@@ -109,7 +114,7 @@ class KvDisk {
   int lock_fd_ = -1;
 
   mutable std::mutex mutex_;
-  std::condition_variable read_ready_, write_ready_, done_ready_;
+  std::condition_variable done_ready_;
   std::unordered_map<std::uint64_t, Entry> entries_;
   // Key of the first n pages of a block, for every n → the entry that holds them: a prompt may end or go on differently
   // in the middle of a block. Of several that share a beginning it is the last one.
@@ -117,13 +122,12 @@ class KvDisk {
   std::vector<std::string> doomed_;  // files to delete
   std::uint64_t total_bytes_ = 0;
   std::int64_t now_ = 0;
-  std::deque<Job> reads_, writes_;
-  std::vector<std::uint64_t> writing_;  // keys of writes_ and of the one under way
+  Lane reads_, writes_;
+  std::vector<std::uint64_t> writing_;  // keys of the blocks that wait to be written and of the one under way
   std::vector<Job> done_;
   double write_again_s_ = 0;  // after a failure: not before
   bool write_failure_said_ = false;
   bool stopping_ = false;
-  std::thread reader_, writer_;
 };
 
 }  // namespace glint

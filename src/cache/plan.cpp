@@ -94,9 +94,11 @@ void KvPlan::keep(SequenceId id, std::span<const std::int32_t> tokens, Keep what
     PageId& page = s.pages[i];
     PrefixNode* node = tree_.child(parent, held);
     if (node == nullptr) {
+      // A page of another path is one that a partial match shares and nothing was written to. One that is in no path
+      // and that another sequence lists too was discarded or comes of a fork: the other sequence may list other pages
+      // before it than those of this path, which would be idle while it is used.
+      if (tree_.at(page) != nullptr || references_[static_cast<std::size_t>(page)] > 1) return;
       if (PrefixNode* leaf = tree_.shorter(parent, held)) drop(leaf);
-      node = tree_.at(page);
-      if (node != nullptr) return;  // of another path, which a partial match shares and nothing has been written to
       node = tree_.add(parent, held, page);
       ref(page);
     } else if (node->page != page && !tail) {  // a tail may be the beginning of a page that goes on differently

@@ -62,9 +62,10 @@ class Fields {
     if (!v.is_string()) wrong(name, v, "a string");
     out.assign(v.get_string().data(), v.get_string().size());
   }
-  void convert(std::string_view name, const json::value& v, float& out) const {
+  template <std::floating_point T>
+  void convert(std::string_view name, const json::value& v, T& out) const {
     if (!v.is_number()) wrong(name, v, "a number");
-    out = static_cast<float>(v.to_number<double>());
+    out = static_cast<T>(v.to_number<double>());
   }
   template <std::integral T>
   void convert(std::string_view name, const json::value& v, T& out) const {
@@ -142,6 +143,8 @@ Request request_from_json(std::string_view text) {
   f.read("stop", r.stop);
   f.read("ignore_eos", r.ignore_eos);
   f.read("constraint", r.constraint);
+  f.read("priority", r.priority);
+  f.read("timeout_s", r.timeout_s);
   f.read("skip_special", r.skip_special);
   const json::value* sampling = f.nested("sampling");
   f.finish();
@@ -222,6 +225,8 @@ std::string_view finish_name(Finish finish) {
       return "cancelled";
     case Finish::kError:
       return "error";
+    case Finish::kTimeout:
+      return "timeout";
   }
   return "";
 }

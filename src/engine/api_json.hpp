@@ -17,7 +17,7 @@ std::string to_json(const EngineStats& stats);
 std::string to_json(const ModelInfo& info);
 std::string to_json(const Usage& usage);
 
-// "eos", "stop", "length", "cancelled", "error"; empty for kNone.
+// "eos", "stop", "length", "cancelled", "error", "timeout"; empty for kNone.
 std::string_view finish_name(Finish finish);
 
 }  // namespace glint

@@ -97,6 +97,7 @@ static_assert(GLINT_STOP == static_cast<int>(glint::Finish::kStop));
 static_assert(GLINT_LENGTH == static_cast<int>(glint::Finish::kLength));
 static_assert(GLINT_CANCELLED == static_cast<int>(glint::Finish::kCancelled));
 static_assert(GLINT_ERROR == static_cast<int>(glint::Finish::kError));
+static_assert(GLINT_TIMEOUT == static_cast<int>(glint::Finish::kTimeout));
 
 }  // namespace
 
@@ -104,12 +105,14 @@ extern "C" {
 
 const char* glint_version(void) { return "0.1.0"; }
 
-glint_engine* glint_open(const char* options_json, glint_progress progress, void* user, char** error) {
+glint_engine* glint_open(const char* options_json, const glint_callbacks* callbacks, char** error) {
   return guarded<glint_engine*>(error, nullptr, [&] {
     glint::EngineOptions options = glint::engine_options_from_json(required(options_json, "options"));
-    if (progress != nullptr) {
-      options.on_load = [progress, user](std::uint64_t done, std::uint64_t all) { progress(done, all, user); };
+    const glint_callbacks c = callbacks != nullptr ? *callbacks : glint_callbacks{};
+    if (c.on_load != nullptr) {
+      options.on_load = [c](std::uint64_t done, std::uint64_t all) { c.on_load(done, all, c.user); };
     }
+    if (c.on_notice != nullptr) options.on_notice = [c](const std::string& text) { c.on_notice(text.c_str(), c.user); };
     auto engine = std::make_unique<glint_engine>();
     engine->engine = glint::Engine::open(options);
     return engine.release();

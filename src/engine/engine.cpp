@@ -39,6 +39,8 @@ void check_options(const EngineOptions& o) {
 // Rows of logits that scoring makes at a time: enough that reading lm_head's weights is not what takes the time.
 constexpr std::int64_t kScoreRows = 64;
 
+constexpr double kMostSeconds = 1e9;  // a timeout: what microseconds in 64 bits hold, and more than anyone waits
+
 std::uint64_t random_seed() {
   std::random_device device;
   return std::uint64_t{device()} << 32 | device();
@@ -132,6 +134,11 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
   if (request.max_tokens < 0) {
     throw Error({.what = "max_tokens", .found = std::to_string(request.max_tokens), .expected = "0 or more"});
   }
+  if (!(request.timeout_s >= 0 && request.timeout_s <= kMostSeconds)) {
+    throw Error({.what = "timeout_s",
+                 .found = std::to_string(request.timeout_s),
+                 .expected = "from 0 to " + std::to_string(static_cast<int>(kMostSeconds))});
+  }
   for (const std::string& stop : request.stop) {
     if (stop.empty()) throw Error({.what = "stop", .found = "an empty string", .expected = "text"});
   }
@@ -166,6 +173,8 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
   state->tokens.reserve(state->tokens.size() + static_cast<std::size_t>(std::min(state->max_tokens, kReserve)));
   state->stop_ids = std::move(request.stop_ids);
   state->ignore_eos = request.ignore_eos;
+  state->priority = request.priority;
+  state->timeout_s = request.timeout_s;
   if (loaded_.tokenizer)
     state->decoder.emplace(*loaded_.tokenizer, DecodeOptions{.skip_special = request.skip_special});
   state->stops = StopMatcher(std::move(request.stop));

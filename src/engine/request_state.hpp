@@ -35,6 +35,9 @@ struct RequestState {
   // i in [0, prompt_tokens).
   float* scores = nullptr;
 
+  std::int64_t priority = 0;
+  double timeout_s = 0;  // 0: none
+
   double submitted_s = 0;
   double started_s = 0;  // 0: not yet
   double first_token_s = 0;

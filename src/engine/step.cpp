@@ -9,6 +9,9 @@
 #include "engine/probe.hpp"
 
 namespace glint {
+namespace {
+std::int64_t to_us(double seconds) { return static_cast<std::int64_t>(seconds * 1e6); }
+}  // namespace
 
 StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
     : runtime_(runtime),
@@ -40,9 +43,12 @@ void StepLoop::admit(std::unique_ptr<RequestState> request) {
 
 void StepLoop::enqueue(RequestState& request) {
   const bool shares = prefix_cache_ && request.scores == nullptr;  // scores are of every row: all must be computed
+  const double deadline_s = request.submitted_s + request.timeout_s;
   const Admission admission = scheduler_.admit({.id = request.id,
                                                 .prompt_tokens = request.prompt_tokens,
                                                 .max_tokens = request.max_tokens,
+                                                .deadline_us = request.timeout_s > 0 ? to_us(deadline_s) : 0,
+                                                .priority = request.priority,
                                                 .tokens = shares ? &request.tokens : nullptr});
   CHECK(!admission.refusal.has_value(), "submit() checked it");
 }
@@ -96,7 +102,7 @@ bool StepLoop::step() noexcept {
     return true;
   }
   const double begin = now_s();
-  const StepPlan& plan = scheduler_.plan(static_cast<std::int64_t>(begin * 1e6));
+  const StepPlan& plan = scheduler_.plan(to_us(begin));
   outcomes_.clear();
   const bool worked = !plan.empty() || !plan.expired.empty();
   expire(plan);
@@ -123,7 +129,7 @@ bool StepLoop::step() noexcept {
 }
 
 void StepLoop::expire(const StepPlan& plan) {
-  for (const RequestId id : plan.expired) finish(id, at(id).end(Finish::kCancelled, "the deadline passed"));
+  for (const RequestId id : plan.expired) finish(id, at(id).end(Finish::kTimeout, ""));
 }
 
 void StepLoop::build(const StepPlan& plan) {

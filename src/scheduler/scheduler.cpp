@@ -41,7 +41,7 @@ Admission Scheduler::admit(const RequestDescriptor& request) {
   r.limit = request.prompt_tokens + admission.max_tokens;
   const bool fresh = requests_.emplace(request.id, r).second;
   CHECK(fresh, "request " + std::to_string(request.id) + " is already here");
-  waiting_.push_back(request.id);
+  insert_by_rank(waiting_, r);
   return admission;
 }
 
@@ -97,10 +97,10 @@ void Scheduler::start_waiting() {
   std::int64_t available = unpromised_pages();
   std::size_t i = 0;
   while (i < waiting_.size() && i < kMaxOvertakes && available > 0 && n_running() < options_.max_running) {
-    const RequestId id = waiting_[i];
-    Request& r = requests_.at(id);
+    Request& r = requests_.at(waiting_[i]);
     Request& first = requests_.at(waiting_.front());
-    if (i > 0 && (first.preempted || first.overtaken >= kMaxOvertakes)) return;
+    const bool may_overtake = !first.preempted && first.overtaken < kMaxOvertakes;
+    if (i > 0 && (!may_overtake || r.rank().priority != first.rank().priority)) return;
     std::int64_t need = pages_for(r.n_tokens);
     if (r.descriptor.tokens != nullptr) need -= kv_.match(r.first_tokens(r.n_tokens - 1)).used_pages;
     if (need > available) {
@@ -111,15 +111,37 @@ void Scheduler::start_waiting() {
     if (i > 0) ++first.overtaken;
     waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
     start(r);
+    if (count_pass(r)) i = 0;
   }
 }
 
 void Scheduler::start(Request& r) {
   open(r);
   r.preempted = false;
-  const auto older = [&](RequestId other, std::int64_t arrival) { return requests_.at(other).arrival < arrival; };
-  running_.insert(std::lower_bound(running_.begin(), running_.end(), r.arrival, older), r.descriptor.id);
+  insert_by_rank(running_, r);
   plan_.started.push_back(r.descriptor.id);
+}
+
+template <typename Ids>
+void Scheduler::insert_by_rank(Ids& ids, const Request& r) {
+  const auto before = [&](RequestId other, const Request::Rank& rank) { return requests_.at(other).rank() < rank; };
+  ids.insert(std::lower_bound(ids.begin(), ids.end(), r.rank(), before), r.descriptor.id);
+}
+
+// `r` got what others, who wait since before it came, did not: rows or pages. True: one of them has its turn now.
+bool Scheduler::count_pass(const Request& r) {
+  Request* passed = nullptr;  // the oldest
+  for (auto it = waiting_.rbegin(); it != waiting_.rend(); ++it) {
+    Request& other = requests_.at(*it);
+    if (other.rank().priority <= r.rank().priority) break;  // and so are all before it
+    if (other.arrival < r.arrival && (passed == nullptr || other.arrival < passed->arrival)) passed = &other;
+  }
+  if (passed == nullptr || ++n_passes_ < kPriorityTurns) return false;
+  n_passes_ = 0;
+  waiting_.erase(std::find(waiting_.begin(), waiting_.end(), passed->descriptor.id));
+  passed->has_turn = true;
+  insert_by_rank(waiting_, *passed);
+  return true;
 }
 
 // ---- prefix cache ----------------------------------------------------------------------------------------------
@@ -313,6 +335,7 @@ bool Scheduler::make_room(const Request& request) {
     Request& youngest = requests_.at(running_.back());
     if (youngest.arrival == request.arrival) return false;
     preempt(youngest);
+    count_pass(request);
   }
   return true;
 }
@@ -328,7 +351,7 @@ void Scheduler::preempt(Request& r) {
   r.preempted = true;
   r.read_again = true;
   std::erase(running_, id);
-  waiting_.push_front(id);
+  insert_by_rank(waiting_, r);
   plan_.preempted.push_back(id);
   ++n_preemptions_;
 }
@@ -411,15 +434,12 @@ std::string Scheduler::check_integrity() const {
   if (planned_) {
     for (const StepItem& item : plan_.items) planned[item.request] += item.n_tokens;
   }
-  std::int64_t last_arrival = 0;
   for (const RequestId id : running_) {
     const auto it = requests_.find(id);
     const std::string name = "running request " + std::to_string(id);
     if (it == requests_.end()) return name + " is unknown";
     const Request& r = it->second;
     if (!r.sequence) return name + " has no sequence";
-    if (r.arrival <= last_arrival) return name + " is out of order";
-    last_arrival = r.arrival;
     if (r.computed < 0 || r.computed >= r.n_tokens || r.n_tokens >= r.limit) {
       return name + ": " + std::to_string(r.computed) + " of " + std::to_string(r.n_tokens) +
              " tokens computed, limit " + std::to_string(r.limit);
@@ -435,6 +455,9 @@ std::string Scheduler::check_integrity() const {
     if (it->second.sequence || it->second.computed != 0)
       return "waiting request " + std::to_string(id) + " holds pages";
   }
+  const auto before = [&](RequestId a, RequestId b) { return requests_.at(a).rank() < requests_.at(b).rank(); };
+  if (!std::is_sorted(running_.begin(), running_.end(), before)) return "running requests are out of order";
+  if (!std::is_sorted(waiting_.begin(), waiting_.end(), before)) return "waiting requests are out of order";
   return {};
 }
 

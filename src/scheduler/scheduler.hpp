@@ -13,13 +13,19 @@
 // When the first in the queue does not fit, later ones that do may overtake it kMaxOvertakes times. Preemption: when
 // pages are short, the youngest running request gives its pages back, goes to the front of the queue and is read again
 // later; nobody is admitted before it. The oldest running request is never preempted, so every request finishes.
+// Priorities: the smaller number counts as older, whatever came first: it is admitted first, its prompt is read first,
+// and it is preempted last. Every kPriorityTurns-th time that somebody who waits is passed by a later request of a
+// better priority, the one of those passed that came first has its turn: it is older than all from then on. So nobody
+// starves: with k older ones waiting, a request is passed at most kPriorityTurns · (k + 1) times.
 // Prefix cache: a request that shows its tokens starts behind what the cache's tree holds of them (never the last one:
 // its logits are wanted), does not read what another one reads in the same step but catches up with it in the next, and
 // leaves its pages to the tree when it ends, is cancelled or preempted. Pages of the tree that nobody runs on count as
 // free.
 
+#include <compare>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <map>
 #include <optional>
 #include <span>
@@ -34,6 +40,7 @@ namespace glint {
 using RequestId = std::int64_t;
 
 inline constexpr int kMaxOvertakes = 32;  // also how far into the queue a step looks
+inline constexpr int kPriorityTurns = 8;
 
 struct SchedulerOptions {
   std::int32_t n_pages = 0;
@@ -49,6 +56,7 @@ struct RequestDescriptor {
   std::int64_t max_tokens = 0;        // generated tokens at most; 0: until the context is full
   std::int64_t max_chunk_tokens = 0;  // rows of a step at most; 0: no limit of its own
   std::int64_t deadline_us = 0;       // plan(now ≥ deadline) drops the request; 0: none
+  std::int64_t priority = 0;          // the smaller goes first
   // The known tokens, kept by the caller until the request is forgotten; new ones are appended before their commit.
   // nullptr: the request neither uses nor feeds the prefix cache.
   const std::vector<std::int32_t>* tokens = nullptr;
@@ -142,10 +150,22 @@ class Scheduler {
     std::int64_t last_step = 0;          // when it last got rows
     std::optional<SequenceId> sequence;  // set while running
     int overtaken = 0;
+    bool has_turn = false;    // goes before every priority
     bool preempted = false;   // waits to be read again
     bool read_again = false;  // was preempted once
     std::int64_t cached = 0;  // prompt tokens found in the cache
 
+    // The order of the queue and of those that run: the smaller goes first.
+    struct Rank {
+      std::int64_t priority = 0;
+      bool unread = false;
+      std::int64_t arrival = 0;
+      auto operator<=>(const Rank&) const = default;
+    };
+    Rank rank() const {
+      constexpr std::int64_t kFirst = std::numeric_limits<std::int64_t>::min();
+      return {.priority = has_turn ? kFirst : descriptor.priority, .unread = !preempted, .arrival = arrival};
+    }
     bool decoding() const { return computed == n_tokens - 1 && computed > 0; }
     std::int64_t unread() const { return n_tokens - computed; }
     std::span<const std::int32_t> first_tokens(std::int64_t n) const {
@@ -156,6 +176,9 @@ class Scheduler {
   void expire(std::int64_t now_us);
   void start_waiting();
   void start(Request& request);
+  bool count_pass(const Request& request);
+  template <typename Ids>
+  void insert_by_rank(Ids& ids, const Request& request);
   void open(Request& request);
   void catch_up();
   bool reads_for(const Request& reader, std::int64_t n_rows, const Request& other) const;
@@ -179,12 +202,13 @@ class Scheduler {
   std::int64_t capacity_tokens_;  // of one request
   KvPlan kv_;
   std::map<RequestId, Request> requests_;
-  std::vector<RequestId> running_;  // in order of arrival
-  std::deque<RequestId> waiting_;   // preempted ones first, else in order of arrival
+  std::vector<RequestId> running_;  // both by rank
+  std::deque<RequestId> waiting_;
   StepPlan plan_;
   bool planned_ = false;  // a plan waits for its commit
   std::int64_t step_ = 0;
   std::int64_t next_arrival_ = 1;
+  std::int64_t n_passes_ = 0;  // since the last turn that was given
   std::int64_t n_preemptions_ = 0;
   std::int64_t n_cached_tokens_ = 0;
   std::int64_t n_pins_ = 0;

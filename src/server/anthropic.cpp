@@ -155,6 +155,7 @@ std::shared_ptr<Exchange> post_messages(const std::shared_ptr<Call>& call) {
   if (!max_tokens) body.fail("max_tokens", "an integer");
   start.request.max_tokens = *max_tokens;
   start.request.stop = read_stop(body, "stop_sequences");
+  read_schedule(body, start.request);
   if (body.boolean("stream").value_or(false)) {
     start.stream = std::make_unique<MessageStream>(*call);
   } else {

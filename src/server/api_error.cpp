@@ -15,6 +15,8 @@ const char* openai_type(int status) {
       return "rate_limit_error";
     case 503:
       return "service_unavailable_error";
+    case 504:
+      return "timeout_error";
     default:
       return status < 500 ? "invalid_request_error" : "server_error";
   }
@@ -32,6 +34,8 @@ const char* anthropic_type(int status) {
       return "rate_limit_error";
     case 503:
       return "overloaded_error";
+    case 504:
+      return "timeout_error";
     default:
       return status < 500 ? "invalid_request_error" : "api_error";
   }
@@ -81,6 +85,8 @@ HttpResponse error_response(const ApiErrorParts& parts, Dialect dialect, std::st
   HttpResponse response{.status = parts.status, .body = error_body(parts, dialect, request_id)};
   if (parts.retry_after_s > 0) response.headers.emplace_back("Retry-After", std::to_string(parts.retry_after_s));
   if (!parts.allow.empty()) response.headers.emplace_back("Allow", parts.allow);
+  // The public clients would ask again, for an answer that is no longer wanted.
+  if (parts.status == 504) response.headers.emplace_back("X-Should-Retry", "false");
   if (parts.status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }

@@ -101,6 +101,13 @@ void Generation::take(Choice& choice, Event event) {
     choice.ended = true;
     return fail({.status = 500, .message = "the generation failed: " + event.error, .code = "generation_failed"});
   }
+  if (event.finish == Finish::kTimeout) {
+    choice.ended = true;
+    return fail({.status = 504,
+                 .message = "timeout: the answer was not complete after so many seconds",
+                 .param = "timeout",
+                 .code = "timeout"});
+  }
   if (event.finish == Finish::kCancelled) {
     choice.ended = true;
     return fail(

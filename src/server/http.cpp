@@ -37,6 +37,8 @@ std::string_view status_text(int status) {
       return "Internal Server Error";
     case 503:
       return "Service Unavailable";
+    case 504:
+      return "Gateway Timeout";
     default:
       return status < 400 ? "OK" : "Error";
   }

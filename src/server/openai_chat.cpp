@@ -58,6 +58,7 @@ ChatCall read_chat_call(const Fields& body, const ServiceOptions& options) {
   const auto old_name = body.integer("max_tokens", 1, kMostTokens);
   const auto new_name = body.integer("max_completion_tokens", 1, kMostTokens);
   c.request.max_tokens = new_name ? *new_name : old_name.value_or(0);
+  read_schedule(body, c.request);
   c.request.stop = read_stop(body, "stop");
   c.request.stop_ids = body.ids("stop_token_ids").value_or(std::vector<std::int32_t>{});
   c.request.ignore_eos = body.boolean("ignore_eos").value_or(false);

@@ -74,6 +74,7 @@ CompletionCall read_completion_call(const Fields& body, const ServiceOptions& op
   const bool off = logprobs == nullptr || (logprobs->is(Kind::kBool) && !logprobs->boolean);
   c.request.sampling.logprobs = off ? -1 : static_cast<int>(*body.integer("logprobs", 0, 20));
   c.request.max_tokens = body.integer("max_tokens", 1, 1 << 30).value_or(kDefaultTokens);
+  read_schedule(body, c.request);
   c.request.stop = read_stop(body, "stop");
   c.request.stop_ids = body.ids("stop_token_ids").value_or(std::vector<std::int32_t>{});
   c.request.ignore_eos = body.boolean("ignore_eos").value_or(false);

@@ -80,6 +80,14 @@ std::vector<std::string> read_stop(const Fields& body, std::string_view name) {
   return stops;
 }
 
+void read_schedule(const Fields& body, Request& request) {
+  constexpr double kMostSeconds = 24 * 60 * 60;
+  constexpr std::int64_t kLeast = std::numeric_limits<int>::min();
+  constexpr std::int64_t kMost = std::numeric_limits<int>::max();
+  request.priority = static_cast<int>(body.integer("priority", kLeast, kMost).value_or(0));
+  request.timeout_s = body.number("timeout", 1, kMostSeconds).value_or(0);
+}
+
 void check_model(const Fields& body) { body.text("model"); }
 
 void check_fits(std::size_t prompt_tokens, const Engine& engine, const std::string& param) {

@@ -1,5 +1,5 @@
 #pragma once
-// Fields that several APIs share: sampling, length, stop texts, tools.
+// Fields that several APIs share: sampling, length, stop texts, priority, tools.
 
 #include <cstdint>
 #include <string>
@@ -16,6 +16,9 @@ SamplingParams read_sampling(const Fields& body, const SamplingParams& defaults)
 
 // A text or a list of texts.
 std::vector<std::string> read_stop(const Fields& body, std::string_view name);
+
+// priority (the smaller goes first, as with vLLM) and timeout (seconds).
+void read_schedule(const Fields& body, Request& request);
 
 // "model" must be a text if it is there. Any name will do: there is one model.
 void check_model(const Fields& body);

@@ -234,6 +234,7 @@ std::shared_ptr<Exchange> post_responses(const std::shared_ptr<Call>& call) {
   start.request.sampling = read_sampling(body, call->options().sampling);
   if (body.integer("top_logprobs", 0, 20).value_or(0) > 0) throw unsupported("top_logprobs", "it", "0 is");
   start.request.max_tokens = body.integer("max_output_tokens", 1, 1 << 30).value_or(0);
+  read_schedule(body, start.request);
   body.object("metadata");
   ResponseHead head(*call, body, start.request.sampling);
   if (body.boolean("stream").value_or(false)) {

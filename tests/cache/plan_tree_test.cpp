@@ -131,6 +131,31 @@ TEST(PrefixTree, TheLeafUsedLongestAgoGivesWayAndUsedPagesNeverDo) {
   EXPECT_EQ(plan.check_integrity(), "");
 }
 
+// Two sequences share pages that are discarded, and a third one computes the first of them anew: the second page must
+// not come back behind the new first one, which the other sharer does not list.
+TEST(PrefixTree, WhatWasDiscardedComesBackOnlyWithItsWholePath) {
+  KvPlan plan(8, 4);
+  const Tokens tokens = range(0, 8);
+  run(plan, tokens);
+  const SequenceId one = plan.open(tokens);
+  const SequenceId other = plan.open(tokens);
+  plan.discard(tokens);
+  const SequenceId anew = plan.open(range(0, 4));
+  EXPECT_EQ(plan.tokens(anew), 0);
+  ASSERT_TRUE(plan.extend(anew, 4, nullptr));
+  plan.keep(anew, range(0, 4), KvPlan::Keep::kPages);
+  plan.keep(one, tokens, KvPlan::Keep::kPages);
+  plan.release(one);
+  plan.release(anew);
+  EXPECT_EQ(plan.check_integrity(), "");
+  EXPECT_EQ(plan.match(tokens).tokens, 4);
+  plan.keep(other, tokens, KvPlan::Keep::kPages);  // alone now
+  EXPECT_EQ(plan.match(tokens).tokens, 8);
+  plan.release(other);
+  EXPECT_EQ(plan.check_integrity(), "");
+  EXPECT_EQ(plan.available_pages(), 8);
+}
+
 TEST(PrefixTree, DiscardForgetsAllThatGoesOnFromThere) {
   KvPlan plan(20, 8);
   run(plan, range(0, 24));

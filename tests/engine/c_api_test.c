@@ -1,8 +1,11 @@
 /* The C ABI from C99: the whole way from text to text, errors, and what must be freed. Run from the source root. */
 
+#define _POSIX_C_SOURCE 200809L /* mkdtemp */
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "glint/glint.h"
 
@@ -27,24 +30,54 @@ static void expect_error(char** error, const char* part) {
 }
 
 static uint64_t loaded = 0;
-static void on_progress(uint64_t done, uint64_t total, void* user) {
+static void on_load(uint64_t done, uint64_t total, void* user) {
   EXPECT(done <= total);
   *(uint64_t*)user = done;
 }
 
+static char notice[256];
+static void on_notice(const char* text, void* user) {
+  (void)user;
+  strncpy(notice, text, sizeof(notice) - 1);
+}
+
+/* A file that is no block of ours is said and removed. */
+static void test_notice(void) {
+  char folder[] = "/tmp/glint_c_api_XXXXXX";
+  EXPECT(mkdtemp(folder) != NULL);
+  char path[128];
+  snprintf(path, sizeof(path), "%s/0123456789abcdef.kv", folder);
+  FILE* file = fopen(path, "wb");
+  EXPECT(file != NULL && fputs("no block", file) >= 0 && fclose(file) == 0);
+  char options[256];
+  snprintf(options, sizeof(options),
+           "{\"model_dir\": \"models/tiny\", \"max_context\": 256, \"cache_tokens\": 1024, \"cache_dir\": \"%s\"}",
+           folder);
+  glint_callbacks callbacks = {NULL, on_notice, NULL};
+  char* error = NULL;
+  glint_engine* engine = glint_open(options, &callbacks, &error);
+  EXPECT(engine != NULL);
+  glint_close(engine);
+  EXPECT(strstr(notice, "0123456789abcdef.kv") != NULL);
+  EXPECT(access(path, F_OK) != 0);
+  snprintf(path, sizeof(path), "%s/lock", folder);
+  remove(path);
+  EXPECT(rmdir(folder) == 0);
+}
+
 static void test_errors_of_open(void) {
   char* error = NULL;
-  EXPECT(glint_open("{\"model_dir\": \"no/such/dir\"}", NULL, NULL, &error) == NULL);
+  EXPECT(glint_open("{\"model_dir\": \"no/such/dir\"}", NULL, &error) == NULL);
   expect_error(&error, "no/such/dir");
-  EXPECT(glint_open("{\"model\": \"models/tiny\"}", NULL, NULL, &error) == NULL);
+  EXPECT(glint_open("{\"model\": \"models/tiny\"}", NULL, &error) == NULL);
   expect_error(&error, "unknown field \"model\"");
-  EXPECT(glint_open("{\"threads\": \"two\"}", NULL, NULL, &error) == NULL);
+  EXPECT(glint_open("{\"threads\": \"two\"}", NULL, &error) == NULL);
   expect_error(&error, "threads");
-  EXPECT(glint_open("not json", NULL, NULL, &error) == NULL);
+  EXPECT(glint_open("not json", NULL, &error) == NULL);
   expect_error(&error, "options");
-  EXPECT(glint_open(NULL, NULL, NULL, &error) == NULL);
+  EXPECT(glint_open(NULL, NULL, &error) == NULL);
   expect_error(&error, "NULL");
-  EXPECT(glint_open("{", NULL, NULL, NULL) == NULL); /* nobody wants the text */
+  EXPECT(glint_open("{", NULL, NULL) == NULL); /* nobody wants the text */
 }
 
 static void test_text(glint_engine* engine) {
@@ -127,6 +160,13 @@ static void test_cancel_and_refuse(glint_engine* engine) {
     }
   }
   EXPECT(event.finish == GLINT_CANCELLED);
+  const int64_t late = glint_submit(
+      engine, "{\"ids\": [8129, 8131], \"ignore_eos\": true, \"priority\": 3, \"timeout_s\": 0.001}", &error);
+  EXPECT(late > 0);
+  do { EXPECT(glint_next(engine, late, 60000, &event, &error) == 1); } while (event.finish == GLINT_NOT_FINISHED);
+  EXPECT(event.finish == GLINT_TIMEOUT);
+  EXPECT(glint_submit(engine, "{\"ids\": [1], \"timeout_s\": -1}", &error) == -1);
+  expect_error(&error, "timeout_s");
   EXPECT(glint_submit(engine, "{\"ids\": []}", &error) == -1);
   expect_error(&error, "ids");
   EXPECT(glint_submit(engine, "{\"ids\": [1], \"n\": 2}", &error) == -1);
@@ -153,9 +193,11 @@ int main(void) {
   char* error = NULL;
   EXPECT(strcmp(glint_version(), "0.1.0") == 0);
   test_errors_of_open();
+  test_notice();
+  glint_callbacks callbacks = {on_load, NULL, &loaded};
   glint_engine* engine =
       glint_open("{\"model_dir\": \"models/tiny\", \"threads\": 1, \"max_context\": 256, \"cache_tokens\": 1024}",
-                 on_progress, &loaded, &error);
+                 &callbacks, &error);
   if (engine == NULL) {
     fprintf(stderr, "glint_open: %s\n", error);
     glint_free(error);

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <thread>
+#include <utility>
 
 #include "engine/engine_fixture.hpp"
 
@@ -249,6 +253,58 @@ TEST(Engine, CancelBeforeTheFirstStep) {
   EXPECT_TRUE(a.ids.empty());
 }
 
+TEST(Engine, ATimeoutEndsWhatRunsAndWhatWaits) {
+  EngineOptions o = tiny_options();
+  o.max_requests = 1;
+  const std::unique_ptr<Engine> engine = Engine::open(o);
+  constexpr double kTimeout = 0.5;
+  Request running = greedy(*engine, kStory, 900);
+  running.ignore_eos = true;
+  running.timeout_s = kTimeout;
+  Request waiting = running;
+  Request patient = greedy(*engine, kWiki, 4);
+  const RequestId ids[] = {engine->submit(running), engine->submit(waiting), engine->submit(patient)};
+  EXPECT_TRUE(engine->step());
+  EXPECT_EQ(engine->stats().waiting_requests, 2);
+  EXPECT_GT(engine->stats().cache_tokens_used, 0);
+  std::this_thread::sleep_for(std::chrono::duration<double>(kTimeout));
+  EXPECT_TRUE(engine->step());  // only the third is left, and starts
+  EXPECT_EQ(engine->stats().waiting_requests, 0);
+  const Answer first = collect(*engine, ids[0]);
+  EXPECT_EQ(first.last.finish, Finish::kTimeout);
+  EXPECT_EQ(first.ids.size(), 1U);
+  EXPECT_EQ(first.last.usage.generated_tokens, 1);
+  const Answer second = collect(*engine, ids[1]);
+  EXPECT_EQ(second.last.finish, Finish::kTimeout);
+  EXPECT_TRUE(second.ids.empty());
+  EXPECT_EQ(second.last.error, "");
+  EXPECT_EQ(collect(*engine, ids[2]).last.finish, Finish::kLength);
+  EXPECT_EQ(engine->stats().cache_tokens_used, 0);
+}
+
+TEST(Engine, PrioritiesDecideWhoComesFirst) {
+  EngineOptions o = tiny_options();
+  o.max_requests = 1;
+  const std::unique_ptr<Engine> engine = Engine::open(o);
+  std::vector<std::pair<int, RequestId>> waiting;
+  const RequestId running = engine->submit(greedy(*engine, kStory, 3));
+  EXPECT_TRUE(engine->step());
+  for (const int priority : {1, 0, -7, 0}) {
+    Request r = greedy(*engine, kWiki, 3);
+    r.priority = priority;
+    waiting.emplace_back(priority, engine->submit(r));
+  }
+  EXPECT_EQ(collect(*engine, running).last.finish, Finish::kLength);
+  std::stable_sort(waiting.begin(), waiting.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  double earlier_s = -1;
+  for (const auto& [priority, id] : waiting) {
+    const Answer a = collect(*engine, id);
+    EXPECT_EQ(a.last.finish, Finish::kLength);
+    EXPECT_GT(a.last.usage.queue_s, earlier_s) << "priority " << priority;
+    earlier_s = a.last.usage.queue_s + a.last.usage.prefill_s;
+  }
+}
+
 TEST(Engine, RequestsThatCanNeverRun) {
   Engine& engine = shared_engine();
   const auto refusal = [&](auto change) {
@@ -270,6 +326,8 @@ TEST(Engine, RequestsThatCanNeverRun) {
   EXPECT_NE(refusal([](Request& r) { r.sampling.logprobs = 21; }).find("logprobs"), std::string::npos);
   EXPECT_NE(refusal([](Request& r) { r.sampling.logit_bias = {{9000, 1.0F}}; }).find("9000"), std::string::npos);
   EXPECT_NE(refusal([](Request& r) { r.stop_ids = {8192}; }).find("stop_ids[0]"), std::string::npos);
+  EXPECT_NE(refusal([](Request& r) { r.timeout_s = -1; }).find("timeout_s"), std::string::npos);
+  EXPECT_NE(refusal([](Request& r) { r.timeout_s = NAN; }).find("timeout_s"), std::string::npos);
   EXPECT_NE(refusal([](Request& r) { r.stop = {""}; }).find("stop: found an empty string"), std::string::npos);
   EXPECT_FALSE(engine.step());  // nothing of it got in
 }

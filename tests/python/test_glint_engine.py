@@ -157,6 +157,8 @@ def test_none_means_default(engine):
         ({"top_k": "many"}, glint.Error, 'field "top_k": found "many"'),
         ({"stop": ""}, glint.Error, "stop: found an empty string"),
         ({"max_tokens": -1}, glint.Error, "max_tokens: found -1"),
+        ({"timeout_s": -1}, glint.Error, "timeout_s: found -1"),
+        ({"priority": 1.5}, glint.Error, 'field "priority": found 1.5'),
         ({"temperature": math.nan}, ValueError, "JSON"),
     ],
 )
@@ -372,20 +374,35 @@ def test_info_and_stats_match_their_types(engine):
     assert engine.info["n_parameters"] == 39_332_288 and engine.info["eos_ids"] == [8128, 8135, 8137]
 
 
+def fields_of(header, name):
+    """The members of a struct of engine.hpp."""
+    body = header.split(f"struct {name} {{")[1].split("\n};")[0]
+    code = [line.split("//")[0] for line in body.splitlines()]
+    return {line.split(";")[0].split("=")[0].split()[-1] for line in code if ";" in line}
+
+
 def test_options_are_those_of_the_header(root):
-    """EngineOptions of engine.hpp, field for field; use_thread and the callbacks are Python's own business."""
+    """Field for field; use_thread and the callbacks are Python's own business."""
     header = (root / "include/glint/engine.hpp").read_text(encoding="utf-8")
-    body = header.split("struct EngineOptions {")[1].split("\n};")[0]
-    fields = {line.split(";")[0].split("=")[0].split()[-1] for line in body.splitlines() if ";" in line.split("//")[0]}
-    assert fields - {"model_dir", "use_thread", "on_load", "on_notice"} == set(glint.EngineOptions.__annotations__)
-    body = header.split("struct SamplingParams {")[1].split("\n};")[0]
-    fields = {
-        line.split("//")[0].split(";")[0].split("=")[0].split()[-1]
-        for line in body.splitlines()
-        if ";" in line.split("//")[0]
-    }
-    requests = {"max_tokens", "stop", "stop_ids", "ignore_eos", "skip_special", "constraint"}
-    assert fields | requests == set(glint.Sampling.__annotations__)
+    options = fields_of(header, "EngineOptions") - {"model_dir", "use_thread", "on_load", "on_notice"}
+    assert options == set(glint.EngineOptions.__annotations__)
+    request = fields_of(header, "Request") - {"ids", "sampling", "on_ready"}
+    assert request | fields_of(header, "SamplingParams") == set(glint.Sampling.__annotations__)
+
+
+def test_a_timeout_ends_a_request_and_keeps_its_text(idle):
+    got = idle.generate(STORY, max_tokens=0, ignore_eos=True, timeout_s=0.3, seed=1, priority=1)
+    assert got.finish_reason == "timeout"
+    assert 0 < got.usage.generated_tokens == len(got.ids)
+    assert got.text and got.ids == idle.generate(STORY, max_tokens=len(got.ids), ignore_eos=True, seed=1).ids
+
+
+def test_notices(root, tmp_path):
+    (tmp_path / "0123456789abcdef.kv").write_bytes(b"no block")
+    with glint.Engine(root / "models/tiny", max_context=256, cache_dir=str(tmp_path)) as engine:
+        (notice,) = engine.notices()
+        assert "0123456789abcdef.kv" in notice
+        assert engine.notices() == []
 
 
 def test_constraint_gives_json_of_the_schema(engine):

@@ -3,9 +3,14 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <ctime>
+#include <functional>
+#include <iterator>
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "scheduler/simulator.hpp"
 
@@ -19,56 +24,81 @@ void demand(const std::string& wrong) {
   if (!wrong.empty()) RC_FAIL(wrong);
 }
 
-TEST(SchedulerHistory, AnyHistoryKeepsTheInvariantsAndEveryRequestFinishes) {
-  const bool ok = rc::check("admit, step, cancel", [] {
-    const SchedulerOptions options{.n_pages = *rc::gen::element(1, 3, 6, 10, 20, 40),
-                                   .page_tokens = *rc::gen::element(1, 4, 16),
-                                   .chunk_tokens = *rc::gen::element(1, 2, 7, 16, 64),
-                                   .max_running = *rc::gen::inRange(1, 12),
-                                   .max_context = *rc::gen::element(0, 50)};
-    Simulator sim(options);
-    std::mt19937 rng(*rc::gen::arbitrary<std::uint32_t>());
-    const int draft_limit = *rc::gen::element(0, 0, 3);
-    sim.propose = [&](RequestId) { return static_cast<std::int64_t>(rng() % static_cast<unsigned>(draft_limit + 1)); };
-    sim.accept = [&](RequestId, std::int64_t n) {
-      return static_cast<std::int64_t>(rng() % static_cast<unsigned>(n + 1));
+// A scheduler of any size whose requests draft at random, and random events on it.
+class History {
+ public:
+  History() {
+    const std::size_t draft_limit = *rc::gen::element(0U, 0U, 3U);
+    sim.propose = [this, draft_limit](RequestId) { return below(draft_limit + 1); };
+    sim.accept = [this](RequestId, std::int64_t n) { return below(static_cast<std::size_t>(n) + 1); };
+  }
+
+  std::int64_t below(std::size_t n) { return static_cast<std::int64_t>(rng_() % n); }
+  bool one_in(std::size_t n) { return below(n) == 0; }
+
+  void admit(RequestDescriptor request, std::int64_t generates, std::vector<std::int32_t> tokens = {}) {
+    request.id = next_++;
+    request.priority = one_in(3) ? below(5) - 2 : 0;
+    if (one_in(8)) request.deadline_us = now_ + 1 + below(60);
+    if (sim.admit(request, generates, std::move(tokens))) work_ += request.prompt_tokens + generates;
+  }
+
+  // `arrive` admits a request, `other` is an event of the test's own.
+  void run(const std::function<void()>& arrive, const std::function<void()>& other) {
+    const auto cancel_any = [&] {
+      if (!sim.jobs.empty()) sim.cancel(std::next(sim.jobs.begin(), below(sim.jobs.size()))->first);
     };
-    const auto any = [&] {
-      return std::next(sim.jobs.begin(), *rc::gen::inRange<int>(0, static_cast<int>(sim.jobs.size())))->first;
-    };
-    RequestId next = 1;
-    std::int64_t work = 0;
-    const int events = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 150));
-    for (int i = 0; i < events; ++i) {
-      switch (*rc::gen::inRange(0, 8)) {
+    const int events = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 200));
+    for (; now_ < events; ++now_) {
+      switch (below(9)) {
         case 0:
-        case 1: {
-          const std::int64_t prompt = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 80));
-          const std::int64_t generates = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 60));
-          const RequestDescriptor d{
-              .id = next++, .prompt_tokens = prompt, .max_chunk_tokens = *rc::gen::element(0, 0, 5)};
-          if (sim.admit(d, generates)) work += prompt + generates;
+        case 1:
+          arrive();
           break;
-        }
         case 2:
-          if (!sim.jobs.empty()) sim.cancel(any());
+          cancel_any();
           break;
         case 3:  // a client goes away while its step runs
-          demand(sim.step(i, [&] {
-            if (!sim.jobs.empty()) sim.cancel(any());
-          }));
+          demand(sim.step(now_, cancel_any));
+          break;
+        case 4:
+          other();
           break;
         default:
-          demand(sim.step(i));
+          demand(sim.step(now_));
       }
       demand(sim.scheduler.check_integrity());
     }
+    while (sim.unpin_one()) demand(sim.scheduler.check_integrity());
     // No livelock: a row a step would do without preemption; what is preempted is read again, at worst the whole
     // context for every page's worth of progress.
-    const std::int64_t bound = 100 + work * (2 + ceil_div(140, options.page_tokens));
-    demand(sim.drain(bound));
+    demand(sim.drain(100 + work_ * (2 + ceil_div(140, options_.page_tokens))));
     RC_ASSERT(sim.jobs.empty());
     RC_CLASSIFY(sim.scheduler.n_preemptions() > 0, "preempted");
+  }
+
+ private:
+  const SchedulerOptions options_{.n_pages = *rc::gen::element(1, 3, 6, 10, 20, 60),
+                                  .page_tokens = *rc::gen::element(1, 4, 16),
+                                  .chunk_tokens = *rc::gen::element(1, 2, 7, 16, 64),
+                                  .max_running = *rc::gen::inRange(1, 12),
+                                  .max_context = *rc::gen::element(0, 90)};
+  std::mt19937 rng_{*rc::gen::arbitrary<std::uint32_t>()};
+  RequestId next_ = 1;
+  std::int64_t work_ = 0;
+  std::int64_t now_ = 0;
+
+ public:
+  Simulator sim{options_};
+};
+
+TEST(SchedulerHistory, AnyHistoryKeepsTheInvariantsAndEveryRequestFinishes) {
+  const bool ok = rc::check("admit, step, cancel, expire", [] {
+    History h;
+    const auto arrive = [&] {
+      h.admit({.prompt_tokens = 1 + h.below(80), .max_chunk_tokens = h.one_in(3) ? 5 : 0}, 1 + h.below(60));
+    };
+    h.run(arrive, [] {});
   });
   EXPECT_TRUE(ok);
 }
@@ -77,71 +107,34 @@ TEST(SchedulerHistory, AnyHistoryKeepsTheInvariantsAndEveryRequestFinishes) {
 // computed for these tokens, whatever was shared, copied, evicted, preempted, cancelled or broken before.
 TEST(SchedulerHistory, AnyHistoryOfSharedPrefixesReadsTheRightRows) {
   const bool ok = rc::check("turns, branches, cancels, failures", [] {
-    const SchedulerOptions options{.n_pages = *rc::gen::element(1, 3, 6, 10, 20, 60),
-                                   .page_tokens = *rc::gen::element(1, 4, 16),
-                                   .chunk_tokens = *rc::gen::element(1, 2, 7, 16, 64),
-                                   .max_running = *rc::gen::inRange(1, 12),
-                                   .max_context = *rc::gen::element(0, 90)};
-    Simulator sim(options);
-    std::mt19937 rng(*rc::gen::arbitrary<std::uint32_t>());
-    const auto below = [&](std::size_t n) { return static_cast<std::int64_t>(rng() % n); };
-    const std::size_t draft_limit = *rc::gen::element(0U, 0U, 3U);
-    sim.propose = [&](RequestId) { return below(draft_limit + 1); };
-    sim.accept = [&](RequestId, std::int64_t n) { return below(static_cast<std::size_t>(n) + 1); };
+    History h;
+    Simulator& sim = h.sim;
+    const std::vector<std::vector<std::int32_t>>& old = sim.finished_tokens;
+    const auto any_old = [&] { return old[static_cast<std::size_t>(h.below(old.size()))]; };
     const bool breaks = *rc::gen::element(false, false, true);
-    sim.fail = [&](RequestId) { return breaks && below(40) == 0; };
-    RequestId next = 1;
-    std::int64_t work = 0;
-    const int events = *rc::gen::resize(rc::kNominalSize, rc::gen::inRange(1, 200));
-    for (int i = 0; i < events; ++i) {
-      switch (below(10)) {
-        case 8:
-          if (!sim.finished_tokens.empty()) {
-            const auto n = static_cast<std::size_t>(below(sim.finished_tokens.size()));
-            sim.pin(sim.finished_tokens[n], static_cast<std::int32_t>(below(4)));
-          }
-          break;
-        case 9:
-          sim.unpin_one();
-          break;
-        case 0:
-        case 1: {
-          std::vector<std::int32_t> tokens;
-          const auto& old = sim.finished_tokens;
-          if (!old.empty() && below(3) > 0) {
-            tokens = old[static_cast<std::size_t>(below(old.size()))];
-            if (below(2) == 0) tokens.resize(static_cast<std::size_t>(below(tokens.size() + 1)));
-          } else if (!sim.jobs.empty() && below(2) > 0) {
-            tokens = *sim.jobs.begin()->second.tokens;
-          }
-          const std::int64_t more = below(30) + 1;
-          for (std::int64_t n = 0; n < more; ++n) tokens.push_back(static_cast<std::int32_t>(below(2)));
-          const auto prompt = static_cast<std::int64_t>(tokens.size());
-          const std::int64_t generates = below(30) + 1;
-          const bool alone = below(8) == 0;
-          const RequestDescriptor d{.id = next++, .prompt_tokens = prompt};
-          if (sim.admit(d, generates, alone ? std::vector<std::int32_t>{} : tokens)) work += prompt + generates;
-          break;
-        }
-        case 2:
-          if (!sim.jobs.empty()) sim.cancel(std::next(sim.jobs.begin(), below(sim.jobs.size()))->first);
-          break;
-        case 3:
-          demand(sim.step(i, [&] {
-            if (!sim.jobs.empty()) sim.cancel(std::next(sim.jobs.begin(), below(sim.jobs.size()))->first);
-          }));
-          break;
-        default:
-          demand(sim.step(i));
+    sim.fail = [&](RequestId) { return breaks && h.one_in(40); };
+    const auto arrive = [&] {
+      std::vector<std::int32_t> tokens;
+      if (!old.empty() && !h.one_in(3)) {
+        tokens = any_old();
+        if (h.one_in(2)) tokens.resize(static_cast<std::size_t>(h.below(tokens.size() + 1)));
+      } else if (!sim.jobs.empty() && !h.one_in(2)) {
+        tokens = *sim.jobs.begin()->second.tokens;
       }
-      demand(sim.scheduler.check_integrity());
-    }
-    while (sim.unpin_one()) demand(sim.scheduler.check_integrity());
-    demand(sim.drain(100 + work * (2 + ceil_div(140, options.page_tokens))));
-    RC_ASSERT(sim.jobs.empty());
+      for (std::int64_t n = h.below(30) + 1; n > 0; --n) tokens.push_back(static_cast<std::int32_t>(h.below(2)));
+      const RequestDescriptor d{.prompt_tokens = static_cast<std::int64_t>(tokens.size())};
+      if (h.one_in(8)) tokens.clear();  // uses no prefix cache
+      h.admit(d, h.below(30) + 1, std::move(tokens));
+    };
+    h.run(arrive, [&] {  // pages that come from the disk
+      if (h.one_in(2)) {
+        sim.unpin_one();
+      } else if (!old.empty()) {
+        sim.pin(any_old(), static_cast<std::int32_t>(h.below(4)));
+      }
+    });
     RC_CLASSIFY(sim.cached > 0, "hits");
     RC_CLASSIFY(sim.scheduler.kv().n_evicted() > 0, "evictions");
-    RC_CLASSIFY(sim.scheduler.n_preemptions() > 0, "preempted");
   });
   EXPECT_TRUE(ok);
 }

@@ -263,6 +263,85 @@ TEST(Scheduler, DeadlinesDropRequestsRunningAndWaiting) {
   EXPECT_EQ(s.check_integrity(), "");
 }
 
+TEST(Scheduler, ABetterPriorityIsAdmittedAndReadFirst) {
+  Scheduler s({.n_pages = 100, .page_tokens = 16, .chunk_tokens = 64, .max_running = 2});
+  s.admit({.id = 1, .prompt_tokens = 4});
+  s.admit({.id = 2, .prompt_tokens = 4});
+  commit(s, s.plan(0));
+  s.admit({.id = 3, .prompt_tokens = 100, .priority = 1});
+  s.admit({.id = 4, .prompt_tokens = 100});
+  s.admit({.id = 5, .prompt_tokens = 1000, .priority = -5});
+  s.admit({.id = 6, .prompt_tokens = 100, .priority = -5});
+  const StepPlan& full = s.plan(0);
+  EXPECT_TRUE(full.started.empty());
+  commit(s, full, {1, 2});
+  const StepPlan& p = s.plan(0);
+  EXPECT_EQ(p.started, (std::vector<RequestId>{5, 6}));
+  EXPECT_EQ(find(p, 5)->n_tokens, 32);
+  commit(s, p);
+  s.cancel(6);
+  const StepPlan& q = s.plan(0);
+  EXPECT_EQ(q.started, std::vector<RequestId>{4});
+  EXPECT_EQ(find(q, 5)->n_tokens, 32);  // first in the order of reading: at least half
+  commit(s, q);
+  s.cancel(5);
+  EXPECT_EQ(s.plan(0).started, std::vector<RequestId>{3});
+}
+
+TEST(Scheduler, AWorsePriorityIsPreemptedFirstAndNeverTakesTheRoomOfABetterOne) {
+  Scheduler s({.n_pages = 6, .page_tokens = 4, .chunk_tokens = 32});
+  s.admit({.id = 1, .prompt_tokens = 7, .priority = 9});
+  commit(s, s.plan(0));
+  s.admit({.id = 2, .prompt_tokens = 7});  // younger
+  std::vector<RequestId> preempted;
+  for (int i = 0; i < 20 && preempted.empty(); ++i) {
+    const StepPlan& p = s.plan(0);
+    preempted = p.preempted;
+    commit(s, p);
+  }
+  EXPECT_EQ(preempted, std::vector<RequestId>{1});
+  s.admit({.id = 3, .prompt_tokens = 23});                // does not fit yet
+  s.admit({.id = 4, .prompt_tokens = 1, .priority = 1});  // would fit
+  const StepPlan& p = s.plan(0);
+  EXPECT_TRUE(p.started.empty());
+  commit(s, p, {2});
+  EXPECT_EQ(s.plan(0).started, std::vector<RequestId>{3});
+}
+
+// A queue that never runs out of urgent requests, one place, and two others behind.
+TEST(Scheduler, NoPriorityStarves) {
+  Scheduler s({.n_pages = 100, .page_tokens = 16, .chunk_tokens = 64, .max_running = 1});
+  s.admit({.id = 1, .prompt_tokens = 4, .priority = 3});
+  s.admit({.id = 2, .prompt_tokens = 4, .priority = 1000});
+  RequestId next = 10;
+  std::vector<RequestId> order;
+  for (int i = 0; i < 3 * kPriorityTurns; ++i) {
+    while (s.n_waiting() < 6) s.admit({.id = next++, .prompt_tokens = 4, .priority = -1});
+    const StepPlan& p = s.plan(0);
+    ASSERT_EQ(p.started.size(), 1U);
+    order.push_back(p.started[0]);
+    commit(s, p, p.started);
+  }
+  const auto place = [&](RequestId id) { return std::find(order.begin(), order.end(), id) - order.begin(); };
+  EXPECT_EQ(place(1), kPriorityTurns);
+  EXPECT_EQ(place(2), 2 * kPriorityTurns + 1);
+}
+
+// Urgent requests, each of which comes while the other one runs and will need its pages.
+TEST(Scheduler, APreemptedRequestGetsItsTurnToo) {
+  Simulator sim({.n_pages = 6, .page_tokens = 4, .chunk_tokens = 32});
+  sim.admit({.id = 1, .prompt_tokens = 7, .priority = 5}, 15);
+  RequestId next = 2;
+  int steps = 0;
+  for (; sim.jobs.contains(1) && steps < 500; ++steps) {
+    if (sim.jobs.size() < 2 && steps > 0) sim.admit({.id = next++, .prompt_tokens = 3}, 17);
+    ASSERT_EQ(sim.step(), "");
+  }
+  EXPECT_LT(steps, 500);
+  EXPECT_GT(sim.scheduler.n_preemptions(), 1);
+  EXPECT_LE(sim.scheduler.n_preemptions(), kPriorityTurns);
+}
+
 TEST(Scheduler, ARequestMayLimitItsOwnChunks) {
   Scheduler s({.n_pages = 100, .page_tokens = 16, .chunk_tokens = 64});
   s.admit({.id = 1, .prompt_tokens = 100, .max_chunk_tokens = 10});

@@ -88,10 +88,10 @@ class Simulator {
     const StepPlan& plan = scheduler.plan(now_us);
     ++steps;
     rows += plan.n_rows;
+    for (const RequestId id : plan.expired) jobs.erase(id);
     if (std::string wrong = check(plan); !wrong.empty()) return "step " + std::to_string(steps) + ": " + wrong;
     const std::string stall = check_stalls(plan);
     if (!stall.empty()) return "step " + std::to_string(steps) + ": " + stall;
-    for (const RequestId id : plan.expired) jobs.erase(id);
     for (const StepItem& item : plan.items) {
       if (item.copy) copy_page(*item.copy);
     }

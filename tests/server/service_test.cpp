@@ -163,6 +163,60 @@ TEST(Service, PromptsThatAreTooLongNameTheField) {
   }
 }
 
+struct Api {
+  const char* path;
+  std::string body;  // without its last brace
+};
+const Api kApis[] = {{"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}])"},
+                     {"/v1/completions", R"({"prompt":"x")"},
+                     {"/v1/responses", R"({"input":"x")"},
+                     {"/v1/messages", R"({"max_tokens":9,"messages":[{"role":"user","content":"x"}])"}};
+
+TEST(Service, PriorityAndTimeoutReachTheEngineFromEveryApi) {
+  for (const Api& api : kApis) {
+    ServiceFixture f;
+    f.engine.scripts = {{.pieces = {"a"}}};
+    f.post(api.path, api.body + "}");
+    f.post(api.path, api.body + R"(,"priority":-3,"timeout":2.5})");
+    ASSERT_EQ(f.engine.requests.size(), 2U) << api.path;
+    EXPECT_EQ(f.engine.requests[0].priority, 0);
+    EXPECT_EQ(f.engine.requests[0].timeout_s, 0);
+    EXPECT_EQ(f.engine.requests[1].priority, -3);
+    EXPECT_EQ(f.engine.requests[1].timeout_s, 2.5);
+    for (const auto& [field, wrong] :
+         {std::pair("priority", "1.5"), std::pair("priority", "\"high\""), std::pair("priority", "2147483648"),
+          std::pair("timeout", "0"), std::pair("timeout", "-1"), std::pair("timeout", "1e9"),
+          std::pair("timeout", "\"30s\"")}) {
+      const Reply r = f.post(api.path, api.body + ",\"" + field + "\":" + wrong + "}");
+      EXPECT_EQ(r.status, 400) << api.path << field << wrong;
+      EXPECT_NE(text_at(r.json, "error/message").find(std::string(field) + ": found " + wrong), std::string::npos)
+          << r.body;
+    }
+    EXPECT_EQ(f.engine.requests.size(), 2U);
+  }
+}
+
+TEST(Service, ATimeoutIsA504AndFreesTheOtherChoices) {
+  for (const Api& api : kApis) {
+    ServiceFixture f;
+    f.engine.scripts = {{.pieces = {"a"}, .finish = Finish::kTimeout}};
+    const Reply r = f.post(api.path, api.body + R"(,"timeout":1})");
+    EXPECT_EQ(r.status, 504) << api.path;
+    EXPECT_EQ(r.header("X-Should-Retry"), "false");
+    EXPECT_EQ(text_at(r.json, "error/type"), "timeout_error") << r.body;
+    EXPECT_EQ(f.service.in_flight(), 0);
+    const Reply stream = f.post(api.path, api.body + R"(,"timeout":1,"stream":true})");
+    EXPECT_EQ(stream.status, 200);
+    EXPECT_TRUE(stream.finished);
+    EXPECT_NE(stream.body.find("timeout: the answer was not complete"), std::string::npos) << stream.body;
+  }
+  ServiceFixture f;
+  f.engine.scripts = {{.pieces = {"a"}, .finish = Finish::kTimeout}, {.pieces = {"b"}, .endless = true}};
+  EXPECT_EQ(f.post(kApis[0].path, kApis[0].body + R"(,"n":2})").status, 504);
+  EXPECT_TRUE(f.engine.running.empty());
+  EXPECT_EQ(f.service.in_flight(), 0);
+}
+
 TEST(Service, TheLogHasCountsAndNoText) {
   ServiceFixture f;
   f.engine.scripts = {{.pieces = {"</think>answer"}}};

@@ -162,3 +162,16 @@ def test_models_and_errors(client, server):
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="tiny", messages=HELLO, tool_choice="required")
     assert refused.value.param == "tool_choice"
+
+
+def test_timeout_and_priority(idle, client):
+    """Fields beside OpenAI's; the client does not ask again after a timeout."""
+    endless = {"model": "any", "messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 7000,
+               "temperature": 0.8, "extra_body": {"ignore_eos": True, "timeout": 1, "priority": 2}}
+    with pytest.raises(openai.APIStatusError) as late:
+        client.with_options(max_retries=3).chat.completions.create(**endless)
+    assert late.value.status_code == 504 and late.value.body["type"] == "timeout_error"
+    idle.wait_idle()
+    assert idle.metrics()['glint_http_requests_total{route="/v1/chat/completions",status="504"}'] == 1
+    with pytest.raises(openai.APIError, match="timeout"):
+        list(client.chat.completions.create(**endless, stream=True))

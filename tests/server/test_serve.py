@@ -65,7 +65,7 @@ MALFORMED = [
     chat(response_format={"type": "json_schema", "json_schema": {}}), chat(reasoning_effort="enormous"),
     chat(chat_template_kwargs={"enable_thinking": "no"}), chat(chat_template_kwargs=[]), chat(thinking={"type": "so"}),
     chat(modalities=["audio"]), chat(continue_final_message=True), chat(model=5), chat(stop_token_ids=["x"]),
-    chat(stop_token_ids=[10**6]), chat(ignore_eos=1),
+    chat(stop_token_ids=[10**6]), chat(ignore_eos=1), chat(priority="high"), chat(timeout=0), text(timeout="30s"),
     text(prompt=None), text(prompt=5), text(prompt=[]), text(prompt=[[]]), text(prompt=[1, "x"]), text(prompt=["x", 1]),
     text(prompt=[-1]), text(prompt=[10**7]), text(prompt=["x"] * 129), text(prompt=""), text(suffix="x"),
     text(logprobs=21), text(logprobs="x"), text(echo=True, logprobs=1), text(best_of=3), text(max_tokens=0),
