@@ -105,7 +105,8 @@ __device__ __forceinline__ SkinnyScale skinny_scale(const SkinnySlot<F>& s, DTyp
     v.scale[r] = scale_value(s.scale[r], dtype);
     v.min[r] = has_min ? scale_value(s.min[r], dtype) : 0.0F;
     if constexpr (F == WeightFormat::kI4) {
-      // scale · u + min = scale · (u - 8) + (min + 8 scale): the second part is small, and so is what its rounding loses.
+      // scale · u + min = scale · (u - 8) + (min + 8 scale): the second part is small, and so is what its rounding
+      // loses.
       v.scale2[r] = __float2bfloat162_rn(v.scale[r]);
       v.min2[r] = __float2bfloat162_rn(has_min ? fmaf(8.0F, v.scale[r], v.min[r]) : 0.0F);
     }
