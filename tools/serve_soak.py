@@ -132,7 +132,7 @@ def fill_cache(server: Server) -> float:
     choice = random.Random(0)
     share = cache_share(server)
     while share < 0.99:
-        text = " ".join(choice.choice(WORDS) for _ in range(4000))
+        text = " ".join(choice.choice(WORDS) for _ in range(1000))
         status, answer = server.request("/v1/completions", {"prompt": text, "max_tokens": 1})
         assert status == 200, answer
         before, share = share, cache_share(server)

@@ -22,7 +22,6 @@
 // leaves its pages to the tree when it ends, is cancelled or preempted. Pages of the tree that nobody runs on count as
 // free.
 
-#include <compare>
 #include <cstdint>
 #include <deque>
 #include <limits>
@@ -30,6 +29,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "base/error.hpp"
@@ -160,7 +160,9 @@ class Scheduler {
       std::int64_t priority = 0;
       bool unread = false;
       std::int64_t arrival = 0;
-      auto operator<=>(const Rank&) const = default;
+      bool operator<(const Rank& other) const {
+        return std::tie(priority, unread, arrival) < std::tie(other.priority, other.unread, other.arrival);
+      }
     };
     Rank rank() const {
       constexpr std::int64_t kFirst = std::numeric_limits<std::int64_t>::min();

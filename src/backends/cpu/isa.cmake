@@ -3,12 +3,32 @@
 # code path. -O3 for the unrolling that keeps the tiles in registers.
 set(_cpu_dir ${CMAKE_SOURCE_DIR}/src/backends/cpu)
 set(_cpu_common "-O3 -ffp-contract=off")
+set(_vector_flags "")
+if(GLINT_SANITIZE)  # instrumented kernels take minutes to compile at -O3
+  set(_cpu_common "-O1 -ffp-contract=off")
+endif()
+if(GLINT_SANITIZE MATCHES "undefined")
+  # The generic table is the same source over scalars: there the undefined-behaviour sanitizer looks at it. In the others
+  # it would double the time of files that take longer than all else.
+  set(_vector_flags "-fno-sanitize=undefined")
+endif()
 # GCC 12 warns about the uninitialised dummies of its own avx512fintrin.h.
-set(_quiet "-Wno-uninitialized -Wno-maybe-uninitialized")
-set(_avx2_flags "${_cpu_common} -mavx2 -mfma -mf16c")
+set(_quiet "-Wno-uninitialized")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  string(APPEND _quiet " -Wno-maybe-uninitialized")
+endif()
+set(_avx2_flags "${_cpu_common} ${_vector_flags} -mavx2 -mfma -mf16c")
 set(_avx512_flags "${_avx2_flags} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512 ${_quiet}")
 
 set_source_files_properties(${_cpu_dir}/isa_generic.cpp PROPERTIES COMPILE_FLAGS "${_cpu_common}")
+# Instrumented code of instructions that this machine lacks would be compiled for minutes and never run.
+if(GLINT_SANITIZE AND EXISTS /proc/cpuinfo)
+  file(STRINGS /proc/cpuinfo _cpu_flags REGEX "^flags.*avx512f" LIMIT_COUNT 1)
+  if(NOT _cpu_flags)
+    string(APPEND _avx512_flags " -fno-sanitize=all")
+  endif()
+endif()
+
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${_cpu_dir}/isa_avx2.cpp PROPERTIES COMPILE_FLAGS "${_avx2_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags}")
@@ -16,12 +36,14 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
 endif()
 
 # The AVX-512 kernels built from the same source on top of SIMDe, for tests on machines without AVX-512. Linking the
-# object library registers the tables "avx512(emulated)" and "avx512bf16(emulated)".
+# object library registers the tables "avx512(emulated)" and "avx512bf16(emulated)". At -O1: SIMDe's nested inline functions
+# take GCC over a minute a file at -O3, and nobody waits for these kernels.
 find_path(GLINT_SIMDE simde/x86/avx512.h)
-if(GLINT_TESTS AND GLINT_SIMDE)
+if(GLINT_TESTS AND GLINT_SIMDE AND GLINT_EMULATED)
   add_library(glint_cpu_emulated OBJECT ${_cpu_dir}/emulated/avx512.cpp ${_cpu_dir}/emulated/avx512bf16.cpp)
   target_include_directories(glint_cpu_emulated PRIVATE ${CMAKE_SOURCE_DIR}/src ${GLINT_SIMDE})
-  separate_arguments(_emulated_flags UNIX_COMMAND "${_avx2_flags} -Wall -Wextra -Wno-psabi")
+  string(REPLACE "-O3" "-O1" _emulated_flags "${_avx2_flags}")
+  separate_arguments(_emulated_flags UNIX_COMMAND "${_emulated_flags} -Wall -Wextra -Wno-psabi")
   target_compile_options(glint_cpu_emulated PRIVATE ${_emulated_flags})
   target_link_libraries(glint_cpu_emulated PRIVATE glint_ops)
 endif()
