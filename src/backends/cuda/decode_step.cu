@@ -275,7 +275,7 @@ void decode_step(const Launch& l, const DecodeStep& given) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, s, sizes), "the kernel of a decode step");
-  trace.print();
+  trace.write();
 }
 
 }  // namespace glint::cuda

@@ -1,8 +1,9 @@
 #pragma once
 // Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block notes the clock before
-// and after each stage, and the twelfth step of the process prints the cycles. Otherwise nothing.
+// and after each stage, and the twelfth step of the process writes the
+// cycles to decode_step_trace.csv. Otherwise nothing.
 
-#include <cstdio>
+#include <fstream>
 #include <vector>
 
 #include "backends/cuda/decode_step.hpp"
@@ -41,13 +42,15 @@ class StepTraceBuffer {
   StepTraceBuffer(const StepTraceBuffer&) = delete;
   StepTraceBuffer& operator=(const StepTraceBuffer&) = delete;
 
-  void print() const {
+  void write() const {
     if (device_ == nullptr) return;
     std::vector<long long> t(bytes() / sizeof(long long));
     check(cudaDeviceSynchronize(), "trace");
     check(cudaMemcpy(t.data(), device_, bytes(), cudaMemcpyDeviceToHost), "trace");
     constexpr int kMarks = kTraceStage + 1;
     const int last = std::min(layers_, kTraceMarks / kMarks);
+    std::ofstream out("decode_step_trace.csv");
+    out << "stage,mean_cycles_a_layer,most_of_a_block\n";
     for (int stage = 0; stage < kTraceStage; ++stage) {
       double sum = 0, most = 0;
       for (int b = 0; b < blocks_; ++b) {
@@ -60,8 +63,7 @@ class StepTraceBuffer {
         sum += mine;
         most = std::max(most, mine);
       }
-      std::printf("decode step: %-8s %7.0f cycles a layer and block, at most %7.0f\n", kTraceStages[stage],
-                  sum / blocks_, most);
+      out << kTraceStages[stage] << ',' << sum / blocks_ << ',' << most << '\n';
     }
   }
 
@@ -77,7 +79,7 @@ struct StepTrace {
 };
 struct StepTraceBuffer {
   StepTraceBuffer(const Launch&, DecodeStep*) {}
-  void print() const {}
+  void write() const {}
 };
 #endif
 
