@@ -1,7 +1,7 @@
 #pragma once
 // Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block notes the clock before
-// and after each stage, and the twelfth step of the process writes the
-// cycles to decode_step_trace.csv. Otherwise nothing.
+// and after each stage, and the twelfth step of the process writes the cycles to decode_step_trace.csv. Otherwise
+// nothing.
 
 #include <fstream>
 #include <vector>
