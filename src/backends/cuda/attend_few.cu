@@ -55,19 +55,6 @@ struct Layout {
 // ---------------------------------------------------------------------------------------------
 
 #if __CUDA_ARCH__ >= 900
-// As mma() and exp2f(), free to be moved by the compiler.
-__device__ __forceinline__ void product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                        std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 // The eight warps that compute.
 __device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 #endif
@@ -232,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
         } else {
           if constexpr (!L::kShort) {  // rows that nobody owns may hold anything
             for (int i = 0; i < kRow / 16; ++i) sts128(to + lane * kRow + 16 * i, {});
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            fence_async_proxy();
           }
           barrier_arrive(barrier);
         }

@@ -180,12 +180,6 @@ struct Expansion {
 
 // ---- attention ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Block (128 rows of a sequence, head), later rows first: a thread of the first warpgroup fetches keys and values, the
 // other two have 64 rows each.
 __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constant__ Args a) {
@@ -219,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constan
       barrier_init(empty_k + 8 * i, 8);
       barrier_init(empty_v + 8 * i, 8);
     }
-    barrier_init_done();
+    barrier_init_fence();
   }
   __syncthreads();
 
@@ -327,13 +321,13 @@ __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constan
         m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, 2));
         m = fmaxf(top[h], ceilf(m * kScaleLog2));
         const float base = m == -INFINITY ? 0.0F : m;  // nothing seen so far: every weight is 2^-inf = 0
-        factor[h] = exp2_fast(top[h] - base);
+        factor[h] = power_of_two(top[h] - base);
         top[h] = m;
         float added = 0;
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          const std::uint32_t w = pack_bf16(exp2_fast(fmaf(score[4 * n + 2 * h], kScaleLog2, -base)),
-                                            exp2_fast(fmaf(score[4 * n + 2 * h + 1], kScaleLog2, -base)));
+          const std::uint32_t w = pack_bf16(power_of_two(fmaf(score[4 * n + 2 * h], kScaleLog2, -base)),
+                                            power_of_two(fmaf(score[4 * n + 2 * h + 1], kScaleLog2, -base)));
           added += bf16_low(w) + bf16_high(w);
           p[n / 2][n % 2 * 2 + h] = w;
         }

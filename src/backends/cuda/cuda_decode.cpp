@@ -151,15 +151,7 @@ bool CudaOps::decoder(const DecoderParams& p) {
   s.latent_eps = p.latent_eps;
   s.rope = rope(p.positions, p.rope_theta);
   s.slots = p.slots;
-  s.cache = {.pages = p.pages.base,
-             .page_stride = p.pages.page_stride_bytes,
-             .codec = p.pages.codec,
-             .n_seqs = p.batch.n_seqs,
-             .row_offsets = p.batch.row_offsets,
-             .context_tokens = p.batch.context_tokens,
-             .page_table = p.batch.page_table,
-             .max_pages = p.batch.max_pages,
-             .window = p.window_tokens};
+  s.cache = cache_view(p.pages, p.batch, p.window_tokens);
   s.layer_stride = p.layer_stride_bytes;
   s.stream = p.hidden.as<float>();
   s.final_norm = p.final_norm.as<float>();

@@ -101,15 +101,7 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   if (rows == 0) return;
   const Mat kv_b = mat_of(p.kv_b);
   CHECK(tiled_fits(kv_b), "kv_b: scales must cover eights of columns");
-  const CacheView cache{.pages = p.pages.base,
-                        .page_stride = p.pages.page_stride_bytes,
-                        .codec = p.pages.codec,
-                        .n_seqs = p.batch.n_seqs,
-                        .row_offsets = p.batch.row_offsets,
-                        .context_tokens = p.batch.context_tokens,
-                        .page_table = p.batch.page_table,
-                        .max_pages = p.batch.max_pages,
-                        .window = p.window_tokens};
+  const CacheView cache = cache_view(p.pages, p.batch, p.window_tokens);
   const bool many = attend_prefill_takes(l, kv_b, rows) && rows * heads > std::int64_t{kFewPairs} * cache.n_seqs;
   if (!many || cache.n_seqs > 1) attend_absorbed(p, kv_b, cache, many);
   if (!many) return;

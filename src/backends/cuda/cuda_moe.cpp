@@ -169,101 +169,73 @@ MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
   return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
 }
 
-void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
-  const Launch& l = device_.launch();
-  SkinnyMoe m;
-  m.item_rows = c.T <= 8 ? 8 : 16;
-  if (c.slots() > kInlineSlots) m.groups = grouped(c, m.item_rows, scratch);
+// A launcher's job but for its groups: the same numbers and buffers for gate and up as for down.
+template <typename Job>
+void CudaOps::set_moe(Job& m, const MoeCall& c, Scratch& scratch) {
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;
-  m.n_experts = c.n_experts;
   m.has_shared = c.has_shared;
-  m.ids = c.ids;
   m.h_stride = (c.widest() + 7) / 8 * 8;  // whole 16-byte units
   m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
   m.y = c.y;
   m.y_stride = c.hidden;
+}
 
+// Gate and up of x, then down of what they left.
+template <typename Job>
+void CudaOps::run_moe(Job& m, const MoeCall& c, const Act& x, void (*run)(const Launch&, const Job&)) {
+  const auto read = [&m](const Act& a) {
+    if constexpr (requires { m.x_stride; }) {
+      m.x = a.data;
+      m.x_stride = a.stride;
+    } else {
+      m.x = a;
+    }
+  };
   m.shape = c.gate;
   m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
   m.first = c.gates;
   m.second = c.ups;
-  m.x = c.x;
-  skinny_moe(l, m);
+  read(x);
+  run(device_.launch(), m);
 
   m.down = true;
   m.shape = c.down;
   m.shared_shape = c.has_shared ? c.shared_down : c.down;
   m.first = c.downs;
-  m.x = {.data = m.h, .stride = m.h_stride, .bf16 = true};
-  skinny_moe(l, m);
+  read({.data = m.h, .stride = m.h_stride, .bf16 = true});
+  run(device_.launch(), m);
+}
+
+void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
+  SkinnyMoe m;
+  m.item_rows = c.T <= 8 ? 8 : 16;
+  if (c.slots() > kInlineSlots) m.groups = grouped(c, m.item_rows, scratch);
+  m.n_experts = c.n_experts;
+  m.ids = c.ids;
+  set_moe(m, c, scratch);
+  run_moe(m, c, c.x, skinny_moe);
 }
 
 void CudaOps::moe_wide(const MoeCall& c, Scratch& scratch) {
-  const Launch& l = device_.launch();
   WideMoe m;
   // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache.
   m.item_rows = c.slots() <= 24 * c.n_experts ? kWideRows / 2 : kWideRows;
   m.groups = grouped(c, m.item_rows, scratch);
-  m.T = static_cast<std::int32_t>(c.T);
-  m.K = c.K;
-  m.has_shared = c.has_shared;
-  m.h_stride = (c.widest() + 7) / 8 * 8;
-  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
   m.h_reordered = wide_reorders(c.down.format);
-  m.y = c.y;
-  m.y_stride = c.hidden;
-
-  const Act x = reordered(c.x, c.T, c.gate, scratch);
-  m.shape = c.gate;
-  m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
-  m.first = c.gates;
-  m.second = c.ups;
-  m.x = x.data;
-  m.x_stride = x.stride;
-  wide_moe(l, m);
-
-  m.down = true;
-  m.shape = c.down;
-  m.shared_shape = c.has_shared ? c.shared_down : c.down;
-  m.first = c.downs;
-  m.x = m.h;
-  m.x_stride = m.h_stride;
-  wide_moe(l, m);
+  set_moe(m, c, scratch);
+  run_moe(m, c, reordered(c.x, c.T, c.gate, scratch), wide_moe);
 }
 
 void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
-  const Launch& l = device_.launch();
   TiledMoe m;
   m.wgmma = c.wgmma;
   m.item_rows = m.wgmma || c.slots() >= 96 * c.n_experts ? 128 : 64;
   m.groups = grouped(c, m.item_rows, scratch);
-  m.T = static_cast<std::int32_t>(c.T);
-  m.K = c.K;
   m.n_experts = c.n_experts;
-  m.has_shared = c.has_shared;
-  m.h_stride = (c.widest() + 7) / 8 * 8;
-  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
-  m.y = c.y;
   m.y_bf16 = c.y_bf16;
-  m.y_stride = c.hidden;
-
-  const Act x = packed(c.x, c.T, c.hidden, scratch);
-  m.shape = c.gate;
-  m.shared_shape = c.has_shared ? c.shared_gate : c.gate;
-  m.first = c.gates;
-  m.second = c.ups;
-  m.x = x.data;
-  m.x_stride = x.stride;
-  tiled_moe(l, m);
-
-  m.down = true;
-  m.shape = c.down;
-  m.shared_shape = c.has_shared ? c.shared_down : c.down;
-  m.first = c.downs;
-  m.x = m.h;
-  m.x_stride = m.h_stride;
-  tiled_moe(l, m);
+  set_moe(m, c, scratch);
+  run_moe(m, c, packed(c.x, c.T, c.hidden, scratch), tiled_moe);
 }
 
 void CudaOps::moe_any(const MoeCall& c, Scratch& scratch) {

@@ -87,6 +87,10 @@ class CudaOps final : public Ops {
   void attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const CacheView& cache, bool many);
 
   struct MoeCall;
+  template <typename Job>
+  void set_moe(Job& m, const MoeCall& c, Scratch& scratch);
+  template <typename Job>
+  void run_moe(Job& m, const MoeCall& c, const Act& x, void (*run)(const Launch&, const Job&));
   void moe_skinny(const MoeCall& c, Scratch& scratch);
   void moe_wide(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);

@@ -10,13 +10,20 @@
 
 #include "backends/cuda/decode_stages.cuh"
 
-#if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
 constexpr int kStepTokens = 32, kStepHeads = kStepHeadsMost;
 constexpr int kCacheStride = kRowWidth * 2 + 16;  // bytes of a BF16 row of the cache, or of a query, in shared memory
 constexpr int kCacheTile = kStepTokens * kCacheStride;
 constexpr int kScoreRow = kStepTokens + 4, kWeightRow = kStepTokens * 2 + 16;
+// Scores, weights and factors of all heads.
+constexpr int kAttendScratch = kStepHeads * (kScoreRow * 4 + kWeightRow + 4) + 128;
+
+}  // namespace glint::cuda
+
+#if __CUDA_ARCH__ >= 900
+namespace glint::cuda {
+
 constexpr int kDirectPieces = 16;                            // of a row: more are merged in a stage of their own
 constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 

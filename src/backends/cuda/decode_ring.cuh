@@ -25,6 +25,11 @@ __host__ __device__ inline int scale_piece(bool pair, bool mins) {
 // Bytes of a row of x in shared memory: rows begin half a bank apart.
 __host__ __device__ constexpr int x_stride(int cols) { return (cols * 2 + 127) / 128 * 128 + 64; }
 
+// Sums of a tile: a part a warp, 64 rows, two columns a token; two buffers in turn where there is room.
+constexpr int kSumRows = 64;
+__host__ __device__ constexpr int sum_buffers(int rows) { return rows <= 2 ? 2 : 1; }
+__host__ __device__ constexpr int sum_buffer_bytes(int rows) { return kStepWarps * kSumRows * 2 * rows * 4; }
+
 #if __CUDA_ARCH__ >= 900
 
 // Rows of one matrix, or the same rows of two.
@@ -72,7 +77,7 @@ __device__ __forceinline__ std::uint32_t low_bits(const void* p) {
 __device__ __forceinline__ void wait_for_slot(const Ring& r) { barrier_wait(r.empty + 8 * r.at, r.phase ^ 1U); }
 // The slot is full once every copying thread's copies so far have come.
 __device__ __forceinline__ void close_slot(Ring& r) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(r.full + 8 * r.at) : "memory");
+  barrier_arrive_copied(r.full + 8 * r.at);
   r.advance();
 }
 __device__ __forceinline__ void copy16(std::uint32_t to, const char* from) {
@@ -245,15 +250,6 @@ __device__ __forceinline__ void block_of(std::uint32_t at, std::uint32_t nf4, st
       }
     }
   }
-}
-
-// As mma(), free to be moved by the compiler.
-__device__ __forceinline__ void product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                        std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // What tile_sum() is to do, in registers.

@@ -140,8 +140,8 @@ struct StepWorker {
 
   // ---- tiles --------------------------------------------------------------------------------------------------------
 
-  static constexpr int kRowFloats = 2 * kT, kBufferBytes = kStepWarps * 64 * kRowFloats * 4;
-  static constexpr bool kTwoBuffers = kT <= 2;
+  static constexpr int kRowFloats = 2 * kT, kBufferBytes = sum_buffer_bytes(kT);
+  static constexpr bool kTwoBuffers = sum_buffers(kT) == 2;
 
   __device__ std::uint32_t buffer() const { return step.s.sums + (kTwoBuffers ? turn * kBufferBytes : 0); }
   // Before a tile writes its sums: who reads the last ones must have read them.
@@ -154,7 +154,7 @@ struct StepWorker {
   __device__ void add_tile(const StepTile& t, std::uint32_t x_row, bool add, float weight0, float weight1) {
     const StepMat& m = weights().mats[t.role];
     TileJob job{x_row,      shared_address(step.s.nf4),
-                0,          buffer() + warp * (64 * kRowFloats * 4),
+                0,          buffer() + warp * (kSumRows * kRowFloats * 4),
                 kRowFloats, t.row,
                 t.n,        t.end - t.begin,
                 0,          t.pair,
@@ -172,7 +172,7 @@ struct StepWorker {
     float v = 0;
 #pragma unroll
     for (int w = 0; w < kStepWarps; ++w) {
-      const std::uint32_t from = at + w * (64 * kRowFloats * 4);
+      const std::uint32_t from = at + w * (kSumRows * kRowFloats * 4);
       v += __uint_as_float(lds32(from)) + __uint_as_float(lds32(from + kT * 4));
     }
     return v;

@@ -19,13 +19,10 @@ namespace {
 struct StepSizes {
   int slots, x_bytes, bytes;
 };
-constexpr int kStepHeadBytes = kRowWidth * 2 + 16;  // a query, or a row of the cache
-constexpr int kStepCacheBytes = 2 * 32 * kStepHeadBytes;
-constexpr int kStepScoreBytes = 32 * (36 * 4 + 80 + 4) + 128;  // scores, weights and factors of 32 heads
+constexpr int kStepCacheBytes = 2 * kCacheTile;
 constexpr int kStepSlotsMost = 32;
 
-// Of a tile's sums: eight warps, 64 rows, two columns a token; two buffers in turn where there is room.
-__host__ __device__ constexpr int sum_bytes(int rows) { return 8 * 64 * 2 * rows * 4 * (rows <= 2 ? 2 : 1); }
+__host__ __device__ constexpr int sum_bytes(int rows) { return sum_buffers(rows) * sum_buffer_bytes(rows); }
 
 #if __CUDA_ARCH__ >= 900
 
@@ -184,7 +181,7 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   check(cudaFuncGetAttributes(&kernel, kernel_for(s.T)), "the kernel of a decode step");
   const auto rows = [&](int n, int cols) { return 2 * n * x_stride(cols); };
   const int heads_a_block = s.heads / l.n_sms + 2;
-  const int needed = std::max({s.heads * kStepHeadBytes + kStepScoreBytes, rows(s.T, s.heads * kQkWidth),
+  const int needed = std::max({s.heads * kCacheStride + kAttendScratch, rows(s.T, s.heads * kQkWidth),
                                2 * rows(s.T, s.hidden), rows(s.T, s.q_lora), rows(s.T * heads_a_block, kLatentWidth),
                                rows(s.T, std::min(kStepSegment, s.dense_inner)), rows(s.T, s.shared_inner),
                                rows(s.T, s.expert_inner)});

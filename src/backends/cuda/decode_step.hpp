@@ -8,7 +8,6 @@ namespace glint::cuda {
 
 inline constexpr int kStepRows = 4;      // rows of a step at most
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
-inline constexpr int kStepTopK = 8;      // rows · top_k is at most 32 as well
 inline constexpr int kStepSlots = 32;
 inline constexpr int kStepHeadsMost = 32;
 inline constexpr int kStepSegment = 5120;  // columns of a dense layer's or shared expert's down projection at a time

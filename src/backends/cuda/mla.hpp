@@ -35,6 +35,18 @@ struct CacheView {
   int many_rows = 0;  // attend() leaves sequences of so many rows alone; 0: none
 };
 
+inline CacheView cache_view(const KvPages& pages, const AttendBatch& batch, int window_tokens) {
+  return {.pages = pages.base,
+          .page_stride = pages.page_stride_bytes,
+          .codec = pages.codec,
+          .n_seqs = batch.n_seqs,
+          .row_offsets = batch.row_offsets,
+          .context_tokens = batch.context_tokens,
+          .page_table = batch.page_table,
+          .max_pages = batch.max_pages,
+          .window = window_tokens};
+}
+
 struct Attend {
   const void* query = nullptr;  // BF16 [T, N, 576]: latent query, rotary query
   std::int64_t T = 0;

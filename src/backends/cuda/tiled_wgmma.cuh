@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
       barrier_init(full + 8 * s, 4);   // warps that copy
       barrier_init(empty + 8 * s, 8);  // warps that multiply
     }
-    barrier_init_done();
+    barrier_init_fence();
   }
   __syncthreads();
   const int n_tiles = tiles.x * tiles.y * tiles.z;

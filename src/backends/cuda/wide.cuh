@@ -11,6 +11,7 @@
 // A tile of a small matrix is shared by the blocks of a cluster, each with a part of the contraction. How many parts
 // follows from the matrix alone: the sum of an output has the same order for any number of rows.
 
+#include "backends/cuda/bulk.cuh"
 #include "backends/cuda/skinny.cuh"
 
 namespace glint::cuda {
@@ -45,33 +46,6 @@ struct WideTile {
 // 16 bytes of weights; the rest of their 256 bytes is wanted in the next steps.
 __device__ __forceinline__ void cp_async_weights(std::uint32_t dst, const void* src) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
-}
-// ---- barriers in shared memory
-__device__ __forceinline__ void barrier_init(std::uint32_t at, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(std::uint32_t at) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(at) : "memory");
-}
-// Once this thread's copies so far have ended.
-__device__ __forceinline__ void barrier_arrive_copied(std::uint32_t at) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(std::uint32_t at, int parity) {
-  std::uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-#if __CUDA_ARCH__ >= 900
-        "mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
-#else
-        "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-#endif
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(at), "r"(parity)
-        : "memory");
-  }
 }
 // The computing warps among themselves.
 __device__ __forceinline__ void computing_barrier() {
