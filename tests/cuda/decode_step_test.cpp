@@ -225,10 +225,22 @@ TEST(DecodeStep, EveryBatchInBf16) {
 TEST(DecodeStep, EveryWeightFormat) {
   NEED_GPU();
   const std::vector<std::vector<Sequence>> few{{{70, 1}}, {{33, 2}, {2, 1}, {90, 1}}};
-  for (const Quant& q : kQuants) compare(kWide, q.name, q.name, q.name, KvCodec::kBF16, 0, few);
+  for (const Quant& q : kQuants) {
+    if (q.spec.symmetric) compare(kWide, q.name, q.name, q.name, KvCodec::kBF16, 0, few);
+  }
   compare(kWide, "int8-channel", "int8-channel", "int4-g64", KvCodec::kBF16, 0, few);
   compare(kWide, "bf16", "nf4-g64", "nf4-g64", KvCodec::kBF16, 0, few);
-  compare(kSmall, "int8-channel", "bf16", "int4-g32-asym", KvCodec::kBF16, 0, few);
+  compare(kSmall, "int8-channel", "bf16", "int4-g32", KvCodec::kBF16, 0, few);
+}
+
+// Formats with minima go op by op.
+TEST(DecodeStep, WhatTheKernelDoesNotReadGoesOpByOp) {
+  NEED_GPU();
+  const auto fused = make_cuda_ops({.one_kernel_steps = true}), plain = make_cuda_ops({.one_kernel_steps = false});
+  const Layers layers(*fused, 5, kSmall, "bf16", "bf16", "int4-g32-asym");
+  const auto got = run_step(*fused, layers.device, KvCodec::kBF16, {{70, 1}}, 0);
+  const auto want = run_step(*plain, layers.device, KvCodec::kBF16, {{70, 1}}, 0);
+  EXPECT_EQ(0, std::memcmp(got.data(), want.data(), got.size() * 4));
 }
 
 TEST(DecodeStep, EveryCacheCodecAndAWindow) {
@@ -239,15 +251,16 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
   }
 }
 
-// Four rows have the answers that each has alone, but for attention's pieces.
-TEST(DecodeStep, CompanyChangesNothingWhereContextsAreOnePiece) {
+// Company changes the order of sums, no more.
+TEST(DecodeStep, CompanyChangesNothingButRounding) {
   NEED_GPU();
   const auto ops = make_cuda_ops({.one_kernel_steps = true});
   const Layers layers(*ops, 6, kWide, "int8-channel", "int8-channel", "int4-g64");
   const auto alone = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}}, 0);
-  const auto both = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}, {31, 1}, {7, 1}}, 0);
+  auto both = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}, {31, 1}, {7, 1}}, 0);
   ASSERT_GT(both.size(), alone.size());
-  EXPECT_EQ(0, std::memcmp(alone.data(), both.data(), alone.size() * 4));
+  both.resize(alone.size());
+  EXPECT_LT(nmse(both, alone), 1e-7);  // attention's weights and the cache's rows are BF16
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ bool alike(const Mat& a, const Mat& b) {
 // An expert, or an MLP, whose gate and up are alike.
 bool reads_gated(const ExpertWeights& w) {
   const Mat gate = mat_of(w.gate), up = mat_of(w.up), down = mat_of(w.down);
-  return alike(gate, up) && step_reads(gate, true) && step_reads(up, true) && step_reads(down);
+  return alike(gate, up) && step_reads(gate) && step_reads(up) && step_reads(down);
 }
 
 bool reads_layer(const LayerWeights& w) {
@@ -25,6 +25,7 @@ bool reads_layer(const LayerWeights& w) {
   for (const Weight* m : {&w.q_a, &w.kv_a, &w.q_b, &w.o}) {
     if (!step_reads(mat_of(*m))) return false;
   }
+  if (w.q_a.format != w.kv_a.format) return false;  // a tile may have rows of both
   if (w.dense.gate) return reads_gated(w.dense);
   if (w.experts.empty() || w.experts.size() > kStepExperts || !w.shared.gate || !reads_gated(w.shared)) return false;
   const Mat gate = mat_of(w.experts[0].gate), down = mat_of(w.experts[0].down);
@@ -59,7 +60,7 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   s.inner_stride = std::max({s.dense_inner, s.expert_inner, s.shared_inner});
   s.score_stride = std::max(1, experts);
   s.T = 1;
-  if (s.shared_inner > kStepSegment || step_blocks(device_.launch(), s) < experts) return;
+  if (step_blocks(device_.launch(), s) < experts) return;
 
   // The table: layers, then every MoE layer's experts.
   std::size_t pointers = 0;
@@ -75,23 +76,24 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
     const LayerWeights& w = layers[l];
     StepLayer& t = table[l];
     t = {};
+    const auto mat = [&t](StepRole r) -> StepMat& { return t.mats[static_cast<int>(r)]; };
     t.input_norm = w.input_norm.as<float>();
     t.q_a_norm = w.q_a_norm.as<float>();
     t.kv_a_norm = w.kv_a_norm.as<float>();
     t.post_norm = w.post_norm.as<float>();
     t.kv_b = w.kv_b.data;
-    t.mats[kQa] = step_mat(mat_of(w.q_a));
-    t.mats[kKva] = step_mat(mat_of(w.kv_a));
-    t.mats[kQb] = step_mat(mat_of(w.q_b));
-    t.mats[kO] = step_mat(mat_of(w.o));
-    t.mats[kValues] = step_mat(mat_of(w.kv_b));
+    mat(StepRole::kQa) = step_mat(mat_of(w.q_a));
+    mat(StepRole::kKva) = step_mat(mat_of(w.kv_a));
+    mat(StepRole::kQb) = step_mat(mat_of(w.q_b));
+    mat(StepRole::kO) = step_mat(mat_of(w.o));
+    mat(StepRole::kKvb) = step_mat(mat_of(w.kv_b));
     const ExpertWeights& shared = w.dense.gate ? w.dense : w.shared;
-    t.mats[kSharedGate] = step_mat(mat_of(shared.gate), true);
-    t.mats[kSharedDown] = step_mat(mat_of(shared.down));
+    mat(StepRole::kSharedGate) = step_mat(mat_of(shared.gate));
+    mat(StepRole::kSharedDown) = step_mat(mat_of(shared.down));
     t.shared_up = mat_of(shared.up).at;
     if (w.dense.gate) continue;
-    t.mats[kGate] = step_mat(mat_of(w.experts[0].gate), true);
-    t.mats[kDown] = step_mat(mat_of(w.experts[0].down));
+    mat(StepRole::kGate) = step_mat(mat_of(w.experts[0].gate));
+    mat(StepRole::kDown) = step_mat(mat_of(w.experts[0].down));
     t.router = w.router.as<float>();
     t.router_bias = w.router_bias.as<float>();
     t.experts = on_device + experts_of.size();

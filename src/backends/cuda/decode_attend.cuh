@@ -1,14 +1,14 @@
 #pragma once
 // Attention within the decode step: the contexts of all rows in blocks of 32 tokens, dealt out evenly over the grid.
 // A block of the grid takes a contiguous range of them, whichever rows that meets, and leaves a piece for each row: the
-// running maximum, the sum, and the latent numbers of all heads. Heads stand in a product's 16 rows (20 waste 12 of
-// 32).
-//   S (heads × 32) = Q (heads × 576) · KVᵀ         a warp: 16 heads, 8 tokens
-//   softmax                                        a warp: 4 heads, a lane a token
-//   O (heads × 512) += P · KV's first 512 columns  a warp: 64 of the 512
+// running maximum, the sum, and the latent numbers of all heads; where contexts are short, of a group of heads, so that
+// as many blocks as there are share the work. Heads stand in a product's 16 rows (20 waste 12 of 32).
+//   S (heads × 32) = Q (heads × 576) · KVᵀ         a warp of eight: 16 heads, 8 tokens
+//   softmax                                        a warp: 2 heads, a lane a token
+//   O (heads × 512) += P · KV's first 512 columns  a warp: 32 of the 512
 // The next 32 rows are on their way while these are worked on.
 
-#include "backends/cuda/decode_stages.cuh"
+#include "backends/cuda/decode_work.cuh"
 
 namespace glint::cuda {
 
@@ -43,6 +43,10 @@ __device__ __noinline__ void plan_contexts() {
   }
   const int total = c.first[step.s.p.T];
   c.by_grid = total > blocks;
+  // Where blocks would stand idle, each takes some of the heads only.
+  const int heads = step.s.p.heads, groups = c.by_grid ? 1 : min(heads, blocks / total);
+  c.group_heads = (heads + groups - 1) / groups;
+  c.groups = (heads + c.group_heads - 1) / c.group_heads;
   c.merge = false;
   for (int t = 0; t < step.s.p.T; ++t) {
     // Block i of the grid has [i · total / blocks, (i + 1) · total / blocks) of the list.
@@ -68,16 +72,18 @@ struct CacheTile {
         step.s.p.cache.page_table[static_cast<std::int64_t>(seq) * step.s.p.cache.max_pages + token / kPageRows];
     return pages + page * step.s.p.cache.page_stride + token % kPageRows * kCacheRowBytes<kCodec>;
   }
-  // Tokens from `token` on; those outside [begin, end) become zeros.
+  // Tokens from `token` on, all of one page; those outside [begin, end) become zeros.
   __device__ void load(const unsigned char* pages, int seq, int token, int begin, int end, std::uint32_t to) {
     const int lane = threadIdx.x % 32;
     if constexpr (kCodec == KvCodec::kBF16) {
       constexpr int kUnits = kRowWidth / 8;
-#pragma unroll
-      for (int i = threadIdx.x; i < kStepTokens * kUnits; i += kStepWorkers) {
-        const int row = i / kUnits, u = i % kUnits;
+      const unsigned char* rows = row_at(pages, seq, token);
+#pragma unroll 1
+      for (int i = threadIdx.x; i < kStepTokens * kUnits; i += kStepThreads) {
+        const int row = i / kUnits, u = i - row * kUnits;
         const bool valid = token + row >= begin && token + row < end;
-        cp_async16(to + row * kCacheStride + u * 16, (valid ? row_at(pages, seq, token + row) : pages) + u * 16, valid);
+        cp_async16(to + row * kCacheStride + u * 16, valid ? rows + row * kCacheRowBytes<kCodec> + u * 16 : pages,
+                   valid);
       }
       cp_async_commit();
     } else {
@@ -108,52 +114,56 @@ struct CacheTile {
   }
 };
 
-// The queries of one token in BF16, a row a head: latent (under H where the codec has it) and rotary part.
+// The queries of one token in BF16, a row a head of a group: latent (under H where the codec has it) and rotary part.
 template <KvCodec kCodec>
-__device__ __forceinline__ void stage_queries(int t) {
+__device__ __forceinline__ void stage_queries(int t, int first_head, int heads) {
   const int lane = threadIdx.x % 32;
-  constexpr int kMost = kStepHeads / kStepWarps;  // heads a warp, loaded before the first is used
-  const int warp = threadIdx.x / 32, heads = step.s.p.heads;
-  float v[kMost][16];
-  float2 rope[kMost];
-#pragma unroll
-  for (int k = 0; k < kMost; ++k) {
-    const int h = warp + k * kStepWarps;
-    if (h >= heads) break;
-    const int row = t * heads + h;
+#pragma unroll 1
+  for (int h = static_cast<int>(threadIdx.x / 32); h < heads; h += kStepWarps) {
+    const int row = t * step.s.p.heads + first_head + h;
+    float v[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float4 f = __ldcg(reinterpret_cast<const float4*>(step.s.p.query + row * kLatentWidth) + lane * 4 + i);
-      v[k][4 * i] = f.x, v[k][4 * i + 1] = f.y, v[k][4 * i + 2] = f.z, v[k][4 * i + 3] = f.w;
+      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
-    rope[k] = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
-  }
-#pragma unroll
-  for (int k = 0; k < kMost; ++k) {
-    const int h = warp + k * kStepWarps;
-    if (h >= heads) break;
-    if constexpr (is_rotated(kCodec)) warp_hadamard(v[k], lane);
+    const float2 rope = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
+    if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
     const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float* u = v[k] + 8 * i;
+      const float* u = v + 8 * i;
       sts128(to + lane * 32 + i * 16,
              {pack_bf16(u[0], u[1]), pack_bf16(u[2], u[3]), pack_bf16(u[4], u[5]), pack_bf16(u[6], u[7])});
     }
-    sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rope[k].x, rope[k].y));
+    sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rope.x, rope.y));
   }
+}
+
+// The block of the list that is this one's, where each has one at most.
+__device__ __forceinline__ Range one_block(const StepContexts& c) {
+  const int i = static_cast<int>(blockIdx.x) / c.groups;
+  return i < c.first[step.s.p.T] ? Range{i, i + 1} : Range{0, 0};
 }
 
 // Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are
 // fewer than 32: what it makes of that is not used.
 template <KvCodec kCodec>
-__device__ __noinline__ void attend_pieces(int layer) {
+__device__ __forceinline__ void attend_pieces(int layer) {
+  constexpr int kMine = kStepHeads / kStepWarps;                               // heads of a warp
+  constexpr int kColumns = kLatentWidth / kStepWarps, kBlocks = kColumns / 8;  // columns of O of a warp
   const StepContexts& contexts = step.s.contexts;
-  const int T = step.s.p.T, heads = step.s.p.heads;
-  const auto [first, last] = share(contexts.first[T], 1);
-  if (first >= last) return;
+  const int T = step.s.p.T, blocks = static_cast<int>(gridDim.x);
+  const auto [first, last] = contexts.by_grid ? share(contexts.first[T], 1, blocks) : one_block(contexts);
+  if (first >= last) return grid_wait();
+  const int group = contexts.by_grid ? 0 : static_cast<int>(blockIdx.x) % contexts.groups;
+  const int first_head = group * contexts.group_heads;
+  const int heads = min(contexts.group_heads, step.s.p.heads - first_head);
+  bool waited = false;
   const auto* pages = static_cast<const unsigned char*>(step.s.p.cache.pages) + layer * step.s.p.layer_stride;
-  const std::uint32_t scores = step.s.x + heads * kCacheStride, weights = scores + kStepHeads * kScoreRow * 4,
+  // Queries, two tiles of the cache, scratch.
+  const std::uint32_t cache = step.s.x + (heads * kCacheStride + 127) / 128 * 128;
+  const std::uint32_t scores = cache + 2 * kCacheTile, weights = scores + kStepHeads * kScoreRow * 4,
                       factors = weights + kStepHeads * kWeightRow;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q4 = lane % 4;
   const int tiles = (heads + 15) / 16;
@@ -164,24 +174,25 @@ __device__ __noinline__ void attend_pieces(int layer) {
     if (from >= to) continue;
     const int begin = contexts.begin[t], end = contexts.end[t], seq = contexts.seq[t];
     auto token_of = [&](int b) { return (begin / kStepTokens + b - contexts.first[t]) * kStepTokens; };
-    sync_workers();  // the last row's tiles are read
-    tile.load(pages, seq, token_of(from), begin, end, step.s.cache);
-    stage_queries<kCodec>(t);
+    __syncthreads();  // the last row's tiles are read
+    tile.load(pages, seq, token_of(from), begin, end, cache);
+    if (!waited) grid_wait();  // for the queries; the cache was filled two barriers ago
+    waited = true;
+    stage_queries<kCodec>(t, first_head, heads);
 
-    float acc[2][8][4] = {};
-    float top[4], sum[4];  // of this warp's heads
+    float acc[2][kBlocks][4] = {};
+    float top[kMine], sum[kMine];  // of this warp's heads
 #pragma unroll
-    for (int i = 0; i < 4; ++i) top[i] = -INFINITY, sum[i] = 0;
+    for (int i = 0; i < kMine; ++i) top[i] = -INFINITY, sum[i] = 0;
     for (int b = from; b < to; ++b) {
-      const std::uint32_t here = step.s.cache + (b - from) % 2 * kCacheTile,
-                          next = step.s.cache + (b - from + 1) % 2 * kCacheTile;
+      const std::uint32_t here = cache + (b - from) % 2 * kCacheTile, next = cache + (b - from + 1) % 2 * kCacheTile;
       tile.finish(token_of(b), begin, end, here);
-      sync_workers();
+      __syncthreads();
       if (b + 1 < to) tile.load(pages, seq, token_of(b + 1), begin, end, next);
 
       // S
       const int m = warp % 2 * 16, n = warp / 2 * 8;
-      if (warp % 2 < tiles) {
+      if (warp < 8 && warp % 2 < tiles) {
         float dots[4][4] = {};
         const std::uint32_t a_at = step.s.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
         const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
@@ -200,29 +211,29 @@ __device__ __noinline__ void attend_pieces(int layer) {
         sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
         sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
       }
-      sync_workers();
+      __syncthreads();
 
       // Softmax
       const int token = token_of(b) + lane;
       const bool seen = token >= begin && token < end;
-      if (warp * 4 < 16 * tiles) {
-        float best[4], weight[4], factor[4], total[4];
+      if (warp * kMine < 16 * tiles) {
+        float best[kMine], weight[kMine], factor[kMine], total[kMine];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
+        for (int i = 0; i < kMine; ++i)
           best[i] = weight[i] =
-              seen ? __uint_as_float(lds32(scores + ((warp * 4 + i) * kScoreRow + lane) * 4)) : -INFINITY;
+              seen ? __uint_as_float(lds32(scores + ((warp * kMine + i) * kScoreRow + lane) * 4)) : -INFINITY;
 #pragma unroll
         for (int d = 16; d > 0; d >>= 1) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
+          for (int i = 0; i < kMine; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < kMine; ++i) {
           best[i] = fmaxf(best[i], top[i]);
           const bool any = best[i] > -INFINITY;
           factor[i] = any ? exp2f(top[i] - best[i]) : 1.0F;
           const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? exp2f(weight[i] - best[i]) : 0.0F);
-          asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * 4 + i) * kWeightRow + lane * 2),
+          asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * kMine + i) * kWeightRow + lane * 2),
                        "h"(__bfloat16_as_ushort(rounded))
                        : "memory");
           total[i] = __bfloat162float(rounded);
@@ -231,15 +242,15 @@ __device__ __noinline__ void attend_pieces(int layer) {
 #pragma unroll
         for (int d = 16; d > 0; d >>= 1) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
+          for (int i = 0; i < kMine; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < kMine; ++i) {
           sum[i] = sum[i] * factor[i] + total[i];
-          if (lane == i) sts32(factors + (warp * 4 + i) * 4, __float_as_uint(factor[i]));
+          if (lane == i) sts32(factors + (warp * kMine + i) * 4, __float_as_uint(factor[i]));
         }
       }
-      sync_workers();
+      __syncthreads();
 
       // O
 #pragma unroll
@@ -248,7 +259,8 @@ __device__ __noinline__ void attend_pieces(int layer) {
         const float f0 = __uint_as_float(lds32(factors + (16 * i + g) * 4)),
                     f1 = __uint_as_float(lds32(factors + (16 * i + g + 8) * 4));
 #pragma unroll
-        for (int k = 0; k < 8; ++k) acc[i][k][0] *= f0, acc[i][k][1] *= f0, acc[i][k][2] *= f1, acc[i][k][3] *= f1;
+        for (int k = 0; k < kBlocks; ++k)
+          acc[i][k][0] *= f0, acc[i][k][1] *= f0, acc[i][k][2] *= f1, acc[i][k][3] *= f1;
       }
 #pragma unroll
       for (int k = 0; k < kStepTokens / 16; ++k) {
@@ -258,10 +270,10 @@ __device__ __noinline__ void attend_pieces(int layer) {
           if (i < tiles) ldmatrix4(a[i], weights + (16 * i + lane % 16) * kWeightRow + k * 32 + lane / 16 * 16);
         }
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < kBlocks / 2; ++j) {
           std::uint32_t v[4];
-          ldmatrix4_trans(v, here + (k * 16 + lane / 8 % 2 * 8 + lane % 8) * kCacheStride + (warp * 64 + j * 16) * 2 +
-                                 lane / 16 * 16);
+          ldmatrix4_trans(v, here + (k * 16 + lane / 8 % 2 * 8 + lane % 8) * kCacheStride +
+                                 (warp * kColumns + j * 16) * 2 + lane / 16 * 16);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             if (i >= tiles) break;
@@ -279,17 +291,17 @@ __device__ __noinline__ void attend_pieces(int layer) {
       for (int half = 0; half < 2; ++half) {
         const int h = 16 * i + 8 * half + g;
         if (h >= heads) continue;
-        float* out = step.s.p.partial + piece_row(t, piece, h) * kLatentWidth + warp * 64 + 2 * q4;
+        float* out = step.s.p.partial + piece_row(t, piece, first_head + h) * kLatentWidth + warp * kColumns + 2 * q4;
 #pragma unroll
-        for (int k = 0; k < 8; ++k)
+        for (int k = 0; k < kBlocks; ++k)
           *reinterpret_cast<float2*>(out + 8 * k) = {acc[i][k][2 * half], acc[i][k][2 * half + 1]};
       }
     }
     if (lane == 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int h = warp * 4 + i;
-        if (h < heads) step.s.p.partial_ml[piece_row(t, piece, h)] = {top[i], sum[i]};
+      for (int i = 0; i < kMine; ++i) {
+        const int h = warp * kMine + i;
+        if (h < heads) step.s.p.partial_ml[piece_row(t, piece, first_head + h)] = {top[i], sum[i]};
       }
     }
   }
@@ -308,7 +320,7 @@ __device__ __forceinline__ void attend_pieces_any(int layer) {
   }
 }
 
-// Many pieces: (token, head, 128 columns) a block at a time, a warp every eighth piece.
+// Many pieces: (token, head, 128 columns) a block at a time, a warp every sixteenth piece.
 __device__ __noinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
@@ -331,17 +343,17 @@ __device__ __noinline__ void merge_pieces() {
       total += w * ml.y;
       sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
     }
-    sync_workers();  // the last unit's sums are read
+    __syncthreads();  // the last unit's sums are read
     sts128(step.s.x + tid * 16,
            {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
-    if (lane == 0) sts32(step.s.x + 4096 + warp * 4, __float_as_uint(total));
-    sync_workers();
+    if (lane == 0) sts32(step.s.x + kStepThreads * 16 + warp * 4, __float_as_uint(total));
+    __syncthreads();
     if (tid < 128) {
       float v = 0, all = 0;
 #pragma unroll
       for (int w = 0; w < kStepWarps; ++w) {
         v += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
-        all += __uint_as_float(lds32(step.s.x + 4096 + w * 4));
+        all += __uint_as_float(lds32(step.s.x + kStepThreads * 16 + w * 4));
       }
       step.s.p.latent[(t * heads + h) * kLatentWidth + part * 128 + tid] = v / all;
     }
@@ -360,7 +372,7 @@ __device__ __forceinline__ void load_latent(int t, int h, float (&v)[16]) {
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
     mine = exp2f(ml.x - top);
-    mine /= warp_sum(mine * ml.y);
+    mine = __fdividef(mine, warp_sum(mine * ml.y));
   }
 #pragma unroll
   for (int i = 0; i < 16; ++i) v[i] = 0;
@@ -375,39 +387,6 @@ __device__ __forceinline__ void load_latent(int t, int h, float (&v)[16]) {
       v[4 * i] += w * f.x, v[4 * i + 1] += w * f.y, v[4 * i + 2] += w * f.z, v[4 * i + 3] += w * f.w;
     }
   }
-}
-
-// attended = W_UV · latent, a head at a time.
-template <int kT>
-__device__ __forceinline__ void project_values(StepWorker<kT>& c) {
-  constexpr int kStride = x_stride(kLatentWidth);
-  const int heads = step.s.p.heads;
-  const Range all = share(heads * kQkWidth, 2);
-  if (all.begin >= all.end) return;  // and no tile in the ring either
-  const int first = all.begin / kQkWidth, n = (all.end - 1) / kQkWidth - first + 1;
-  const bool rotated = is_rotated(step.s.p.cache.codec);
-#pragma unroll 1
-  for (int i = c.warp; i < n * kT; i += kStepWarps) {
-    const int t = i % kT, h = i / kT;
-    float v[16];
-    load_latent(t, first + h, v);
-    if (rotated) warp_hadamard(v, c.lane);
-    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>((h * kT + t) * 2 * kStride);
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float part[8];
-#pragma unroll
-      for (int j = 0; j < 8; ++j) part[j] = v[8 * k + j];
-      put_split(StepOrder::kWords, to, to + kStride, 2 * c.lane + k, part);
-    }
-  }
-  sync_workers();
-  each_value_tile(c.weights(), heads, [&](const StepTile& t, int head) {
-    const std::uint32_t rows = step.s.x + static_cast<std::uint32_t>((head - first) * kT * 2 * kStride);
-    c.whole_tile(t, c.own_row(rows, kStride), [&](int row, int token) {
-      step.s.p.attended[token * heads * kQkWidth + t.row + row - (head + 1) * kNopeWidth] = c.sum_at(row, token);
-    });
-  });
 }
 
 }  // namespace glint::cuda

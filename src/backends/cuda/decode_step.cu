@@ -1,120 +1,105 @@
-// All layers for few rows in one kernel. A block a multiprocessor, resident to the end: eight warps multiply, and four
-// copy weights into a ring in shared memory ahead of them (decode_ring.cuh). A layer is nine stages with a barrier of
-// the grid after each, since every output of one is an input of all blocks in the next:
+// All layers for few rows in one kernel, a block a multiprocessor, resident to the end. A layer is eight or nine stages
+// with a barrier of the grid after each, since every output of one is an input of all blocks in the next:
 //
 //   low     RMS, W_qa and W_kva            | attend  pieces of the contexts       | score    RMS, router; the shared
 //   query   RMS, W_qb, rope; cache write   | (merge  where the pieces are many)   |          expert's gate and up
 //   latent  W_UKᵀ                          | values  W_UV                         | gate/up  choice, experts
 //                                          | out     W_o, into the stream         | down     experts, into the stream
 //
-// Blocks stage x for themselves: what one would write and all read again is computed by all instead. While they wait at
-// a barrier, the ring fills. Only the chosen experts cannot be copied ahead.
+// Blocks stage x for themselves: what one would write and all read again is computed by all instead. Two things keep
+// the memory busy while they wait for each other: the first loads of a stage are issued before its barrier, and a warp
+// asks for the rows of later stages to come into the second-level cache. Only the chosen experts cannot be known ahead.
+//
+// Functions are not inlined here, and take what they need from shared memory: a kernel of all stages in one piece keeps
+// its state in local memory, which cost more than the barriers did (docs/experiments/2026-11-24-cuda-decode-step.md).
 
-#include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_stages.cuh"
 #include "backends/cuda/decode_trace.cuh"
 
 namespace glint::cuda {
 namespace {
 
 struct StepSizes {
-  int slots, x_bytes, bytes;
+  int x_bytes, bytes;
 };
-constexpr int kStepCacheBytes = 2 * kCacheTile;
-constexpr int kStepSlotsMost = 32;
-
-__host__ __device__ constexpr int sum_bytes(int rows) { return sum_buffers(rows) * sum_buffer_bytes(rows); }
 
 #if __CUDA_ARCH__ >= 900
 
-// The copying warps: all tiles of this block, in the order of the stages.
-__device__ __forceinline__ void copy_layers(Ring ring, int i) {
-  std::uint32_t routed = 0;
-  const int n_layers = step.s.p.n_layers, heads = step.s.p.heads;
-#pragma unroll 1
-  for (int l = 0; l < n_layers; ++l) {
-    const StepLayer& w = step.s.layers[l & 1];
-    const MatPtr* experts = step.s.experts[l & 1];
-    const auto copy = [&](const StepTile& t, auto...) {
-      ring.advance(copy_tile(ring, w.mats[t.role], t.at[0], t.at[1], t.row, t.n, t.pair, t.begin, t.end, i));
-    };
-    each_low_tile(w, copy);
-    each_row_tile(w, kQb, copy);
-    each_column_tile(
-        heads, [&](int head, int column) { copy_columns(ring, w.kv_b, head * (kNopeWidth + kQkWidth), column, i); });
-    each_value_tile(w, heads, copy);
-    each_row_tile(w, kO, copy);
-    each_shared_tile(w, copy);
-    barrier_wait(shared_address(&step.s.routed), routed);  // and the next layer is in shared memory
-    routed ^= 1U;
-    const int n_items = w.n_experts > 0 ? step.s.n_items : 0;
-    each_expert_tile(w, experts, step.s.items, n_items, copy);
-    each_down_tile(w, experts, step.s.items, n_items, copy);
+// What a warp asks for at the end of a stage: rows of later ones.
+__device__ __forceinline__ void read_ahead(StepStage s, int l) {
+  const int parity = l & 1, next = parity ^ 1;
+  if (s == StepStage::kLow) {
+    prefetch_stage(StepStage::kValues, parity);
+    prefetch_stage(StepStage::kOut, parity);
+  } else if (s == StepStage::kQuery) {
+    prefetch_stage(StepStage::kSharedUp, parity);
+    prefetch_stage(StepStage::kSharedDown, parity);
+  } else if (s == StepStage::kExpertUp && l + 1 < step.s.p.n_layers) {
+    prefetch_stage(StepStage::kLow, next);
+    prefetch_stage(StepStage::kQuery, next);
+    prefetch_keys(next);
   }
 }
 
 template <int kT>
-__device__ __forceinline__ void work_layers(StepWorker<kT>& c) {
+__device__ __forceinline__ void work_layers() {
   StepTrace trace(step.s.p.trace);
   const int n_layers = step.s.p.n_layers;
+  const int append = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);  // this token's row of the cache
 #pragma unroll 1
   for (int l = 0; l < n_layers; ++l) {
-    trace.mark();
-    c.parity = l & 1;
-    c.project_low();
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    c.project_query(l);
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    c.latent_query();
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    if (l + 1 < n_layers) c.fetch_layer(l + 1);
-    attend_pieces_any(l);
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    if (step.s.contexts.merge) {
-      merge_pieces();
-      c.grid_sync();
+    const int parity = l & 1;
+    const bool routed = step.s.layers[parity].n_experts > 0;
+    // One place for the products of all stages: the compiler has one function with one set of registers.
+#pragma unroll 1
+    for (int i = 0; i <= static_cast<int>(StepStage::kSharedDown); ++i) {
+      const auto s = static_cast<StepStage>(i);
+      trace.mark();
+      if (s == StepStage::kKeys) {
+        latent_query<kT>(parity);
+        grid_arrive();
+        if (l + 1 < n_layers) fetch_layer(l + 1);
+        continue;
+      }
+      if (s == StepStage::kAttend) {
+        attend_pieces_any(l);
+        grid_arrive();
+        if (step.s.contexts.merge) {
+          grid_wait();
+          merge_pieces();
+          grid_arrive();
+        }
+        continue;
+      }
+      if (s == StepStage::kQuery && append < step.s.p.T) {
+        append_row(append, l);
+        grid_arrive();
+        read_ahead(s, l);
+        continue;
+      }
+      if (!routed && (s == StepStage::kExpertUp || s == StepStage::kExpertDown)) {
+        if (s == StepStage::kExpertUp) read_ahead(s, l);
+        continue;
+      }
+      if (s == StepStage::kExpertUp) {
+        choose<kT>(parity);
+        prefetch_stage(StepStage::kExpertDown, parity);
+      }
+      const bool waits = s != StepStage::kExpertUp && (s != StepStage::kSharedDown || !routed);
+      products<kT>(s, parity, waits, s == StepStage::kSharedDown ? 1 : 0);
+      if (s == StepStage::kExpertDown) continue;
+      if (s == StepStage::kSharedDown) {
+        finish_down<kT>(parity);
+      } else {
+        finish<kT>(s, parity);
+      }
+      if (s != StepStage::kSharedUp || !routed)
+        grid_arrive();  // the shared expert's rows are announced with the others
+      read_ahead(s, l);
     }
-    project_values(c);
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    c.project_out();
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    c.score_experts();
-    trace.mark();
-    const bool routed = c.weights().n_experts > 0;
-    if (routed) c.grid_arrive();
-    c.shared_gate_up();
-    trace.mark();
-    if (routed) {
-      c.grid_wait();
-      trace.mark();
-      c.choose_experts();
-      trace.mark();
-      c.expert_gate_up();
-    } else {
-      if (c.tid == 0) barrier_arrive(shared_address(&step.s.routed));
-      trace.mark();
-      trace.mark();
-    }
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
-    c.down();
-    trace.mark();
-    c.grid_sync();
-    trace.mark();
   }
-  c.normed_out();
+  trace.mark();
+  normed_out();
 }
 
 #endif
@@ -124,43 +109,31 @@ __global__ void __launch_bounds__(kStepThreads, 1)
     decode_step_kernel(const __grid_constant__ DecodeStep p, const __grid_constant__ StepSizes sizes) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char smem[];
-  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
-  Ring ring;
-  ring.n = sizes.slots;
-  ring.full = shared_address(step.s.full);
-  ring.empty = shared_address(step.s.empty);
-  const std::uint32_t x = shared_address(smem);
-  ring.slots = x + sizes.x_bytes + kStepCacheBytes + sum_bytes(kT);
+  const int tid = threadIdx.x, lane = tid % 32;
   if (tid == 0) {
-    for (int i = 0; i < sizes.slots; ++i) {
-      barrier_init(ring.full + 8 * i, kCopyThreads);
-      barrier_init(ring.empty + 8 * i, kStepWarps);
-    }
-    barrier_init(shared_address(&step.s.routed), 1);
-    barrier_init_fence();
     step.s.p = p;
-    step.s.x = x;
-    step.s.cache = x + sizes.x_bytes;
-    step.s.sums = x + sizes.x_bytes + kStepCacheBytes;
-    step.s.x_bytes = sizes.x_bytes;
+    step.s.x = shared_address(smem);
+    step.s.sums = step.s.x + sizes.x_bytes;
+    step.s.epoch = 0;
     plan_contexts();
+  }
+  __syncthreads();
+  if (tid < 2 * kStepStages) {  // the first layer's kind and the last one's are all there are
+    const StepLayer& layer = p.layers[tid < kStepStages ? 0 : p.n_layers - 1];
+    const int stage = tid % kStepStages;
+    plan_stage(static_cast<StepStage>(stage), layer, step.s.work[layer.n_experts > 0 ? 1 : 0][stage], p.T * p.top_k);
   }
   for (int i = tid; i < 256; i += kStepThreads) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
   __syncthreads();
-  StepWorker<kT> c{ring, tid, lane, warp};
-  if (warp < kStepWarps) c.fetch_layer(0);
-  if (tid < 32 * kT) {
+  fetch_layer(0);
+  if (tid < 32 * p.T) {
     float2& r = step.s.rope[tid / 32][lane];
     rope_angle(p.rope.frequencies.revolutions[lane], p.rope.positions[tid / 32], &r.x, &r.y);
   }
   __syncthreads();
-  if (warp >= kStepWarps) {
-    copy_layers(ring, tid - kStepWorkers);
-    return;
-  }
-  work_layers(c);
+  work_layers<kT>();
   // The last block to come here leaves the counters as it found them.
-  sync_workers();
+  __syncthreads();
   if (tid == 0 && atomicAdd(step.s.p.counters + 1, 1U) == gridDim.x - 1) {
     step.s.p.counters[0] = 0;
     step.s.p.counters[1] = 0;
@@ -169,36 +142,39 @@ __global__ void __launch_bounds__(kStepThreads, 1)
 }
 
 using StepKernel = void (*)(DecodeStep, StepSizes);
+// The rows that the kernel for so many has room for.
+int step_room(int rows) { return rows <= 2 ? rows : kStepRows; }
 StepKernel kernel_for(int rows) {
-  constexpr StepKernel kKernels[kStepRows] = {decode_step_kernel<1>, decode_step_kernel<2>, decode_step_kernel<3>,
-                                              decode_step_kernel<4>};
-  return kKernels[rows - 1];
+  return rows == 1 ? decode_step_kernel<1> : rows == 2 ? decode_step_kernel<2> : decode_step_kernel<kStepRows>;
 }
 
-// How a block's shared memory is cut up: x, two tiles of the cache, and as many slots of the ring as fit.
+// A block's shared memory: what the widest stage needs, then sums. bytes = 0: there is no room.
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   cudaFuncAttributes kernel{};
   check(cudaFuncGetAttributes(&kernel, kernel_for(s.T)), "the kernel of a decode step");
-  const auto rows = [&](int n, int cols) { return 2 * n * x_stride(cols); };
-  const int heads_a_block = s.heads / l.n_sms + 2;
-  const int needed = std::max({s.heads * kCacheStride + kAttendScratch, rows(s.T, s.heads * kQkWidth),
-                               2 * rows(s.T, s.hidden), rows(s.T, s.q_lora), rows(s.T * heads_a_block, kLatentWidth),
-                               rows(s.T, std::min(kStepSegment, s.dense_inner)), rows(s.T, s.shared_inner),
-                               rows(s.T, s.expert_inner)});
-  const int all_experts = rows(s.T * s.top_k, s.expert_inner) + rows(s.T, s.shared_inner);
+  const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
+  const int down = std::max(rows(s.T * s.top_k, s.expert_inner) + rows(s.T, s.shared_inner), rows(s.T, s.dense_inner));
+  const int attend = (s.heads * kCacheStride + 127) / 128 * 128 + 2 * kCacheTile + kAttendScratch;
+  const int keys = 2 * s.T * kNopeWidth * 4 + kStepThreads * 32;
   StepSizes z{};
-  z.x_bytes = std::max(needed, std::min(all_experts, 84 << 10));
+  z.x_bytes = std::max({attend, keys, down, rows(s.T, s.heads * kQkWidth), 2 * rows(s.T, s.hidden), rows(s.T, s.q_lora),
+                        rows(2 * s.T, kLatentWidth)});
   z.x_bytes = (z.x_bytes + 127) / 128 * 128;
-  const int rest =
-      l.smem_limit - static_cast<int>(kernel.sharedSizeBytes) - kStepCacheBytes - z.x_bytes - sum_bytes(s.T) - 128;
-  z.slots = std::clamp(rest / kSlotBytes, 0, kStepSlotsMost);
-  z.bytes = z.x_bytes + kStepCacheBytes + sum_bytes(s.T) + z.slots * kSlotBytes;
+  z.bytes = z.x_bytes + sum_bytes(step_room(s.T));
+  if (z.bytes + static_cast<int>(kernel.sharedSizeBytes) > l.smem_limit) z.bytes = 0;
   return z;
+}
+
+// Whether the sums have room for every stage's tiles.
+bool tiles_fit(const Launch& l, const DecodeStep& s) {
+  const int pairs = std::max({s.dense_inner, s.shared_inner, s.expert_inner * s.T * s.top_k});
+  const int rows = std::max({s.hidden, s.q_lora + kRowWidth, s.heads * kQkWidth});
+  return std::max(pairs / l.n_sms / 8, rows / (l.n_sms - s.T) / 16) + 2 <= kSumTiles;
 }
 
 }  // namespace
 
-bool step_reads(const Mat& m, bool pair) {
+bool step_reads(const Mat& m) {
   const MatShape& shape = m.shape;
   switch (shape.format) {
     case WeightFormat::kBF16:
@@ -210,16 +186,16 @@ bool step_reads(const Mat& m, bool pair) {
     default:
       return false;
   }
-  const StepMat s = step_mat(m, pair);
-  if (shape.cols % 32 != 0 || s.row_bytes % 16 != 0 || shape.rows % 2 != 0) return false;
-  if (reinterpret_cast<std::uintptr_t>(m.at.data) % 16 != 0) return false;
+  const StepMat s = step_mat(m);
+  if (shape.cols % 32 != 0 || s.row_bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(m.at.data) % 16 != 0)
+    return false;
   if (!has_scales(shape.format)) return true;
-  if (shape.group < shape.cols && (shape.group < 32 || shape.group != 1 << s.group_shift)) return false;
-  if (shape.group_rows != 1 << s.rows_shift) return false;
-  return s.tile_rows >= 2 && (shape.group_rows == 1 || 2 * s.scale_row_bytes + 32 <= scale_piece(pair, s.mins));
+  if (m.at.mins != nullptr) return false;
+  if (shape.group < shape.cols && (shape.group < s.step_cols / 4 || shape.group != 1 << s.group_shift)) return false;
+  return shape.group_rows == 1 << s.rows_shift;
 }
 
-StepMat step_mat(const Mat& m, bool pair) {
+StepMat step_mat(const Mat& m) {
   const MatShape& shape = m.shape;
   const auto log2_of = [](int n) {
     int shift = 0;
@@ -230,29 +206,27 @@ StepMat step_mat(const Mat& m, bool pair) {
   s.at = m.at;
   s.rows = shape.rows;
   s.cols = shape.cols;
-  s.row_bytes = shape.cols * weight_code_bits(shape.format) / 8;
   s.format = shape.format;
-  const int most = weight_code_bits(shape.format) == 4 ? 64 : 32;  // a warp has at least 16 columns of a slot
-  s.tile_rows = pair ? most / 2 : most;
+  const int bits = weight_code_bits(shape.format);
+  s.row_bytes = shape.cols * bits / 8;
+  s.step_cols = 512 / bits;
   if (!has_scales(shape.format)) return s;
-  s.mins = m.at.mins != nullptr;
   s.scale_dtype = shape.scale_dtype;
-  s.scale_bytes = shape.scale_dtype == DType::kF32 ? 4 : 2;
-  s.scale_row_bytes = shape.groups_a_row * s.scale_bytes;
+  s.scale_row_bytes = shape.groups_a_row * (shape.scale_dtype == DType::kF32 ? 4 : 2);
   s.group_shift = shape.group >= shape.cols ? std::uint8_t{30} : log2_of(shape.group);
   s.rows_shift = log2_of(shape.group_rows);
-  // As many rows as have their scales in one slot.
-  if (shape.group_rows == 1)
-    s.tile_rows = std::min(s.tile_rows, (scale_piece(pair, s.mins) - 32) / s.scale_row_bytes / 2 * 2);
   return s;
 }
 
 int step_blocks(const Launch& l, const DecodeStep& s) {
   if (l.smem_limit < (200 << 10) || s.T > kStepRows || s.T * s.top_k > kStepSlots) return 0;
-  if (s.heads > kStepHeadsMost || s.hidden > 8 * kStepWorkers || s.hidden % 32 != 0 || s.q_lora > 8 * kStepWorkers ||
-      s.q_lora % 32 != 0)
+  if (s.heads > std::min(kStepHeadsMost, l.n_sms) || s.hidden > 8 * kStepThreads || s.hidden % 32 != 0 ||
+      s.q_lora > 8 * kStepThreads || s.q_lora % 32 != 0)
     return 0;
-  return sizes_for(l, s).slots >= 4 ? l.n_sms : 0;
+  // A block's columns of W_UK: units of eight, and loads of a thread.
+  const int units = s.heads * (kLatentWidth / 8) / l.n_sms + 1;
+  if (units > kKeyUnits || (kNopeWidth + kStepThreads / units - 1) / (kStepThreads / units) > kKeyLoads) return 0;
+  return tiles_fit(l, s) && sizes_for(l, s).bytes > 0 ? l.n_sms : 0;
 }
 
 void decode_step(const Launch& l, const DecodeStep& given) {

@@ -10,24 +10,22 @@ inline constexpr int kStepRows = 4;      // rows of a step at most
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
 inline constexpr int kStepSlots = 32;
 inline constexpr int kStepHeadsMost = 32;
-inline constexpr int kStepSegment = 5120;  // columns of a dense layer's or shared expert's down projection at a time
 
 // A matrix with all that the kernel would otherwise work out for each tile.
 struct StepMat {
   MatPtr at;
   std::int32_t rows = 0, cols = 0;
   std::int32_t row_bytes = 0, scale_row_bytes = 0;
-  std::int32_t tile_rows = 0;    // rows of a tile at most; of a pair, of each matrix
+  std::int32_t step_cols = 0;    // columns of 64 bytes of a row: a step of the contraction
   std::uint8_t group_shift = 0;  // a scale covers 2^group_shift columns
   std::uint8_t rows_shift = 0;   // and 2^rows_shift rows
-  std::uint8_t scale_bytes = 0;
-  bool mins = false;
   WeightFormat format = WeightFormat::kBF16;
   DType scale_dtype = DType::kF32;
 };
 
 // A layer's matrices. A dense layer has no experts, and its MLP in the place of the shared one.
-enum StepRole { kQa, kKva, kQb, kO, kValues, kSharedGate, kSharedDown, kGate, kDown, kStepRoles };
+enum class StepRole : std::uint8_t { kQa, kKva, kQb, kKvb, kO, kSharedGate, kSharedDown, kGate, kDown };
+inline constexpr int kStepRoles = 9;
 
 // A layer's weights in device memory.
 struct alignas(16) StepLayer {
@@ -38,7 +36,7 @@ struct alignas(16) StepLayer {
   const float* router;
   const float* router_bias;
   const MatPtr* experts;  // [3][n_experts]: gate, up, down
-  const void* kv_b;       // BF16; kValues are all its rows
+  const void* kv_b;       // BF16, as mats has it
   StepMat mats[kStepRoles];
   MatPtr shared_up;
   std::int32_t n_experts;
@@ -78,9 +76,9 @@ struct DecodeStep {
   long long* trace = nullptr;    // decode_trace.cuh; null: none
 };
 
-// Whether the kernel reads such a matrix (pair: gate, with up alike), and as what.
-bool step_reads(const Mat& m, bool pair = false);
-StepMat step_mat(const Mat& m, bool pair = false);
+// Whether the kernel reads such a matrix, and as what. Formats with minima it does not.
+bool step_reads(const Mat& m);
+StepMat step_mat(const Mat& m);
 
 // Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
 int step_blocks(const Launch& l, const DecodeStep& s);

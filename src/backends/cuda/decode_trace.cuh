@@ -1,7 +1,7 @@
 #pragma once
-// Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block notes the clock before
-// and after each stage, and the twelfth step of the process writes the cycles to decode_step_trace.csv. Otherwise
-// nothing.
+// Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block notes the clock at
+// the beginning of each stage (its barrier included), and the twelfth step of the process writes the cycles to
+// decode_step_trace.csv. Otherwise nothing.
 
 #include <fstream>
 #include <vector>
@@ -13,8 +13,7 @@ namespace glint::cuda {
 #ifdef GLINT_STEP_TRACE
 inline constexpr int kTraceMarks = 1024;  // a block
 inline constexpr const char* kTraceStages[] = {
-    "low", "barrier", "query", "barrier", "latent",  "barrier", "attend",  "barrier", "values", "barrier",
-    "out", "barrier", "score", "shared",  "barrier", "choose",  "gate/up", "barrier", "down",   "barrier"};
+    "low", "query", "keys", "attend", "values", "out", "score and shared", "gate/up", "down", "shared down"};
 inline constexpr int kTraceStage = sizeof(kTraceStages) / sizeof(kTraceStages[0]);
 
 class StepTrace {
@@ -47,7 +46,7 @@ class StepTraceBuffer {
     std::vector<long long> t(bytes() / sizeof(long long));
     check(cudaDeviceSynchronize(), "trace");
     check(cudaMemcpy(t.data(), device_, bytes(), cudaMemcpyDeviceToHost), "trace");
-    constexpr int kMarks = kTraceStage + 1;
+    constexpr int kMarks = kTraceStage;
     const int last = std::min(layers_, kTraceMarks / kMarks);
     std::ofstream out("decode_step_trace.csv");
     out << "stage,mean_cycles_a_layer,most_of_a_block\n";
