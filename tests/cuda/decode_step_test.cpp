@@ -20,6 +20,8 @@ struct Sizes {
 constexpr Sizes kSmall{256, 4, 128, 768, 64, 24, 4};
 constexpr Sizes kWide{2048, 20, 768, 6144, 192, 10, 4};
 
+const CudaOptions kOneKernel{.one_kernel_rows = 4};
+
 constexpr std::int64_t kLayers = 3;
 constexpr std::int64_t kVocab = 64;
 
@@ -195,7 +197,7 @@ const std::vector<std::vector<Sequence>> kBatches{
 
 void compare(const Sizes& sizes, const char* attention, const char* shared, const char* experts, KvCodec codec,
              int window, const std::vector<std::vector<Sequence>>& batches) {
-  const auto fused = make_cuda_ops({.one_kernel_steps = true}), plain = make_cuda_ops({.one_kernel_steps = false});
+  const auto fused = make_cuda_ops(kOneKernel), plain = make_cuda_ops({.one_kernel_rows = 0});
   const auto reference = make_reference_ops();
   const Layers layers(*fused, 5, sizes, attention, shared, experts);
   fused->synchronize();
@@ -236,7 +238,7 @@ TEST(DecodeStep, EveryWeightFormat) {
 // Formats with minima go op by op.
 TEST(DecodeStep, WhatTheKernelDoesNotReadGoesOpByOp) {
   NEED_GPU();
-  const auto fused = make_cuda_ops({.one_kernel_steps = true}), plain = make_cuda_ops({.one_kernel_steps = false});
+  const auto fused = make_cuda_ops(kOneKernel), plain = make_cuda_ops({.one_kernel_rows = 0});
   const Layers layers(*fused, 5, kSmall, "bf16", "bf16", "int4-g32-asym");
   const auto got = run_step(*fused, layers.device, KvCodec::kBF16, {{70, 1}}, 0);
   const auto want = run_step(*plain, layers.device, KvCodec::kBF16, {{70, 1}}, 0);
@@ -254,7 +256,7 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
 // Company changes the order of sums, no more.
 TEST(DecodeStep, CompanyChangesNothingButRounding) {
   NEED_GPU();
-  const auto ops = make_cuda_ops({.one_kernel_steps = true});
+  const auto ops = make_cuda_ops(kOneKernel);
   const Layers layers(*ops, 6, kWide, "int8-channel", "int8-channel", "int4-g64");
   const auto alone = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}}, 0);
   auto both = run_step(*ops, layers.device, KvCodec::kBF16, {{20, 1}, {31, 1}, {7, 1}}, 0);

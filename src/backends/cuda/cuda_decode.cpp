@@ -38,7 +38,7 @@ bool reads_layer(const LayerWeights& w) {
 
 void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   decoder_ = {};
-  if (!one_kernel_steps_ || layers.empty() || !std::all_of(layers.begin(), layers.end(), reads_layer)) return;
+  if (one_kernel_rows_ < 1 || layers.empty() || !std::all_of(layers.begin(), layers.end(), reads_layer)) return;
   DecodeStep s;
   const LayerWeights& first = layers[0];
   s.n_layers = static_cast<int>(layers.size());
@@ -140,7 +140,9 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
 bool CudaOps::decoder(const DecoderParams& p) {
   const std::int64_t rows = p.hidden.shape[0];
   if (decoder_.layers != p.layers.data() || decoder_.n_layers != p.layers.size() || p.layers.empty()) return false;
-  if (rows < 1 || rows > kStepRows || p.top_k > decoder_.shape.top_k) return false;
+  if (rows < 1 || rows > std::min(one_kernel_rows_, kStepRows) || p.batch.max_pages * kPageTokens > one_kernel_tokens_)
+    return false;
+  if (p.top_k > decoder_.shape.top_k) return false;
   if (p.pages.codec == KvCodec::kF32 || !supports(p.pages.codec)) return false;
   DecodeStep s = decoder_.shape;
   s.T = static_cast<int>(rows);

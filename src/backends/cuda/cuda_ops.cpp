@@ -31,7 +31,8 @@ Mat mat_of(const Weight& w) {
   return m;
 }
 
-CudaOps::CudaOps(const CudaOptions& options) : device_(options), one_kernel_steps_(options.one_kernel_steps) {
+CudaOps::CudaOps(const CudaOptions& options)
+    : device_(options), one_kernel_rows_(options.one_kernel_rows), one_kernel_tokens_(options.one_kernel_tokens) {
   for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
 }
 

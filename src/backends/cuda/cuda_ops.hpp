@@ -111,7 +111,7 @@ class CudaOps final : public Ops {
   };
 
   Device device_;
-  bool one_kernel_steps_;
+  int one_kernel_rows_, one_kernel_tokens_;
   Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_;  // zero between calls

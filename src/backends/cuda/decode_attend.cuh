@@ -65,7 +65,7 @@ __device__ __forceinline__ std::int64_t piece_row(int t, int piece, int head) {
 template <KvCodec kCodec>
 struct CacheTile {
   static constexpr int kRowsAWarp = kStepTokens / kStepWarps;
-  RawPart raw[kRowsAWarp];
+  RawPart raw[kRowsAWarp] = {};
 
   __device__ static const unsigned char* row_at(const unsigned char* pages, int seq, int token) {
     const int page =

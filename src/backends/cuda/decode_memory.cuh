@@ -17,7 +17,7 @@ __host__ __device__ constexpr int x_stride(int cols) {
 }
 
 // Sums of tiles: [pass][tile and part][16 rows][rows of x].
-constexpr int kSumTiles = 40, kSumPasses = 2;
+constexpr int kSumTiles = 48, kSumPasses = 2;
 __host__ __device__ constexpr int sum_bytes(int rows) { return kSumPasses * kSumTiles * 16 * rows * 4; }
 
 // Of W_UK: eights of columns that a block has, and loads of a thread, at most.

@@ -1,15 +1,14 @@
 #pragma once
-// A stage that multiplies: weights go from memory straight into registers, eight steps ahead, and the first eight are
+// A stage that multiplies: weights go from memory straight into registers, four steps ahead, and the first four are
 // on their way before the barrier that the stage's x waits for.
 //
 // W is the A operand of m16n8k16, sixteen rows a tile. The order of a contraction is free, so that the 16 bytes a lane
 // loads of each of its two rows (lane = 4 g + t: rows g and g + 8, bytes 16 t of the step's 64) are its share of as
 // many products as they hold columns. The B operand's eight columns are
 //   BF16        each row of x, high and low part: column 2 r + part
-//   short codes one row of x at a time: column 2 t + part has x only where the contraction is lane t's share. The sums
-//   of
-//               a lane are then those of its own codes, whose scale is one number: codes enter the product exactly, and
-//               scales the sums in fp32, whatever the group.
+//   short codes one row of x at a time: column 2 t + part has x only where the contraction is lane t's share. The
+//               sums of a lane are then those of its own codes, whose scale is one number: codes enter the product
+//               exactly, and scales the sums in fp32, whatever the group.
 
 #include "backends/cuda/decode_staging.cuh"
 
@@ -17,6 +16,15 @@
 namespace glint::cuda {
 
 constexpr int kStepDepth = 4;
+
+// As load_stream(); the rest of the 256 bytes is wanted soon.
+__device__ __forceinline__ uint4 load_ahead(const char* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
 
 template <WeightFormat F>
 struct StepFormat {
@@ -142,14 +150,19 @@ struct StepStream {
     column -= back;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      to.code[r] = load_stream(from[r].data + (back == 0 ? at * 64 : -static_cast<int>(threadIdx.x % 4) * 16));
+      to.code[r] = load_ahead(from[r].data + (back == 0 ? at * 64 : -static_cast<int>(threadIdx.x % 4) * 16));
       if (scaled) to.scale[r] = scale_bits(from[r].scales, scale_dtype, column >> group_shift);
     }
   }
   // Of round `round`; issues the first loads.
   __device__ __forceinline__ void start(StepStage s, int parity, const StepWork& w, int round,
                                         StepLoad (&loads)[kStepDepth]) {
+    // Everything has a value on every path: what has not is alive all around the kernel's loops, and then in local
+    // memory, where a load must have ended before the next one can begin.
     piece = piece_of(s, w, round);
+    from[0] = from[1] = {nullptr, nullptr};
+#pragma unroll
+    for (int i = 0; i < kStepDepth; ++i) loads[i] = {};
     if (piece.begin >= piece.end) return;
     from[0] = source_of(s, parity, w, piece.tile, piece.item, 0);
     from[1] = source_of(s, parity, w, piece.tile, piece.item, 1);
@@ -197,45 +210,40 @@ __device__ __forceinline__ void multiply(const StepLoad& from, DType scale_dtype
   }
 }
 
-// Takes the stream's codes and multiplies, round after round; leaves sums in the pass's part of step.s.sums.
+// Takes a piece's codes, multiplies, and leaves the sums at `place` of the pass's part of step.s.sums.
 template <int kT, WeightFormat F>
-__device__ __forceinline__ void multiply_all(StepStage stage, int parity, const StepWork& work, StepStream& stream,
-                                             StepLoad (&loads)[kStepDepth], int pass) {
+__device__ __forceinline__ void multiply_piece(StepStage stage, int parity, const StepWork& work,
+                                               const StepStream& stream, StepLoad (&loads)[kStepDepth], int pass,
+                                               int place) {
   using Format = StepFormat<F>;
   constexpr int kLaneBytes = Format::kCols * 2;  // of x, for a lane's 16 bytes of codes
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, stride = x_stride(stream.cols);
   const std::uint32_t nf4 = shared_address(step.s.nf4);
+  const StepPiece& p = stream.piece;
   StepSums<kT, F> sums;
   sums.clear();
-#pragma unroll 1
-  for (int round = 0; round < work.rounds; ++round) {
-    if (round > 0) stream.start(stage, parity, work, round, loads);
-    const StepPiece& p = stream.piece;
-    if (p.begin < p.end) {
-      // x at the lane's columns of the rows that are the tile's and item's; 0: none.
-      std::uint32_t x[Format::kScaled ? kT : 1];
+  if (p.begin < p.end) {
+    // x at the lane's columns of the rows that are the tile's and item's; 0: none.
+    std::uint32_t x[Format::kScaled ? kT : 1];
 #pragma unroll
-      for (int k = 0; k < (Format::kScaled ? kT : 1); ++k) {
-        const int row = Format::kScaled ? k : g / 2;
-        x[k] = row < step.s.p.T ? x_row(stage, parity, work, p.tile, p.item, row, stride) : 0;
-        if (x[k] != 0) x[k] += g % 2 * stride + t * kLaneBytes;
-      }
+    for (int k = 0; k < (Format::kScaled ? kT : 1); ++k) {
+      const int row = Format::kScaled ? k : g / 2;
+      x[k] = row < step.s.p.T ? x_row(stage, parity, work, p.tile, p.item, row, stride) : 0;
+      if (x[k] != 0) x[k] += g % 2 * stride + t * kLaneBytes;
+    }
 #pragma unroll 1
-      for (int at = p.begin; at < p.end; at += kStepDepth) {
+    for (int at = p.begin; at < p.end; at += kStepDepth) {
 #pragma unroll
-        for (int i = 0; i < kStepDepth; ++i) {
-          if (at + i < p.end) {
-            multiply<kT, F>(loads[i], stream.scale_dtype, nf4, x,
-                            static_cast<std::uint32_t>((at + i) * (4 * kLaneBytes)), sums);
-            stream.load(loads[i], at + i + kStepDepth);
-          }
+      for (int i = 0; i < kStepDepth; ++i) {
+        if (at + i < p.end) {
+          multiply<kT, F>(loads[i], stream.scale_dtype, nf4, x, static_cast<std::uint32_t>((at + i) * (4 * kLaneBytes)),
+                          sums);
+          stream.load(loads[i], at + i + kStepDepth);
         }
       }
     }
-    // Down goes on with the same tile and other experts.
-    if (stage == StepStage::kExpertDown && round + 1 < work.rounds) continue;
-    sums.flush(pass, static_cast<int>(threadIdx.x / 32) + (stage == StepStage::kExpertDown ? 0 : round * kStepWarps));
   }
+  sums.flush(pass, place);
 }
 
 // A stage's products. `waits`: x is not there yet; waits for the other blocks and stages it, while the first codes
@@ -246,32 +254,44 @@ __device__ __forceinline__ void products(StepStage stage, int parity, bool waits
   const StepMat& m = mat_of(stage, parity);
   StepStream stream(m);
   StepLoad loads[kStepDepth];
-  if (work.rounds > 0) stream.start(stage, parity, work, 0, loads);
-  if (waits) stage_x<kT>(stage, parity);
-  switch (m.format) {
-    case WeightFormat::kBF16:
-      return multiply_all<kT, WeightFormat::kBF16>(stage, parity, work, stream, loads, pass);
-    case WeightFormat::kF8E4M3:
-      return multiply_all<kT, WeightFormat::kF8E4M3>(stage, parity, work, stream, loads, pass);
-    case WeightFormat::kI8:
-      return multiply_all<kT, WeightFormat::kI8>(stage, parity, work, stream, loads, pass);
-    case WeightFormat::kI4:
-      return multiply_all<kT, WeightFormat::kI4>(stage, parity, work, stream, loads, pass);
-    default:
-      return multiply_all<kT, WeightFormat::kNF4>(stage, parity, work, stream, loads, pass);
-  }
+  int round = 0;
+#pragma unroll 1
+  do {
+    stream.start(stage, parity, work, round, loads);
+    if (round == 0 && waits) stage_x<kT>(stage, parity);
+    const int place = static_cast<int>(threadIdx.x / 32) + round * kStepWarps;
+    switch (m.format) {
+      case WeightFormat::kBF16:
+        multiply_piece<kT, WeightFormat::kBF16>(stage, parity, work, stream, loads, pass, place);
+        break;
+      case WeightFormat::kF8E4M3:
+        multiply_piece<kT, WeightFormat::kF8E4M3>(stage, parity, work, stream, loads, pass, place);
+        break;
+      case WeightFormat::kI8:
+        multiply_piece<kT, WeightFormat::kI8>(stage, parity, work, stream, loads, pass, place);
+        break;
+      case WeightFormat::kI4:
+        multiply_piece<kT, WeightFormat::kI4>(stage, parity, work, stream, loads, pass, place);
+        break;
+      default:
+        multiply_piece<kT, WeightFormat::kNF4>(stage, parity, work, stream, loads, pass, place);
+        break;
+    }
+  } while (++round < work.rounds);
 }
 
-// The sum of row `place` for row t of x, after a barrier of the block.
+// The sum of row `place` for row t of x, after a barrier of the block. `rounds`: down's parts, when its experts take
+// more than one.
 template <int kT>
-__device__ __forceinline__ float sum_at(const StepWork& w, int place, int t, int pass = 0) {
+__device__ __forceinline__ float sum_at(const StepWork& w, int place, int t, int pass = 0, int rounds = 1) {
   const int parts = 1 << w.part_shift;
-  std::uint32_t at =
-      step.s.sums +
-      static_cast<std::uint32_t>((((pass * kSumTiles + (place / 16 << w.part_shift)) * 16 + place % 16) * kT + t) * 4);
   float v = 0;
-#pragma unroll 1
-  for (int i = 0; i < parts; ++i, at += 64 * kT) v += __uint_as_float(lds32(at));
+  for (int round = 0; round < rounds; ++round) {
+    const int first = pass * kSumTiles + (place / 16 << w.part_shift) + round * kStepWarps;
+    const std::uint32_t at = step.s.sums + static_cast<std::uint32_t>(((first * 16 + place % 16) * kT + t) * 4);
+#pragma unroll 4
+    for (int i = 0; i < parts; ++i) v += __uint_as_float(lds32(at + static_cast<std::uint32_t>(i * 64 * kT)));
+  }
   return v;
 }
 

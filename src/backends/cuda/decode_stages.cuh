@@ -94,7 +94,7 @@ __device__ __noinline__ void finish_down(int parity) {
   for (int i = threadIdx.x; i < shared.rows * p.T; i += kStepThreads) {
     const int t = p.T == 1 ? 0 : i / shared.rows, place = i - t * shared.rows;
     float* at = p.stream + t * p.hidden + shared.begin + place;
-    const float v = routed ? sum_at<kT>(experts, place, t, 0) : 0.0F;
+    const float v = routed ? sum_at<kT>(experts, place, t, 0, experts.rounds) : 0.0F;
     *at = __ldcg(at) + (v + sum_at<kT>(shared, place, t, 1));
   }
 }

@@ -13,7 +13,7 @@ __device__ __forceinline__ void put_rows(const float* from, int stride, int rows
   const int units = cols / 8, row_stride = x_stride(cols);
 #pragma unroll 1
   for (int i = threadIdx.x; i < rows * units; i += 2 * kStepThreads) {  // two at a time: the loads overlap
-    float v[2][8];
+    float v[2][8] = {};
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const int j = i + k * kStepThreads;

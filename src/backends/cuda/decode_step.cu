@@ -169,7 +169,9 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
 bool tiles_fit(const Launch& l, const DecodeStep& s) {
   const int pairs = std::max({s.dense_inner, s.shared_inner, s.expert_inner * s.T * s.top_k});
   const int rows = std::max({s.hidden, s.q_lora + kRowWidth, s.heads * kQkWidth});
-  return std::max(pairs / l.n_sms / 8, rows / (l.n_sms - s.T) / 16) + 2 <= kSumTiles;
+  const int tiles = std::max(pairs / l.n_sms / 8, rows / (l.n_sms - s.T) / 16) + 2;
+  const int down = s.hidden / l.n_sms / 16 + 2;  // tiles, of T · top_k experts
+  return tiles <= kSumTiles && down * s.T * s.top_k <= 2 * kStepWarps;
 }
 
 }  // namespace

@@ -160,7 +160,7 @@ __device__ __forceinline__ std::uint32_t x_row(StepStage s, int parity, const St
 
 // ---- reading ahead --------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void prefetch_bytes(const void* data, std::int64_t from, std::int64_t bytes) {
+__device__ __noinline__ void prefetch_bytes(const void* data, std::int64_t from, std::int64_t bytes) {
   constexpr int kPiece = 4096;
   const auto begin = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(from)) & ~std::uintptr_t{15};
   const auto n = static_cast<int>(bytes) & ~15;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void prefetch_bytes(const void* data, std::int64_t fr
                  "r"(min(kPiece, n - i))
                  : "memory");
 }
-__device__ __forceinline__ void prefetch_rows(const StepMat& m, const MatPtr& at, int begin, int n) {
+__device__ __noinline__ void prefetch_rows(const StepMat& m, const MatPtr& at, int begin, int n) {
   if (n <= 0) return;
   prefetch_bytes(at.data, static_cast<std::int64_t>(begin) * m.row_bytes, static_cast<std::int64_t>(n) * m.row_bytes);
   if (m.scale_row_bytes > 0) {
