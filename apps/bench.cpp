@@ -22,6 +22,7 @@
 #include "command.hpp"
 #include "engine/loaded_model.hpp"
 #include "engine_flags.hpp"
+#include "models/glm_4_7_flash/load_gguf.hpp"
 #include "models/glm_4_7_flash/quantize.hpp"
 #include "progress.hpp"
 
@@ -124,7 +125,9 @@ ModelWeights make_weights(EngineFlags& flags, Ops& ops) {
   const LoadProgress progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   flags.resolve();
   if (flags.options.synthetic_layers == 0) {
-    ModelWeights weights = load_weights(flags.options.model_dir, ops, progress);
+    const auto gguf = find_gguf(flags.options.model_dir);
+    ModelWeights weights =
+        gguf ? load_gguf(*gguf, ops, progress) : load_weights(flags.options.model_dir, ops, progress);
     if (const std::string& w = flags.options.weights; !w.empty())
       quantize_in_memory(weights, QuantRecipe::parse(w), ops, progress);
     return weights;

@@ -1,6 +1,6 @@
 // Every heavy op of the CPU backend on the shapes of GLM-4.7-Flash: time, GB/s, GFLOP/s, share of the measured peak.
 //   cpu_ops_bench [--threads N] [--isa NAME] [--op SUBSTRING] [--rows 1,4,32,512] [--context N] [--csv FILE]
-//                 [--format bf16|int4|int4-g32|int8|nf4|fp8]
+//                 [--format bf16|int4|int4-g32|int8|nf4|fp8] [--kv f32|bf16|f16|fp8|int8|int4]
 // Weights are sets far larger than L3 and used in turn, so that each run reads them from memory. The share is of the
 // binding ceiling: bytes / read bandwidth or flops / multiply-add peak, whichever takes longer. Time is the median of
 // wall times; `cpu` is the CPU time of all threads over threads · wall: below 1, something else ran on the cores, and
@@ -23,6 +23,7 @@
 #include "base/clock.hpp"
 #include "base/thread_pool.hpp"
 #include "ops/cost.hpp"
+#include "ops/kv_codec.hpp"
 #include "tensor/codec.hpp"
 
 namespace glint {
@@ -40,6 +41,7 @@ struct Flags {
   std::int64_t context = 2048;
   std::string csv;
   std::string format = "bf16";
+  KvCodec kv = KvCodec::kBF16;
 };
 
 // kv_b stays BF16 in every format.
@@ -101,7 +103,7 @@ class Bench {
       if (csv_ != nullptr)
         std::fprintf(csv_,
                      "isa,threads,op,rows,context,us,gb_s,gflop_s,share_of_read,share_of_bf16,read_gb_s,bf16_gflop_s,"
-                     "format,cpu_us\n");
+                     "format,cpu_us,kv\n");
     }
   }
   ~Bench() {
@@ -207,10 +209,10 @@ class Bench {
                 c.flops / cpu_us / 1e3);
     std::fflush(stdout);
     if (csv_ != nullptr)
-      std::fprintf(csv_, "%s,%d,%s,%d,%lld,%.1f,%.2f,%.2f,%.3f,%.3f,%.2f,%.1f,%s,%.1f\n", peaks_.isa.c_str(),
+      std::fprintf(csv_, "%s,%d,%s,%d,%lld,%.1f,%.2f,%.2f,%.3f,%.3f,%.2f,%.1f,%s,%.1f,%s\n", peaks_.isa.c_str(),
                    peaks_.threads, op, rows, static_cast<long long>(flags_.context), us, gb, gflop,
                    gb / peaks_.read_gb_s, gflop / peaks_.bf16_gflop_s, peaks_.read_gb_s, peaks_.bf16_gflop_s,
-                   flags_.format.c_str(), cpu_us);
+                   flags_.format.c_str(), cpu_us, std::string(kv_codec_name(flags_.kv)).c_str());
   }
 
   void projections(int rows) {
@@ -256,28 +258,42 @@ class Bench {
     }
   }
 
+  // A page of random rows as mla_append leaves them.
+  std::vector<char> random_page(std::size_t bytes) {
+    std::vector<char> page(bytes);
+    std::int32_t slots[kPageTokens];
+    for (std::int32_t i = 0; i < kPageTokens; ++i) slots[i] = i;
+    const View rows = activations({kPageTokens, kKvRow});
+    ops_->mla_append({.kv = rows, .slots = slots, .pages = {page.data(), static_cast<std::int64_t>(bytes), flags_.kv}});
+    return page;
+  }
+
   // One sequence. rows ≤ 4: the last `rows` tokens of `context`; more: a prefill from position 0.
   void attend(int rows) {
     if (!wanted("mla_attend")) return;
     clear();
     const std::int64_t context = rows <= 4 ? flags_.context : rows;
     const std::int64_t pages = (context + kPageTokens - 1) / kPageTokens;
+    const std::size_t page_bytes = static_cast<std::size_t>(kPageTokens * kv_row_bytes(flags_.kv));
+    std::vector<char> page = random_page(page_bytes);
+    std::vector<std::vector<char>> caches;
     const auto sets = copies(kHeads * (kNope + kValue) * kLatent * 2, [&] {
-      return std::pair{plain_weight(kHeads * (kNope + kValue), kLatent),
-                       tensor(DType::kBF16, {pages * kPageTokens, kKvRow}, 1)};
+      auto& cache = caches.emplace_back();
+      for (std::int64_t i = 0; i < pages; ++i) cache.insert(cache.end(), page.begin(), page.end());
+      return plain_weight(kHeads * (kNope + kValue), kLatent);
     });
     std::vector<std::int32_t> table(static_cast<std::size_t>(pages));
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i);
     const std::int32_t offsets[2] = {0, rows};
     const auto length = static_cast<std::int32_t>(context);
     MlaAttendParams p{.q = activations({rows, kHeads, kQk}),
-                      .kv_b = sets[0].first,
-                      .pages = {sets[0].second.data, kPageTokens * kv_row_bytes(KvCodec::kBF16), KvCodec::kBF16},
+                      .kv_b = sets[0],
+                      .pages = {caches[0].data(), static_cast<std::int64_t>(page_bytes), flags_.kv},
                       .batch = {1, offsets, &length, table.data(), static_cast<int>(pages)},
                       .out = activations({rows, kHeads * kValue})};
     time("mla_attend", rows, cost(p), true, [&](std::size_t i) {
-      p.kv_b = sets[i % sets.size()].first;
-      p.pages.base = sets[i % sets.size()].second.data;
+      p.kv_b = sets[i % sets.size()];
+      p.pages.base = caches[i % sets.size()].data();
       ops_->mla_attend(p);
     });
   }
@@ -385,6 +401,7 @@ int run(int argc, char** argv) {
     if (name == "--context") flags.context = std::atoll(value.c_str());
     if (name == "--csv") flags.csv = value;
     if (name == "--format") flags.format = value;
+    if (name == "--kv") flags.kv = kv_codec_from_name(value).value();
     if (name == "--rows") {
       flags.rows.clear();
       std::istringstream list(value);

@@ -2,6 +2,7 @@
 """Measures the memory of `glint quantize` and of loading its result, on random weights of the real model's shape.
 
     tools/memory_check.py --glint build/release/apps/glint [--layers 2] [--seconds 240] [--work DIR]
+    tools/memory_check.py --glint build/release/apps/glint --growth 3,6,12 [--method rtn] [--csv FILE]
 
 Makes a BF16 checkpoint of the real width (hidden 2,048, 64 experts of 1,536, 20 heads, 154,880 tokens) with few layers:
 quantising works layer by layer, so its peak does not grow with their number. Then it
@@ -9,6 +10,9 @@ quantising works layer by layer, so its peak does not grow with their number. Th
 1. quantises with plain rounding to the end, and with gptq for at most --seconds (statistics, the peak, come first);
 2. loads the quantised model, generates one token, and compares anonymous memory with the file's size, once with a
    layer less: what a layer adds gives the figures of all 47.
+
+With --growth it quantises models of so many layers to the end, one after another, and fails if a peak is 4 GB or more
+or if the largest model's is more than 5 % above the smallest's. 12 layers are 16 GB, of which a copy in 4 bits is made.
 
 Reads /proc/PID/smaps_rollup every 50 ms: anonymous memory is what a program takes for itself; the rest are pages of
 mapped files, which the kernel may drop. Needs twice the checkpoint's size on the disk (2 layers: 2.7 GB and 1.1 GB).
@@ -124,6 +128,11 @@ def rollup(pid: int) -> tuple[int, int]:
     return sizes.get("Anonymous", 0), sizes.get("Rss", 0)
 
 
+def bytes_of(model: Path) -> int:
+    """Of its weights."""
+    return sum(f.stat().st_size for f in model.glob("*.safetensors"))
+
+
 @dataclass
 class Watched:
     """Peaks of a command's memory, its anonymous memory when last seen, and whether it ended within its time."""
@@ -156,7 +165,35 @@ def load(glint: Path, model: Path) -> tuple[int, int]:
     """Anonymous bytes of a process that has loaded the model and made a token, and the file's size."""
     flags = ["-n", "1", "--temp", "0", "--context", "64", "--cache-tokens", "64", "--chunk", "8", "-q"]
     seen = watch([glint, "run", "-m", model, *flags, "hello"], 600)
-    return seen.anonymous, sum(f.stat().st_size for f in model.glob("*.safetensors"))
+    return seen.anonymous, bytes_of(model)
+
+
+def growth(glint: Path, folder: Path, args: argparse.Namespace) -> bool:
+    """Whether the peak of quantising stays below 4 GB and does not grow with the layers."""
+    lines = ["layers,method,input_bytes,output_bytes,seconds,peak_anonymous_bytes,peak_resident_bytes"]
+    peaks = []
+    for layers in args.growth:
+        source, made = folder / "bf16", folder / "q4"
+        write_checkpoint(source, layers)
+        size = bytes_of(source)
+        begin = time.monotonic()
+        flags = ["--preset", "q4", "-q", "--method", args.method, "--calibration-tokens", str(args.calibration_tokens)]
+        seen = watch([glint, "quantize", "-m", source, "-o", made, *flags], 1e6)
+        seconds = time.monotonic() - begin
+        peaks.append(seen.anonymous)
+        lines.append(
+            f"{layers},{args.method},{size},{bytes_of(made)},{seconds:.0f},{seen.anonymous},{seen.resident}"
+        )
+        print(
+            f"{layers} layers, {size / GB:.2f} GB, {args.method}: anonymous {seen.anonymous / GB:.3f} GB, "
+            f"resident {seen.resident / GB:.2f} GB, {seconds:.0f} s",
+            flush=True,
+        )
+        if args.csv:
+            args.csv.write_text("\n".join(lines) + "\n")
+        shutil.rmtree(source)
+        shutil.rmtree(made)
+    return max(peaks) < 4 * GB and max(peaks) <= 1.05 * peaks[0]
 
 
 def main() -> int:
@@ -168,10 +205,17 @@ def main() -> int:
     parser.add_argument("--calibration-tokens", default=4096, type=int)
     parser.add_argument("--real-tokens", default=81920, type=int, help="calibration tokens to reckon with")
     parser.add_argument("--work", type=Path, help="where to make the checkpoints (default: a temporary folder)")
+    parser.add_argument("--growth", type=lambda s: [int(n) for n in s.split(",")], help="e.g. 3,6,12")
+    parser.add_argument("--method", default="rtn", help="with --growth")
+    parser.add_argument("--csv", type=Path, help="with --growth: where to keep its rows")
     args = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory(dir=args.work) as temp:
         folder = Path(temp)
+        if args.growth:
+            flat = growth(args.glint, folder, args)
+            print("under 4 GB whatever the number of layers" if flat else "misses a bar")
+            return 0 if flat else 1
         loads = []
         for layers in (args.layers - 1, args.layers):
             source, made = folder / f"bf16-{layers}", folder / f"q4-{layers}"

@@ -196,7 +196,7 @@ TEST(LoadGguf, TokenizerIsTheCheckpoints) {
 
 // A file of a small model, to be rebuilt with changes: metadata by key, tensors by name.
 struct Draft {
-  ModelConfig config = small_config();
+  const ModelConfig config = small_config();
   std::map<std::string, std::function<void(GgufMetadataBuilder&)>> changed;  // instead of what add_gguf_config writes
   std::map<std::string, std::string> renamed;                                // tensor → new name; "" leaves it out
   std::map<std::string, Shape> reshaped;
@@ -214,9 +214,13 @@ std::string build(const TempDir& dir, const Draft& draft) {
   const GgufExport options{.type = GgufType::kBF16, .head_type = GgufType::kBF16};
   GgufMetadataBuilder metadata;
   add_gguf_config(metadata, draft.config, options);
-  const std::string plain = dir / "plain.gguf", path = dir / "model.gguf";
-  export_synthetic_gguf(plain, draft.config, 1, metadata, options);
-  const GgufModel file(plain);
+  const std::string path = dir / "model.gguf";
+  static const TempDir plain_dir;  // one file for all drafts: random weights are drawn slowly under a sanitizer
+  static const GgufModel file = [&] {
+    const std::string plain = plain_dir / "plain.gguf";
+    export_synthetic_gguf(plain, draft.config, 1, metadata, options);
+    return GgufModel(plain);
+  }();
   GgufMetadataBuilder changed;
   for (const GgufMetadata::Entry& e : file.metadata().entries()) {
     if (!draft.changed.contains(e.key)) copy_value(changed, e.key, e.value);

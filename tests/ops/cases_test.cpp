@@ -74,8 +74,11 @@ constexpr const char* kPrefill = "mla_attend/bf16/bf16/N=4/window=100/64of264";
 TEST(Cases, AbsorbedAttentionAgreesWithExpanded) {
   const auto absorbed = [](Ops&, const MlaAttendParams& p) { reference::mla_attend_absorbed(p); };
   Replaced tested(make_reference_ops(), absorbed);
+  std::set<KvCodec> seen;
   for (const Case& c : all_cases()) {
     if (c.op != "mla_attend") continue;
+    // Both forms decode rows by one function: every shape over BF16, the first of every other codec.
+    if (!seen.insert(*c.codec).second && c.codec != KvCodec::kBF16) continue;
     const CaseResult r = compare(c, run_outputs(c, tested, Layout::kScattered), reference_outputs(c), Precision::kF32);
     EXPECT_TRUE(r.ok) << c.name << ": " << r.reason;
   }

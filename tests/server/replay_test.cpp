@@ -137,7 +137,7 @@ TEST(Replay, MemoryIsBoundedAndALaterTurnTakesThePlaceOfTheEarlierOne) {
     memory.remember(engine, sampled(engine, kPrompt, "ab</think>" + std::to_string(i)));
     EXPECT_LE(memory.bytes(), 2000U);
   }
-  memory.remember(engine, sampled(engine, kPrompt, std::string(5000, 'x')));  // more than all
+  memory.remember(engine, sampled(engine, kPrompt, std::string(1000, 'x')));  // more than all
   EXPECT_LE(memory.bytes(), 2000U);
   EXPECT_EQ(memory.encode(engine, kPrompt + "ab</think>99<|user|>").size(),
             sampled(engine, kPrompt, "ab</think>99").size() + 1);

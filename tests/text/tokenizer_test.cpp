@@ -162,15 +162,20 @@ TEST(Tokenizer, MergesByRankLeftmostFirst) {
 
 // The definition, without a clever data structure: what Bpe must equal.
 Ids merge_plainly(const std::vector<Merge>& merges, std::string_view bytes) {
-  std::map<std::pair<std::int32_t, std::int32_t>, std::size_t> ranks;
-  for (std::size_t r = 0; r < merges.size(); ++r) ranks[{merges[r].left, merges[r].right}] = r;
+  constexpr std::size_t kIds = 1024;  // a table: the sanitizers take a minute over a map
+  std::vector<std::uint16_t> ranks(kIds * kIds, 0xffff);
+  for (std::size_t r = 0; r < merges.size(); ++r)
+    ranks[static_cast<std::size_t>(merges[r].left) * kIds + static_cast<std::size_t>(merges[r].right)] =
+        static_cast<std::uint16_t>(r);
   Ids ids;
   for (const char c : bytes) ids.push_back(static_cast<std::uint8_t>(c));
   for (;;) {
+    const std::int32_t* id = ids.data();
     std::size_t best = merges.size(), at = 0;
-    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
-      const auto found = ranks.find({ids[i], ids[i + 1]});
-      if (found != ranks.end() && found->second < best) best = found->second, at = i;
+    for (std::size_t i = 0, n = ids.size(); i + 1 < n; ++i) {
+      const std::size_t rank =
+          ranks.data()[static_cast<std::size_t>(id[i]) * kIds + static_cast<std::size_t>(id[i + 1])];
+      if (rank < best) best = rank, at = i;
     }
     if (best == merges.size()) return ids;
     ids[at] = merges[best].result;

@@ -17,7 +17,11 @@ constexpr std::int64_t kLanes = 8;
 
 #define GLINT_INLINE inline __attribute__((always_inline))
 
-GLINT_INLINE void load(F8& v, const float* p) { std::memcpy(&v, p, sizeof(F8)); }
+// Not memcpy: the address sanitizer makes a call of that, which took half the time of its tests.
+struct __attribute__((packed, may_alias)) Unaligned {
+  F8 value;
+};
+GLINT_INLINE void load(F8& v, const float* p) { v = reinterpret_cast<const Unaligned*>(p)->value; }
 
 GLINT_INLINE float add_lanes(const F8& v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
 
