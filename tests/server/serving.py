@@ -28,6 +28,11 @@ def glint_json(*words: str) -> dict:
     return json.loads(out.stdout)
 
 
+def greedy_run(*words: str) -> dict:
+    """What `glint run` answers at temperature 0."""
+    return glint_json("run", "--temp", "0", *words)
+
+
 class Server:
     """A running server; as a context manager it is stopped at the end, which must succeed."""
 

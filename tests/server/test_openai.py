@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from serving import glint_json
+from serving import greedy_run
 
 HELLO = [{"role": "user", "content": "Tell me a story about a fox."}]
 
@@ -49,7 +49,7 @@ def collected(stream):
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_greedy_equals_glint_run(client, idle, thinking):
-    expected = glint_json("run", "--temp", "0", "-n", "48", *([] if thinking else ["--no-think"]), HELLO[0]["content"])
+    expected = greedy_run("-n", "48", *([] if thinking else ["--no-think"]), HELLO[0]["content"])
     kwargs = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 48,
               "extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}}
     whole = client.chat.completions.create(**kwargs)

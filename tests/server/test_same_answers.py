@@ -6,7 +6,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from serving import Server, glint_json
+from serving import Server, greedy_run
 
 CLIENTS = 32
 TOKENS = 32
@@ -24,7 +24,7 @@ QUESTIONS = [
 @pytest.fixture(scope="module")
 def expected():
     """(reasoning, content, tokens) of each question, by the command."""
-    answers = [glint_json("run", "--temp", "0", "-n", str(TOKENS), question) for question in QUESTIONS]
+    answers = [greedy_run("-n", str(TOKENS), question) for question in QUESTIONS]
     return [(a["reasoning_content"], a["content"], a["usage"]["generated_tokens"]) for a in answers]
 
 
