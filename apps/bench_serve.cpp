@@ -84,14 +84,15 @@ class Conversation {
 
  private:
   std::string body() const {
-    return json::serialize(json::object{{"model", flags_.model},
-                                        {"messages", messages_},
-                                        {"max_tokens", flags_.gen_tokens},
-                                        {"temperature", flags_.temperature},
-                                        {"seed", index_},
-                                        {"ignore_eos", true},
-                                        {"stream", true},
-                                        {"stream_options", json::object{{"include_usage", true}}}});
+    return json::serialize(
+        json::object{{"model", flags_.model},
+                     {"messages", messages_},
+                     {"max_tokens", flags_.gen_tokens},
+                     {"temperature", flags_.temperature},
+                     {"seed", index_},
+                     {"ignore_eos", true},
+                     {"stream", true},
+                     {"stream_options", json::object{{"include_usage", true}, {"continuous_usage_stats", true}}}});
   }
 
   const Flags& flags_;

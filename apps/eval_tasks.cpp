@@ -229,7 +229,8 @@ double percent(const TaskScore& s) {
 
 int run_scores(TaskFlags& f, ScoreFunction score) {
   const auto engine = f.engine.open();
-  const std::vector<TaskScore> scores = by_task(score(*engine, f.file, f.limit));
+  const std::vector<Outcome> outcomes = score(*engine, f.file, f.limit);
+  const std::vector<TaskScore> scores = by_task(outcomes);
   TaskScore all{.task = "all"};
   for (const TaskScore& s : scores) {
     all.right += s.right;
@@ -238,7 +239,13 @@ int run_scores(TaskFlags& f, ScoreFunction score) {
   if (f.json) {
     json::object tasks;
     for (const TaskScore& s : scores) tasks[s.task] = json::object{{"right", s.right}, {"total", s.total}};
-    const json::value out = {{"file", f.file}, {"right", all.right}, {"total", all.total}, {"tasks", std::move(tasks)}};
+    json::array each;  // in the order of the file
+    for (const Outcome& o : outcomes) each.push_back(json::object{{"task", o.task}, {"right", o.right}});
+    const json::value out = {{"file", f.file},
+                             {"right", all.right},
+                             {"total", all.total},
+                             {"tasks", std::move(tasks)},
+                             {"each", std::move(each)}};
     fmt::print("{}\n", json::dump_python(out));
   } else {
     for (const TaskScore& s : scores)

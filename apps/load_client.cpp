@@ -1,5 +1,6 @@
 #include "load_client.hpp"
 
+#include <algorithm>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -84,17 +85,22 @@ class StreamReader {
     if (content.empty() && reasoning.empty() && !delta.contains("tool_calls")) return;
     answer_.content += content;
     answer_.reasoning += reasoning;
+    // Tags and halves of characters have no text: a piece may stand for several tokens, which came one a step.
+    const std::int64_t tokens = std::max<std::int64_t>(1, answer_.completion_tokens - told_tokens_);
     if (answer_.first_s == 0) {
       answer_.first_s = now;
     } else {
-      answer_.gaps_s.push_back(now - last_s_);
+      answer_.gaps_s.insert(answer_.gaps_s.end(), static_cast<std::size_t>(tokens),
+                            (now - last_s_) / static_cast<double>(tokens));
     }
+    told_tokens_ = answer_.completion_tokens;
     last_s_ = now;
   }
 
   LoadAnswer& answer_;
   std::string pending_;
   double last_s_ = 0;
+  std::int64_t told_tokens_ = 0;  // by the usage of the last piece, where the server sends it with each
   bool done_ = false;
 };
 

@@ -21,7 +21,7 @@ LoadTarget parse_target(const std::string& url);
 // One answer. Times by now_s().
 struct LoadAnswer {
   double start_s = 0, first_s = 0, end_s = 0;  // first_s: the first piece of content or reasoning; 0: none came
-  std::vector<double> gaps_s;                  // between one piece and the next
+  std::vector<double> gaps_s;                  // one a token: between its piece and the one before, over its tokens
   std::int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // as the server counts them
   std::string reasoning, content;
   int status = 0;     // of HTTP; 0: none came

@@ -4,7 +4,7 @@
 Usage: .venv/bin/python tools/serve_soak.py [--minutes 10] [--clients 32] [--json FILE] [-- FLAGS OF glint serve]
 
 First it fills the cache: its memory is taken page by page, so that before every page was used nothing can be said of
-growth. Passes when every whole answer was whole, everything is idle at the end, handles and threads are as many as before,
+growth. What the server remembers of recent conversations (64 MB at most, more than some minutes fill) is taken off. Passes when every whole answer was whole, everything is idle at the end, handles and threads are as many as before,
 and the memory of the last quarter is at most 3 % above that of the second (the first warms arenas up).
 """
 
@@ -152,10 +152,11 @@ def soak(minutes: float, clients: int, flags: list) -> dict:
         threads = [threading.Thread(target=client, args=(n, (host, int(port)), until, tally)) for n in range(clients)]
         for thread in threads:
             thread.start()
-        memory = []
+        memory, replay = [], []
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 60 * minutes / 60))
-            memory.append(resident_mb(server.process.pid))
+            replay.append(server.metrics()["glint_replay_bytes"] / 2**20)
+            memory.append(resident_mb(server.process.pid) - replay[-1])
             if sys.stderr.isatty():
                 print(f"\r{len(memory)}/60 · {memory[-1]:.0f} MB · {tally.counts}\x1b[K", end="", file=sys.stderr)
         for thread in threads:
@@ -168,7 +169,7 @@ def soak(minutes: float, clients: int, flags: list) -> dict:
         result = {
             "minutes": minutes, "clients": clients, "cache_filled": round(filled, 3), **tally.counts, "tokens": tally.tokens, "failures": tally.failures,
             "handles": [before[0], after[0]], "threads": [before[1], after[1]],
-            "memory_mb": [round(m, 1) for m in memory],
+            "memory_mb": [round(m, 1) for m in memory], "replay_mb": [round(m, 1) for m in replay],
             "second_quarter_mb": sum(second) / len(second), "last_quarter_mb": sum(last) / len(last),
         }
     result["passed"] = bool(filled > 0.9 and tally.counts["failed"] == 0 and tally.counts["whole"] > 0 and after[0] <= before[0] + 1

@@ -39,6 +39,11 @@ void check_options(const EngineOptions& o) {
 // Rows of logits that scoring makes at a time: enough that reading lm_head's weights is not what takes the time.
 constexpr std::int64_t kScoreRows = 64;
 
+// Of prompts beside decodes. A host's step takes as long as it has rows; a device's costs much the same up to a chunk.
+std::int64_t prompt_rows(const EngineOptions& options, const Ops& ops) {
+  return ops.host_memory() ? std::max<std::int64_t>(1, options.chunk_tokens / 4) : 0;
+}
+
 constexpr double kMostSeconds = 1e9;  // a timeout: what microseconds in 64 bits hold, and more than anyone waits
 
 std::uint64_t random_seed() {
@@ -78,6 +83,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
                                      StepLoopOptions{.scheduler = {.n_pages = runtime_->store().n_pages(),
                                                                    .page_tokens = kPageTokens,
                                                                    .chunk_tokens = options_.chunk_tokens,
+                                                                   .prompt_rows = prompt_rows(options_, *loaded_.ops),
                                                                    .max_running = options_.max_requests,
                                                                    .max_context = cache.max_context},
                                                      .eos_ids = config.eos_ids,

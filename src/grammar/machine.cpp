@@ -15,8 +15,8 @@ std::size_t mix(std::size_t h, std::size_t v) { return (h ^ v) * 0x9E3779B97F4A7
 }  // namespace
 
 std::size_t Machine::NodeHash::operator()(const Node& n) const {
-  return mix(mix(static_cast<std::size_t>(n.state), static_cast<std::size_t>(n.parent)),
-             static_cast<std::size_t>(n.count));
+  const std::size_t place = mix(static_cast<std::size_t>(n.state), static_cast<std::size_t>(n.parent));
+  return mix(mix(place, static_cast<std::size_t>(n.count)), static_cast<std::size_t>(n.enough));
 }
 std::size_t Machine::SetHash::operator()(const std::vector<NodeId>& v) const {
   std::size_t h = v.size();
@@ -24,7 +24,10 @@ std::size_t Machine::SetHash::operator()(const std::vector<NodeId>& v) const {
   return h;
 }
 
-Machine::Machine(const Grammar& grammar) : grammar_(&grammar) { reset(); }
+Machine::Machine(const Grammar& grammar, Limits limits, std::int64_t most_noted)
+    : grammar_(&grammar), limits_(limits), most_noted_(most_noted) {
+  reset();
+}
 
 void Machine::reset() {
   nodes_.clear();
@@ -43,11 +46,17 @@ ConfigId Machine::start(StateId state, std::int64_t count) {
 bool Machine::pass(const Node& from, Count count, StateId to, Node& out) const {
   const State& target = grammar_->states[static_cast<std::size_t>(to)];
   const Rule& rule = grammar_->rules[static_cast<std::size_t>(target.rule)];
-  if (count == Count::kAdd && rule.max >= 0 && from.count >= rule.max) return false;
-  if (count == Count::kEnough && from.count < rule.min) return false;
+  const bool noted = limits_ == Limits::kNoted && from.parent == kBottom;
+  if (!noted && count == Count::kAdd && rule.max >= 0 && from.count >= rule.max) return false;
+  if (!noted && count == Count::kEnough && from.count < rule.min) return false;
   if (from.depth + target.depth > kMaxFrames) return false;
   out = from;
   out.state = to;
+  if (noted) {
+    if (count == Count::kAdd) out.count = std::min(from.count + 1, most_noted_);
+    if (count == Count::kEnough) out.enough = std::min(from.enough, from.count);
+    return true;
+  }
   // Without a limit nothing is counted beyond the least.
   if (count == Count::kAdd && (rule.max >= 0 || from.count < rule.min)) ++out.count;
   return true;
@@ -63,7 +72,7 @@ NodeId Machine::intern_node(const Node& node) {
 ConfigId Machine::intern(std::vector<NodeId> todo) {
   std::vector<NodeId> seen;
   std::vector<NodeId> reading;
-  bool end = false;
+  std::vector<NodeId> ends;
   const auto visit = [&](NodeId id) {
     const auto at = std::lower_bound(seen.begin(), seen.end(), id);
     if (at != seen.end() && *at == id) return false;
@@ -83,7 +92,7 @@ ConfigId Machine::intern(std::vector<NodeId> todo) {
     const Node node = nodes_[static_cast<std::size_t>(id)];
     const State& state = grammar_->states[static_cast<std::size_t>(node.state)];
     if (state.reads()) reading.push_back(id);
-    if (state.end && node.parent == kBottom) end = true;
+    if (state.end && node.parent == kBottom) ends.push_back(id);
     if (state.end && node.parent != kBottom && visit(node.parent)) todo.push_back(node.parent);
     for (const State::Empty& e : state.empties) {
       if (pass(node, e.count, e.to, moved)) push(moved);
@@ -96,12 +105,14 @@ ConfigId Machine::intern(std::vector<NodeId> todo) {
     }
   }
   std::sort(reading.begin(), reading.end());
-  if (end) reading.push_back(kBottom);
-  const auto [it, is_new] = config_ids_.emplace(reading, static_cast<ConfigId>(configs_.size()));
-  if (is_new) {
-    if (end) reading.pop_back();
-    configs_.push_back({.nodes = std::move(reading), .end = end});
-  }
+  const bool end = !ends.empty();
+  if (limits_ == Limits::kKept) ends.clear();  // how it ended makes no difference
+  std::sort(ends.begin(), ends.end());
+  std::vector<NodeId> key = reading;
+  if (end) key.push_back(kBottom);
+  for (const NodeId id : ends) key.push_back(kBottom - 1 - id);
+  const auto [it, is_new] = config_ids_.emplace(std::move(key), static_cast<ConfigId>(configs_.size()));
+  if (is_new) configs_.push_back({.nodes = std::move(reading), .end = end, .ends = std::move(ends)});
   return it->second;
 }
 
@@ -141,6 +152,11 @@ ConfigId Machine::step_symbol(ConfigId from, std::int32_t token) {
   return targets.empty() ? kDead : intern(std::move(targets));
 }
 
+const Machine::Node& Machine::bottom_of(NodeId id) const {
+  while (node(id).parent != kBottom) id = node(id).parent;
+  return node(id);
+}
+
 NodeId Machine::copy(const Machine& from, NodeId id, std::unordered_map<NodeId, NodeId>& names) {
   if (id == kBottom) return kBottom;
   if (const auto known = names.find(id); known != names.end()) return known->second;
@@ -150,6 +166,7 @@ NodeId Machine::copy(const Machine& from, NodeId id, std::unordered_map<NodeId, 
 }
 
 ConfigId Machine::keep_only(ConfigId id) {
+  CHECK(limits_ == Limits::kKept);
   Machine old = std::move(*this);
   reset();
   const Config& c = old.config(id);

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <unordered_map>
 #include <vector>
@@ -18,6 +19,10 @@ using ConfigId = std::int32_t;
 inline constexpr NodeId kBottom = -1;  // below the first frame
 inline constexpr ConfigId kDead = 0;   // no way to read the text
 
+// The limits of the frame at the bottom: kept, or noted instead, so that one walk answers for every count.
+enum class Limits : std::uint8_t { kKept, kNoted };
+inline constexpr std::int64_t kNoNeed = std::numeric_limits<std::int64_t>::max();
+
 class Machine {
  public:
   struct Node {
@@ -25,15 +30,19 @@ class Machine {
     NodeId parent = kBottom;  // the frame that called, as it goes on afterwards
     std::int64_t count = 0;
     int depth = 1;  // frames from the bottom
+    // Of the frame at the bottom, where limits are noted: the least count at which it had to have enough.
+    std::int64_t enough = kNoNeed;
     bool operator==(const Node&) const = default;
   };
   struct Config {
     std::vector<NodeId> nodes;  // whose states read something
     bool end = false;           // all frames may have ended
+    std::vector<NodeId> ends;   // as what, where limits are noted
     std::unique_ptr<std::array<ConfigId, 256>> next;
   };
 
-  explicit Machine(const Grammar& grammar);
+  // most_noted: counts beyond it are noted as it.
+  explicit Machine(const Grammar& grammar, Limits limits = Limits::kKept, std::int64_t most_noted = 0);
 
   // A frame in `state` with nothing below it.
   ConfigId start(StateId state, std::int64_t count);
@@ -43,6 +52,7 @@ class Machine {
   ConfigId step_symbol(ConfigId from, std::int32_t token);
 
   const Config& config(ConfigId id) const { return configs_[static_cast<std::size_t>(id)]; }
+  const Node& bottom_of(NodeId id) const;
   const Node& node(NodeId id) const { return nodes_[static_cast<std::size_t>(id)]; }
   std::size_t n_configs() const { return configs_.size(); }
   std::size_t n_nodes() const { return nodes_.size(); }
@@ -64,10 +74,12 @@ class Machine {
   void reset();
 
   const Grammar* grammar_;
+  Limits limits_;
+  std::int64_t most_noted_;
   std::vector<Node> nodes_;
   std::unordered_map<Node, NodeId, NodeHash> node_ids_;
   std::vector<Config> configs_;
-  std::unordered_map<std::vector<NodeId>, ConfigId, SetHash> config_ids_;  // by nodes, the end as kBottom
+  std::unordered_map<std::vector<NodeId>, ConfigId, SetHash> config_ids_;  // by nodes, ends below 0
   std::vector<NodeId> scratch_;
 };
 

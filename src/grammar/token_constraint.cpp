@@ -164,49 +164,128 @@ std::string_view Vocabulary::text(std::int32_t id) const {
 TokenGrammar::TokenGrammar(Grammar grammar, std::shared_ptr<const Vocabulary> vocabulary)
     : grammar_(std::move(grammar)), vocabulary_(std::move(vocabulary)) {}
 
-// A token has at most longest() characters: counts that far from both limits are alike.
-std::int64_t TokenGrammar::count_key(StateId state, std::int64_t count) const {
-  const Rule& rule = grammar_.rules[static_cast<std::size_t>(grammar_.states[static_cast<std::size_t>(state)].rule)];
-  if (!rule.counts()) return 0;
-  const auto longest = static_cast<std::int64_t>(vocabulary_->trie().longest()) + 1;
-  const std::int64_t missing = std::clamp<std::int64_t>(rule.min - count, 0, longest);
-  const std::int64_t left = rule.max < 0 ? longest : std::clamp<std::int64_t>(rule.max - count, 0, longest);
-  return missing * (longest + 1) + left;
+// A token has fewer than longest() characters: counts that far from both limits are alike.
+TokenGrammar::Room TokenGrammar::room(const Rule& rule, std::int64_t count) const {
+  const std::int64_t most = longest();
+  if (!rule.counts()) return {.missing = 0, .left = most};
+  return {.missing = std::clamp<std::int64_t>(rule.min - count, 0, most),
+          .left = rule.max < 0 ? most : std::clamp<std::int64_t>(rule.max - count, 0, most)};
 }
 
 std::shared_ptr<const TokenGrammar::Mask> TokenGrammar::mask(StateId state, std::int64_t count) {
-  const std::pair key(state, count_key(state, count));
+  const Rule& rule = grammar_.rules[static_cast<std::size_t>(grammar_.states[static_cast<std::size_t>(state)].rule)];
+  const Key key(state, room(rule, count));
   {
     const std::lock_guard lock(mutex_);
     if (const auto known = masks_.find(key); known != masks_.end()) return known->second;
   }
-  std::shared_ptr<const Mask> made = work_out(state, count);
+  auto made = std::make_shared<const Mask>(rule.counts() ? select(*noted(state), key.second) : work_out(state));
   const std::lock_guard lock(mutex_);
   return masks_.emplace(key, std::move(made)).first->second;
 }
 
-std::shared_ptr<const TokenGrammar::Mask> TokenGrammar::work_out(StateId state, std::int64_t count) const {
+TokenGrammar::Mask TokenGrammar::work_out(StateId state) {
   Machine machine(grammar_);
-  auto out = std::make_shared<Mask>();
+  Mask out;
   const TokenTrie& trie = vocabulary_->trie();
-  out->visited = walk(machine, machine.start(state, count), trie, 0, [&](std::int32_t i, ConfigId c) {
+  visited_ += walk(machine, machine.start(state, 0), trie, 0, [&](std::int32_t i, ConfigId c) {
     const TokenTrie::Node& node = trie.nodes()[static_cast<std::size_t>(i)];
-    for (std::int32_t t = node.token; t >= 0; t = trie.next_same(t)) out->ids.push_back(t);
-    if (machine.config(c).end && node.subtree > i + 1) out->open.push_back(i);
+    for (std::int32_t t = node.token; t >= 0; t = trie.next_same(t)) out.ids.push_back(t);
+    if (machine.config(c).end && node.subtree > i + 1) out.open.push_back(i);
   });
-  if (out->ids.size() >= kMinBits) {
-    out->bits.assign(vocabulary_->n_words(), 0);
-    for (const std::int32_t id : out->ids) set_bit(out->bits, id);
-    out->ids.clear();
-    out->ids.shrink_to_fit();
+  if (out.ids.size() >= kMinBits) {
+    out.bits.assign(vocabulary_->n_words(), 0);
+    for (const std::int32_t id : out.ids) set_bit(out.bits, id);
+    out.ids = {};
   }
   return out;
 }
 
+std::shared_ptr<const TokenGrammar::Noted> TokenGrammar::noted(StateId state) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto known = noted_.find(state); known != noted_.end()) return known->second;
+  }
+  auto made = std::make_shared<const Noted>(note(state));
+  const std::lock_guard lock(mutex_);
+  return noted_.emplace(state, std::move(made)).first->second;
+}
+
+TokenGrammar::Noted TokenGrammar::note(StateId state) {
+  Machine machine(grammar_, Limits::kNoted, longest());
+  Noted out;
+  // What the ways of a configuration ask, without those that ask no less than another.
+  const auto ways_of = [&machine](std::span<const NodeId> nodes) {
+    std::vector<Noted::Way> all;
+    for (const NodeId n : nodes) {
+      const Machine::Node& bottom = machine.bottom_of(n);
+      all.push_back({.added = bottom.count, .enough = bottom.enough});
+    }
+    std::sort(all.begin(), all.end(), [](const Noted::Way& a, const Noted::Way& b) {
+      return std::pair(a.added, -a.enough) < std::pair(b.added, -b.enough);
+    });
+    std::vector<Noted::Way> best;
+    for (const Noted::Way& w : all) {
+      if (best.empty() || w.enough > best.back().enough) best.push_back(w);
+    }
+    return best;
+  };
+  struct Groups {
+    std::vector<Noted::Group*> reads, ends;
+  };
+  std::unordered_map<ConfigId, Groups> by_config;
+  const auto groups_of = [&](ConfigId c) -> const Groups& {
+    const auto [it, is_new] = by_config.try_emplace(c);
+    if (!is_new) return it->second;
+    const Machine::Config& config = machine.config(c);
+    std::vector<NodeId> all = config.nodes;
+    all.insert(all.end(), config.ends.begin(), config.ends.end());
+    for (const Noted::Way& w : ways_of(all)) it->second.reads.push_back(&out.groups[w]);
+    for (const Noted::Way& w : ways_of(config.ends)) it->second.ends.push_back(&out.groups[w]);
+    return it->second;
+  };
+  const TokenTrie& trie = vocabulary_->trie();
+  visited_ += walk(machine, machine.start(state, 0), trie, 0, [&](std::int32_t i, ConfigId c) {
+    const TokenTrie::Node& node = trie.nodes()[static_cast<std::size_t>(i)];
+    const Groups& groups = groups_of(c);
+    for (std::int32_t t = node.token; t >= 0; t = trie.next_same(t)) {
+      for (Noted::Group* g : groups.reads) g->ids.push_back(t);
+    }
+    if (node.subtree == i + 1) return;
+    for (Noted::Group* g : groups.ends) g->open.push_back(i);
+  });
+  return out;
+}
+
+TokenGrammar::Mask TokenGrammar::select(const Noted& noted, const Room& room) const {
+  Mask out;
+  std::vector<const Noted::Group*> fitting;
+  std::size_t n_ids = 0;
+  for (const auto& [way, group] : noted.groups) {
+    if (!way.fits(room)) continue;
+    fitting.push_back(&group);
+    n_ids += group.ids.size();
+  }
+  if (n_ids >= kMinBits) out.bits.assign(vocabulary_->n_words(), 0);
+  for (const Noted::Group* g : fitting) {
+    if (out.bits.empty()) {
+      out.ids.insert(out.ids.end(), g->ids.begin(), g->ids.end());
+    } else {
+      for (const std::int32_t id : g->ids) set_bit(out.bits, id);
+    }
+    out.open.insert(out.open.end(), g->open.begin(), g->open.end());
+  }
+  // One that fits in two ways is in two groups.
+  std::sort(out.open.begin(), out.open.end());
+  out.open.erase(std::unique(out.open.begin(), out.open.end()), out.open.end());
+  return out;
+}
+
 void TokenGrammar::warm() {
-  std::size_t visited = 0;
-  for (std::size_t s = 0; s < grammar_.states.size() && visited < kWarmNodes; ++s) {
-    if (!grammar_.states[s].bytes.empty()) visited += mask(static_cast<StateId>(s), 0)->visited + 64;
+  for (std::size_t s = 0; s < grammar_.states.size() && visited() < kWarmNodes; ++s) {
+    if (grammar_.states[s].bytes.empty()) continue;
+    mask(static_cast<StateId>(s), 0);
+    visited_ += 64;  // what a mask costs besides
   }
 }
 

@@ -1,7 +1,10 @@
 #pragma once
 // What a request's answer may be, token by token: the mask before the sampler's chain, and the state after each token.
 
+#include <atomic>
+#include <compare>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -66,29 +69,57 @@ class TokenGrammar {
     std::vector<std::uint64_t> bits;  // empty: ids
     std::vector<std::int32_t> ids;
     std::vector<std::int32_t> open;  // nodes of the tree at which the frame has ended, and more bytes follow
-    std::size_t visited = 0;         // nodes of the tree that were looked at
   };
   std::shared_ptr<const Mask> mask(StateId state, std::int64_t count);
 
   // Works out masks ahead, up to a bound of work, so that no step waits for them.
   void warm();
 
+  std::size_t visited() const { return visited_; }  // nodes of the vocabulary's tree that masks cost so far
+
   const Grammar& grammar() const { return grammar_; }
   const Vocabulary& vocabulary() const { return *vocabulary_; }
 
  private:
+  // How far a frame's count is from its limits, as far as a token can tell.
+  struct Room {
+    std::int64_t missing = 0;  // to the least
+    std::int64_t left = 0;     // to the most
+    bool operator==(const Room&) const = default;
+  };
+  // What a counting frame's state allows at any count: tokens by what they ask of it, from one walk.
+  struct Noted {
+    struct Way {
+      std::int64_t added = 0;   // at most `left`
+      std::int64_t enough = 0;  // at least `missing`
+      auto operator<=>(const Way&) const = default;
+      bool fits(const Room& room) const { return added <= room.left && enough >= room.missing; }
+    };
+    struct Group {
+      std::vector<std::int32_t> ids, open;
+    };
+    std::map<Way, Group> groups;
+  };
+  using Key = std::pair<StateId, Room>;
   struct KeyHash {
-    std::size_t operator()(const std::pair<StateId, std::int64_t>& k) const {
-      return static_cast<std::size_t>(k.second) * 0x9E3779B97F4A7C15ULL + static_cast<std::size_t>(k.first);
+    std::size_t operator()(const Key& k) const {
+      const auto room = static_cast<std::size_t>(k.second.missing << 16 ^ k.second.left);
+      return room * 0x9E3779B97F4A7C15ULL + static_cast<std::size_t>(k.first);
     }
   };
-  std::int64_t count_key(StateId state, std::int64_t count) const;
-  std::shared_ptr<const Mask> work_out(StateId state, std::int64_t count) const;
+  std::int64_t longest() const { return static_cast<std::int64_t>(vocabulary_->trie().longest()) + 1; }
+  Room room(const Rule& rule, std::int64_t count) const;
+  std::shared_ptr<const Noted> noted(StateId state);
+  Noted note(StateId state);
+  Mask work_out(StateId state);
+  Mask select(const Noted& noted, const Room& room) const;
 
   const Grammar grammar_;
   const std::shared_ptr<const Vocabulary> vocabulary_;
   std::mutex mutex_;
-  std::unordered_map<std::pair<StateId, std::int64_t>, std::shared_ptr<const Mask>, KeyHash> masks_;
+  std::atomic<std::size_t> visited_ = 0;
+  std::unordered_map<Key, std::shared_ptr<const Mask>, KeyHash> masks_;
+  std::unordered_map<StateId, std::shared_ptr<const Noted>> noted_;
 };
 
 std::unique_ptr<TokenConstraint> make_constraint(std::shared_ptr<TokenGrammar> grammar);

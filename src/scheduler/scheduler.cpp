@@ -11,7 +11,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       capacity_tokens_(std::int64_t{options.n_pages} * options.page_tokens),
       kv_(options.n_pages, options.page_tokens) {
-  CHECK(options.chunk_tokens > 0 && options.max_running > 0 && options.max_context >= 0);
+  CHECK(options.chunk_tokens > 0 && options.max_running > 0 && options.max_context >= 0 && options.prompt_rows >= 0);
   if (options.max_context > 0) capacity_tokens_ = std::min(capacity_tokens_, options.max_context);
 }
 
@@ -71,7 +71,10 @@ const StepPlan& Scheduler::plan(std::int64_t now_us) {
   if (reads) kept = budget > 1 ? std::max<std::int64_t>(1, budget / 8) : (last_prompt_step_ < step_ - 1 ? 1 : 0);
   if (kept > 0) last_prompt_step_ = step_;  // even if pages are short for it: the turn is over
   plan_decodes(budget - kept);
-  plan_prompts(budget - plan_.n_rows);
+  std::int64_t left = budget - plan_.n_rows;
+  if (options_.prompt_rows > 0 && plan_.n_rows > 0)
+    left = std::min(left, std::max(options_.prompt_rows, plan_.n_rows / 2));
+  plan_prompts(left);
   return plan_;
 }
 

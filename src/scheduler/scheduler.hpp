@@ -7,6 +7,8 @@
 //   Bound on stalls: of D decoding requests each gets its row in every ceil(D / (B - r))-th step or sooner (in every
 //   step when D ≤ B - r; in every 2 D-th when B = 1), and no step has more than B rows, however long the prompts.
 //   Preemption is the one exception.
+// Where a step takes as long as it has rows (hosts), prompt_rows (P) keeps the gaps of those that decode even: beside D
+// decode rows, prompts get max(P, D / 2) at most.
 // Prompts: the oldest gets at least half of the rows left, the others share the rest, the fewest unread tokens first;
 // so the oldest always advances and a short prompt never waits for a long one to be read. Admission: in order of
 // arrival, when pages for all its tokens are free beyond those promised to running requests and one for each of them.
@@ -46,6 +48,7 @@ struct SchedulerOptions {
   std::int32_t n_pages = 0;
   std::int32_t page_tokens = 64;
   std::int64_t chunk_tokens = 512;  // rows of a step at most
+  std::int64_t prompt_rows = 0;     // of prompts in a step beside decodes (see above); 0: what the decodes leave
   int max_running = 64;             // requests that hold pages at the same time; more wait
   std::int64_t max_context = 0;     // prompt + generated tokens of a request; 0: what the cache holds
 };

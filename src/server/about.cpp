@@ -53,12 +53,14 @@ std::shared_ptr<Exchange> get_health(const std::shared_ptr<Call>& call) {
 
 std::shared_ptr<Exchange> get_metrics(const std::shared_ptr<Call>& call) {
   Service& service = call->service();
+  const ServiceState state{.in_flight = service.in_flight(),
+                           .replay_bytes = static_cast<std::int64_t>(service.replay().bytes())};
   std::string text;
   if (Engine* engine = service.engine()) {
     const EngineStats stats = engine->stats();
-    text = service.metrics().print(&stats, &engine->info(), service.options().model_name, service.in_flight());
+    text = service.metrics().print(&stats, &engine->info(), service.options().model_name, state);
   } else {
-    text = service.metrics().print(nullptr, nullptr, service.options().model_name, service.in_flight());
+    text = service.metrics().print(nullptr, nullptr, service.options().model_name, state);
   }
   call->send({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = std::move(text)});
   return nullptr;

@@ -67,14 +67,16 @@ void Metrics::generated(const Usage& usage, double first_token_s) {
 }
 
 std::string Metrics::print(const EngineStats* stats, const ModelInfo* model, std::string_view model_name,
-                           std::int64_t in_flight) const {
+                           const ServiceState& service) const {
   std::string out;
   if (model != nullptr) {
     head("glint_model_info", "gauge", "The model that is served.", out);
     out += fmt::format("glint_model_info{{model=\"{}\",backend=\"{}\",max_context=\"{}\"}} 1\n", label(model_name),
                        label(model->backend), model->max_context);
   }
-  single("glint_generations_in_flight", "gauge", "Generations that run or wait.", in_flight, out);
+  single("glint_generations_in_flight", "gauge", "Generations that run or wait.", service.in_flight, out);
+  single("glint_replay_bytes", "gauge", "Memory of the ids of recent conversations, 64 MB at most.",
+         service.replay_bytes, out);
   if (stats != nullptr) {
     single("glint_running_requests", "gauge", "Requests that hold cache pages.", stats->running_requests, out);
     single("glint_waiting_requests", "gauge", "Requests in the engine's queue.", stats->waiting_requests, out);

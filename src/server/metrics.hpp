@@ -26,14 +26,20 @@ class Histogram {
   double sum_ = 0;
 };
 
+// What the service itself holds now.
+struct ServiceState {
+  std::int64_t in_flight = 0;     // generations that run or wait
+  std::int64_t replay_bytes = 0;  // ReplayMemory
+};
+
 class Metrics {
  public:
   void answered(std::string_view route, int status, double seconds);
   // A generation ended; first_token_s < 0: there was none.
   void generated(const Usage& usage, double first_token_s);
-  // stats and model: nullptr while loading. in_flight: generations that run or wait.
+  // stats and model: nullptr while loading.
   std::string print(const EngineStats* stats, const ModelInfo* model, std::string_view model_name,
-                    std::int64_t in_flight) const;
+                    const ServiceState& service) const;
 
  private:
   mutable std::mutex mutex_;

@@ -20,6 +20,7 @@ struct ChatCall {
   std::size_t n = 1;
   bool stream = false;
   bool include_usage = false;
+  bool usage_in_chunks = false;  // in every one, as far as it has got
 };
 
 // What every answer and chunk begins with.
@@ -66,7 +67,9 @@ ChatCall read_chat_call(const Fields& body, const ServiceOptions& options) {
   c.stream = body.boolean("stream").value_or(false);
   if (const JsonValue* stream_options = body.object("stream_options")) {
     if (!c.stream) throw bad_field("stream_options", "an object", "nothing where \"stream\" is not true");
-    c.include_usage = Fields(*stream_options, "stream_options").boolean("include_usage").value_or(false);
+    const Fields options_read(*stream_options, "stream_options");
+    c.include_usage = options_read.boolean("include_usage").value_or(false);
+    c.usage_in_chunks = c.include_usage && options_read.boolean("continuous_usage_stats").value_or(false);
   }
   return c;
 }
@@ -118,21 +121,23 @@ class ChatStream final : public StreamWriter {
         head_(answer_head(call, random_id("chatcmpl-"), "chat.completion.chunk")),
         n_(c.n),
         with_scores_(c.request.sampling.logprobs >= 0),
-        include_usage_(c.include_usage) {}
+        include_usage_(c.include_usage),
+        usage_in_chunks_(c.usage_in_chunks) {}
 
   void begin(std::string& out) override {
-    for (std::size_t i = 0; i < n_; ++i) chunk(i, R"({"role":"assistant","content":""})", "null", "null", out);
+    for (std::size_t i = 0; i < n_; ++i)
+      chunk({.index = i}, R"({"role":"assistant","content":""})", "null", "null", out);
   }
 
   void events(Choice& choice, const std::vector<OutputEvent>& events, std::string& out) override {
     for (const OutputEvent& e : events) {
       const std::string delta = delta_of(e);
-      if (!delta.empty()) chunk(choice.index, delta, take_scores(choice), "null", out);
+      if (!delta.empty()) chunk(choice, delta, take_scores(choice), "null", out);
     }
   }
 
   void end(Choice& choice, std::string& out) override {
-    chunk(choice.index, "{}", take_scores(choice), fmt::format("\"{}\"", choice.finish_reason()), out);
+    chunk(choice, "{}", take_scores(choice), fmt::format("\"{}\"", choice.finish_reason()), out);
   }
 
   void done(std::vector<Choice>& choices, std::string& out) override {
@@ -175,10 +180,13 @@ class ChatStream final : public StreamWriter {
     return json;
   }
 
-  void chunk(std::size_t index, std::string_view delta, std::string_view scores, std::string_view finish,
+  void chunk(const Choice& choice, std::string_view delta, std::string_view scores, std::string_view finish,
              std::string& out) const {
+    std::string usage = include_usage_ ? R"(,"usage":null)" : "";
+    if (usage_in_chunks_ && choice.usage.prompt_tokens > 0)
+      usage = R"(,"usage":)" + openai_usage(total_of({&choice, 1}, 1));
     append_data(out, fmt::format(R"({},"choices":[{{"index":{},"delta":{},"logprobs":{},"finish_reason":{}}}]{}}})",
-                                 head_, index, delta, scores, finish, include_usage_ ? R"(,"usage":null)" : ""));
+                                 head_, choice.index, delta, scores, finish, usage));
   }
 
   const Engine& engine_;
@@ -186,6 +194,7 @@ class ChatStream final : public StreamWriter {
   const std::size_t n_;
   const bool with_scores_;
   const bool include_usage_;
+  const bool usage_in_chunks_;
 };
 
 }  // namespace

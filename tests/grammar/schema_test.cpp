@@ -179,6 +179,9 @@ TEST(Schema, MasksAgreeWithSteps) {
       const char* schema :
       {R"({"type": "object", "properties": {"a": {"type": "string", "maxLength": 4}, "b": {"type": "array", "items": {"type": "number"}}}})",
        R"({"type": "array", "items": {"type": "string", "pattern": "^(a|the)+$"}})", "true",
+       R"({"type": "string", "minLength": 3, "maxLength": 6})", R"({"type": "string", "minLength": 5})",
+       R"({"type": "array", "minItems": 2, "maxItems": 4, "items": {"enum": ["a", 1]}})",
+       R"({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 2}, "maxItems": 3})",
        R"({"anyOf": [{"type": "integer", "maximum": 1200}, {"type": "string"}, {"enum": ["abc", "ab", 12]}]})"}) {
     const auto grammar = compile_schema(schema);
     std::mt19937 rng(5);
@@ -202,6 +205,25 @@ TEST(Schema, MasksAgreeWithSteps) {
       }
     }
   }
+}
+
+// One walk through the vocabulary serves every count of a string's characters.
+TEST(Schema, CountsShareTheirWalk) {
+  const auto grammar = compile_schema(R"({"type": "string", "minLength": 4, "maxLength": 40})");
+  const auto constraint = make_constraint(grammar);
+  std::vector<std::uint64_t> bits(grammar->vocabulary().n_words());
+  ASSERT_TRUE(constraint->accept('"'));
+  constraint->mask(bits);
+  const std::size_t before = grammar->visited();
+  EXPECT_GT(before, 100U);
+  for (int n = 0; n < 40; ++n) {
+    EXPECT_EQ((bits['"' / 64] >> ('"' % 64) & 1) != 0, n >= 4) << n;
+    ASSERT_TRUE(constraint->accept('x'));
+    constraint->mask(bits);
+  }
+  EXPECT_EQ(grammar->visited(), before);
+  EXPECT_FALSE(constraint->accept('x'));
+  EXPECT_TRUE(constraint->accept('"'));
 }
 
 TEST(Schema, DeepNestingEnds) {

@@ -81,6 +81,7 @@ class History {
   const SchedulerOptions options_{.n_pages = *rc::gen::element(1, 3, 6, 10, 20, 60),
                                   .page_tokens = *rc::gen::element(1, 4, 16),
                                   .chunk_tokens = *rc::gen::element(1, 2, 7, 16, 64),
+                                  .prompt_rows = *rc::gen::element(0, 0, 1, 5),
                                   .max_running = *rc::gen::inRange(1, 12),
                                   .max_context = *rc::gen::element(0, 90)};
   std::mt19937 rng_{*rc::gen::arbitrary<std::uint32_t>()};

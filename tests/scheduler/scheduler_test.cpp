@@ -88,6 +88,23 @@ TEST(Scheduler, DecodesComeFirstAndPromptsFillTheRest) {
   }
 }
 
+TEST(Scheduler, PromptsBesideDecodesGetFewRows) {
+  Scheduler s({.n_pages = 1000, .page_tokens = 16, .chunk_tokens = 256, .prompt_rows = 16, .max_running = 100});
+  s.admit({.id = 1000, .prompt_tokens = 5000});
+  EXPECT_EQ(find(s.plan(0), 1000)->n_tokens, 256);  // alone: a whole step
+  s.commit({});
+  s.cancel(1000);
+  for (RequestId id = 1; id <= 60; ++id) s.admit({.id = id, .prompt_tokens = 1});
+  commit(s, s.plan(0));
+  s.admit({.id = 1000, .prompt_tokens = 5000});
+  const StepPlan& many = s.plan(0);
+  EXPECT_EQ(find(many, 1000)->n_tokens, 30);  // half as many as decode
+  std::vector<RequestId> all_but_one;
+  for (RequestId id = 2; id <= 60; ++id) all_but_one.push_back(id);
+  commit(s, many, all_but_one);
+  EXPECT_EQ(find(s.plan(0), 1000)->n_tokens, 16);
+}
+
 TEST(Scheduler, AShortPromptDoesNotWaitForALongOne) {
   Scheduler s({.n_pages = 1000, .page_tokens = 16, .chunk_tokens = 64});
   s.admit({.id = 1, .prompt_tokens = 10000});

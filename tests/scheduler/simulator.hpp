@@ -161,7 +161,18 @@ class Simulator {
     }
     if (n_rows != plan.n_rows || n_logits != plan.n_logits) return "the sums are wrong";
     if (n_rows > scheduler.options().chunk_tokens) return std::to_string(n_rows) + " rows";
-    return {};
+    return check_prompt_rows(plan);
+  }
+
+  std::string check_prompt_rows(const StepPlan& plan) const {
+    std::int64_t prompts = 0;
+    for (const StepItem& item : plan.items) prompts += item.prefill ? item.n_tokens : 0;
+    const std::int64_t decodes = plan.n_rows - prompts;
+    const std::int64_t most = scheduler.options().prompt_rows;
+    // A decode that was planned first and then preempted for a prompt has left its mark on the bound and not on the
+    // plan.
+    if (most == 0 || decodes == 0 || !plan.preempted.empty() || prompts <= std::max(most, decodes / 2)) return {};
+    return std::to_string(prompts) + " rows of prompts beside " + std::to_string(decodes) + " of decodes";
   }
 
   // The header's bound, in stretches without preemption.

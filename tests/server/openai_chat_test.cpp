@@ -60,6 +60,24 @@ TEST(OpenAiChat, StreamedAnswerEqualsTheWholeOne) {
   for (std::size_t i = 0; i + 1 < r.chunks.size(); ++i) EXPECT_EQ(text_at(r.chunks[i], "usage"), "(null)");
 }
 
+// A tag that has no text counts with the piece behind it.
+TEST(OpenAiChat, PiecesCanSayTheUsageSoFar) {
+  ServiceFixture f;
+  f.engine.scripts = {{.pieces = {"let me", " see", "</think>", "Hi"}}};
+  const Reply r =
+      f.post(kPath, body(R"("stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true})"));
+  std::vector<std::string> told;
+  for (const JsonValue& chunk : r.chunks) {
+    if (!text_at(chunk, "choices/0/delta/reasoning_content").starts_with('(') ||
+        !text_at(chunk, "choices/0/delta/content").starts_with('('))
+      told.push_back(text_at(chunk, "usage/completion_tokens"));
+  }
+  EXPECT_EQ(told.back(), "4");
+  EXPECT_EQ(std::count(told.begin(), told.end(), "3"), 0);
+  EXPECT_EQ(std::count(told.begin(), told.end(), "2"), 1);
+  EXPECT_EQ(text_at(r.chunks.back(), "usage/completion_tokens"), "5");  // and the end token
+}
+
 TEST(OpenAiChat, ToolCallsAreTypedWholeAndStreamed) {
   const Script script{.pieces = {"</think>", "<tool_call>get_", "weather<arg_key>city</arg_key><arg_value>Kö",
                                  "ln</arg_value><arg_key>days</arg_key><arg_value>", "2</arg_value></tool_call>"}};

@@ -21,17 +21,29 @@ def binary() -> Path:
     return max(built, key=lambda p: p.stat().st_mtime)
 
 
+def glint_json(*words: str) -> dict:
+    """What a command prints with --json."""
+    command = [str(binary()), *words, "--json", "-q", "-t", "1"]
+    out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, encoding="utf-8")
+    return json.loads(out.stdout)
+
+
+def greedy_run(*words: str) -> dict:
+    """What `glint run` answers at temperature 0."""
+    return glint_json("run", "--temp", "0", *words)
+
+
 class Server:
     """A running server; as a context manager it is stopped at the end, which must succeed."""
 
     timeout_s = 60
 
-    def __init__(self, *flags: str, wait: bool = True):
+    def __init__(self, *flags: str, wait: bool = True, cache_tokens: int = 65536):
         self.lines: list = []
         self.url = ""
         # pylint: disable=consider-using-with
         self.process = subprocess.Popen(
-            [str(binary()), "serve", "--port", "0", "-t", "1", "--cache-tokens", "65536", *flags],
+            [str(binary()), "serve", "--port", "0", "-t", "1", "--cache-tokens", str(cache_tokens), *flags],
             cwd=ROOT, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, encoding="utf-8")
         self.listening = threading.Event()
         self.ready = threading.Event()

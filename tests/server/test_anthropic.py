@@ -5,7 +5,8 @@ import json
 import anthropic
 import openai
 import pytest
-from test_openai import HELLO, SYSTEM, TOOLS, run
+from serving import greedy_run
+from test_openai import HELLO, SYSTEM, TOOLS
 
 ANTHROPIC_TOOLS = [{"name": t["function"]["name"], "description": t["function"]["description"],
                     "input_schema": t["function"]["parameters"]} for t in TOOLS]
@@ -26,7 +27,7 @@ def openai_client(server):
 
 
 def test_greedy_equals_glint_run(client, idle):
-    expected = run("-n", "48", "--no-think", HELLO[0]["content"])
+    expected = greedy_run("-n", "48", "--no-think", HELLO[0]["content"])
     kwargs = {"model": "tiny", "max_tokens": 48, "messages": HELLO, "extra_body": {"temperature": 0}}
     whole = client.messages.create(**kwargs)
     assert [b.type for b in whole.content] == ["text"]
@@ -70,7 +71,7 @@ def test_count_tokens_and_errors(client, idle):
 
 @pytest.mark.parametrize("prompt", ["Hello", "Tell me a story about a fox."])
 def test_responses(openai_client, idle, prompt):
-    expected = run("-n", "48", prompt)
+    expected = greedy_run("-n", "48", prompt)
     kwargs = {"model": "tiny", "input": prompt, "max_output_tokens": 48, "temperature": 0}
     whole = openai_client.responses.create(**kwargs)
     assert whole.output_text == expected["content"]

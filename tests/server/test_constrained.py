@@ -8,7 +8,8 @@ import jsonschema
 import openai
 import pytest
 from schemas import HAND_MADE, generated
-from test_openai import HELLO, SYSTEM, TOOLS, collected, run, tool
+from serving import greedy_run
+from test_openai import HELLO, SYSTEM, TOOLS, collected, tool
 
 NO_THINKING = {"enable_thinking": False}
 CLOCK = {"type": "function", "function": {"name": "clock", "description": "The time",
@@ -182,6 +183,6 @@ def test_responses(client, idle):
 def test_command_line(tmp_path):
     file = tmp_path / "schema.json"
     file.write_text(json.dumps(SHORT), encoding="utf-8")
-    answer = run("-n", "80", "--no-think", "--json-schema", str(file), "Hello")
+    answer = greedy_run("-n", "80", "--no-think", "--json-schema", str(file), "Hello")
     assert answer["finish_reason"] == "stop"
     check(answer["content"], SHORT)

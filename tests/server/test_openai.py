@@ -1,12 +1,11 @@
 """The OpenAI client, unchanged, against the bundled model."""
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
-from serving import ROOT, binary
+from serving import greedy_run
 
 HELLO = [{"role": "user", "content": "Tell me a story about a fox."}]
 
@@ -33,13 +32,6 @@ def client(server):
         yield made
 
 
-def run(*flags):
-    """What `glint run` answers."""
-    out = subprocess.run([str(binary()), "run", "--json", "-q", "-t", "1", "--temp", "0", *flags], cwd=ROOT, check=True,
-                         capture_output=True, text=True, encoding="utf-8")
-    return json.loads(out.stdout)
-
-
 def collected(stream):
     """(reasoning, content, calls, finish_reason, usage) of a stream."""
     reasoning, content, calls, finish, usage = "", "", {}, None, None
@@ -57,7 +49,7 @@ def collected(stream):
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_greedy_equals_glint_run(client, idle, thinking):
-    expected = run("-n", "48", *([] if thinking else ["--no-think"]), HELLO[0]["content"])
+    expected = greedy_run("-n", "48", *([] if thinking else ["--no-think"]), HELLO[0]["content"])
     kwargs = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 48,
               "extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}}
     whole = client.chat.completions.create(**kwargs)
@@ -137,7 +129,7 @@ def test_choices(client, idle):
 
 
 def test_completions(client, idle):
-    expected = run("--raw", "-n", "12", "Once upon a time")
+    expected = greedy_run("--raw", "-n", "12", "Once upon a time")
     kwargs = {"model": "tiny", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 12}
     answer = client.completions.create(**kwargs, logprobs=2)
     assert answer.choices[0].text == expected["content"]

@@ -1,6 +1,8 @@
 // Absorbed attention over one chunk of the cache for a block of queries. Included inside the kernel namespace.
 // A page is converted once to floats (147 KB, in L2) and serves every query of the block, first as keys, then as
-// values. Codes become floats here, but stay under the Hadamard transform where the codec has one.
+// values. Codes become floats here, but stay under the Hadamard transform where the codec has one. For few queries
+// (decode) pages of plain numbers are used where they lie, since writing and reading the tile would cost more than the
+// products.
 
 // Rows [lo, hi) of the page that holds `position`, as floats in their places of the tile [64][576].
 inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t lo, std::int64_t hi, float* tile) {
@@ -23,6 +25,54 @@ inline void score_rows(const float* q, const float* tile, std::int64_t j, float*
   dot_tile(x, tile + j * kKvRow, kKvRow, kKvRow, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], s + i * kPageTokens + j);
+}
+
+inline constexpr std::int64_t kFewQueries = 8;
+inline constexpr std::int64_t kFewRows = 16;  // of a page, weighed together: 18 KB of halves and the latents, in L1
+
+// s[i][j] of M queries and the rows [lo, hi) of a page.
+template <int M, typename T>
+inline void score_stored(const float* q, const T* page, std::int64_t lo, std::int64_t hi, float* s) {
+  constexpr int kN = M == 4 ? 2 : 4;
+  const float* x[M];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) x[i] = q + i * kKvRow;
+  std::int64_t j = lo;
+  for (; j + kN <= hi; j += kN) {
+    V acc[M][kN];
+    clear(acc);
+    dot_stream(x, page + j * kKvRow, kKvRow, kKvRow, acc);
+    store_sums(acc, s + j, kPageTokens);
+  }
+  for (; j < hi; ++j) {
+    V acc[M][1];
+    clear(acc);
+    dot_tile(x, page + j * kKvRow, kKvRow, kKvRow, acc);
+    store_sums(acc, s + j, kPageTokens);
+  }
+}
+
+// latent[i] += s[i][j] · row j over the rows [lo, hi) of a page.
+template <int M, typename T>
+inline void weigh_stored(const float* s, const T* page, std::int64_t lo, std::int64_t hi, float* latent) {
+  constexpr int kN = M == 4 ? 2 : kTileN;
+  const float* x[M];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) x[i] = s + i * kPageTokens + lo;
+  for (std::int64_t column = 0; column < kLatent; column += kN * kLanes) {
+    V acc[M][kN];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kN; ++c) acc[i][c] = load(latent + i * kLatent + column + c * kLanes);
+    }
+    outer_tile(x, page + lo * kKvRow + column, kKvRow, hi - lo, acc);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+      for (int c = 0; c < kN; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
+    }
+  }
 }
 
 template <int M>
@@ -60,8 +110,12 @@ inline void scale_latent(float* latent, float by) {
 inline void soften(float* s, std::int64_t lo, std::int64_t hi, float* top, float* total, float* latent) {
   for (std::int64_t j = 0; j < lo; ++j) s[j] = kLowest;
   for (std::int64_t j = hi; j < kPageTokens; ++j) s[j] = kLowest;
-  float new_top = *top;
-  for (std::int64_t j = lo; j < hi; ++j) new_top = s[j] > new_top ? s[j] : new_top;
+  V highest = set1(*top);
+  for (std::int64_t j = 0; j < kPageTokens; j += kLanes) highest = larger(load(s + j), highest);
+  float tops[kLanes];
+  store(tops, highest);
+  float new_top = tops[0];
+  for (int i = 1; i < kLanes; ++i) new_top = tops[i] > new_top ? tops[i] : new_top;
   V partial = zero();
   for (std::int64_t j = 0; j < kPageTokens; j += kLanes) {
     const V e = exp(sub(load(s + j), set1(new_top)));
@@ -76,9 +130,76 @@ inline void soften(float* s, std::int64_t lo, std::int64_t hi, float* top, float
   scale_latent(latent, keep);
 }
 
-void attend(const AttendArgs& a) {
-  float* tile = a.scratch;                      // [64][576]
-  float* scores = tile + kPageTokens * kKvRow;  // [n][64]
+// Queries [i, n) in groups of four, two and one: fn<M>(i).
+template <typename Fn>
+inline void for_few(std::int64_t n, const Fn& fn) {
+  std::int64_t i = 0;
+  for (; i + 4 <= n; i += 4) fn.template operator()<4>(i);
+  for (; i + 2 <= n; i += 2) fn.template operator()<2>(i);
+  if (i < n) fn.template operator()<1>(i);
+}
+
+// The same in whole tiles and what is left of them.
+template <typename Fn>
+inline void for_tiles(std::int64_t n, const Fn& fn) {
+  std::int64_t i = 0;
+  for (; whole_tile(n - i); i += kTileM) fn.template operator()<kTileM>(i);
+  for (; i + 2 <= n; i += 2) fn.template operator()<2>(i);
+  if (i < n) fn.template operator()<1>(i);
+}
+
+// A page's rows where they lie, as T.
+template <typename T>
+struct StoredPage {
+  const AttendArgs& a;
+  float* scores;  // [n][64]
+  const T* rows = nullptr;
+
+  void open(std::int64_t position, std::int64_t, std::int64_t) {
+    const std::int64_t page = a.page_table[position / kPageTokens];
+    rows = reinterpret_cast<const T*>(static_cast<const char*>(a.pages.base) + page * a.pages.page_stride_bytes);
+  }
+  void score(std::int64_t lo, std::int64_t hi) {
+    for_few(a.n,
+            [&]<int M>(std::int64_t i) { score_stored<M>(a.q + i * kKvRow, rows, lo, hi, scores + i * kPageTokens); });
+  }
+  void weigh(std::int64_t lo, std::int64_t hi) {
+    for (std::int64_t from = lo; from < hi; from += kFewRows) {
+      const std::int64_t to = from + kFewRows < hi ? from + kFewRows : hi;
+      for_few(a.n, [&]<int M>(std::int64_t i) {
+        weigh_stored<M>(scores + i * kPageTokens, rows, from, to, a.out.latent + i * kLatent);
+      });
+    }
+  }
+};
+
+// A page's rows as floats in a tile.
+struct TiledPage {
+  const AttendArgs& a;
+  float* scores;  // [n][64]
+  float* tile;    // [64][576]
+
+  void open(std::int64_t position, std::int64_t lo, std::int64_t hi) { load_page(a, position, lo, hi, tile); }
+  void score(std::int64_t lo, std::int64_t hi) {
+    for (std::int64_t j = lo / 8 * 8; j < hi; j += 8) {  // eight rows of the tile stay in L1 while the queries pass
+      for_tiles(a.n, [&]<int M>(std::int64_t i) {
+        for (std::int64_t g = j; g < j + 8; g += 4) {
+          if (g + 4 > lo && g < hi) score_rows<M>(a.q + i * kKvRow, tile, g, scores + i * kPageTokens);
+        }
+      });
+    }
+  }
+  void weigh(std::int64_t lo, std::int64_t hi) {
+    for (std::int64_t column = 0; column < kLatent; column += kTileN * kLanes) {
+      for_tiles(a.n, [&]<int M>(std::int64_t i) {
+        weigh_rows<M>(scores + i * kPageTokens, tile, lo, hi, column, a.out.latent + i * kLatent);
+      });
+    }
+  }
+};
+
+template <typename Page>
+inline void attend_pages(const AttendArgs& a, Page page_of) {
   for (std::int64_t i = 0; i < a.n; ++i) {
     a.out.top[i] = kLowest;
     a.out.sum[i] = 0;
@@ -94,28 +215,10 @@ void attend(const AttendArgs& a) {
   for (std::int64_t page = from / kPageTokens * kPageTokens; page < to; page += kPageTokens) {
     const std::int64_t lo = from > page ? from - page : 0;
     const std::int64_t hi = to - page < kPageTokens ? to - page : kPageTokens;
-    load_page(a, page, lo, hi, tile);
-    for (std::int64_t j = lo / 8 * 8; j < hi; j += 8) {  // eight rows of the tile stay in L1 while the queries pass
-      std::int64_t i = 0;
-      for (; i < a.n;) {
-        const float* q = a.q + i * kKvRow;
-        float* s = scores + i * kPageTokens;
-        const std::int64_t rows = i + kTileM <= a.n ? kTileM : i + 2 <= a.n ? 2 : 1;
-        for (std::int64_t g = j; g < j + 8; g += 4) {
-          if (g + 4 <= lo || g >= hi) continue;
-          if (rows == kTileM) {
-            score_rows<kTileM>(q, tile, g, s);
-          } else if (rows == 2) {
-            score_rows<2>(q, tile, g, s);
-          } else {
-            score_rows<1>(q, tile, g, s);
-          }
-        }
-        i += rows;
-      }
-    }
+    page_of.open(page, lo, hi);
+    page_of.score(lo, hi);
     for (std::int64_t i = 0; i < a.n; ++i) {
-      float* s = scores + i * kPageTokens;
+      float* s = page_of.scores + i * kPageTokens;
       const std::int64_t first = a.first[i] > page + lo ? a.first[i] - page : lo;
       const std::int64_t last = a.last[i] < page + hi ? a.last[i] - page : hi;
       if (first < last) {
@@ -124,13 +227,25 @@ void attend(const AttendArgs& a) {
         __builtin_memset(s, 0, kPageTokens * sizeof(float));
       }
     }
-    for (std::int64_t column = 0; column < kLatent; column += kTileN * kLanes) {
-      std::int64_t i = 0;
-      for (; i + kTileM <= a.n; i += kTileM)
-        weigh_rows<kTileM>(scores + i * kPageTokens, tile, lo, hi, column, a.out.latent + i * kLatent);
-      for (; i < a.n; ++i) weigh_rows<1>(scores + i * kPageTokens, tile, lo, hi, column, a.out.latent + i * kLatent);
+    page_of.weigh(lo, hi);
+  }
+}
+
+void attend(const AttendArgs& a) {
+  float* scores = a.scratch + kPageTokens * kKvRow;
+  if (a.n <= kFewQueries) {
+    switch (a.pages.codec) {
+      case KvCodec::kF32:
+        return attend_pages(a, StoredPage<float>{a, scores});
+      case KvCodec::kBF16:
+        return attend_pages(a, StoredPage<BF16>{a, scores});
+      case KvCodec::kF16:
+        return attend_pages(a, StoredPage<F16>{a, scores});
+      default:
+        break;
     }
   }
+  attend_pages(a, TiledPage{a, scores, a.scratch});
 }
 
 void attend_merge(const AttendState& run, const AttendState& part, std::int64_t n) {

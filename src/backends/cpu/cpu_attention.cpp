@@ -67,11 +67,11 @@ void CpuOps::mla_project(const MlaProjectParams& p) {
     dot({&other, 1});
   }
   norm_rows({.x = low, .weight = p.q_a_norm.as<float>(), .out = low, .n = q_lora, .eps = p.latent_eps}, rows, q_lora);
-  for (std::int64_t t = 0; t < rows; ++t) {
+  for_items(rows, static_cast<double>(rows * kKvRow) * 4, [&](std::int64_t t, int) {
     float* row = kv + t * kKvRow;
     table_.norm({.x = row, .weight = p.kv_a_norm.as<float>(), .out = row, .n = kLatent, .eps = p.latent_eps});
     rope_rows(row + kLatent, t);
-  }
+  });
   const DotJob up{packed(arena, low, rows, q_lora, pack_kind(p.q_b)), p.q_b, p.q.as<float>(), heads * kQk};
   dot({&up, 1});
   for_items(rows, static_cast<double>(rows * heads * kRope), [&](std::int64_t t, int) {
