@@ -46,6 +46,12 @@ if wanted decode; then
   bench decode 90 --prompt-tokens 0 --gen-tokens 32 --batch 1,8,64 --depth 0,4096
   bench deep 60 --prompt-tokens 0 --gen-tokens 16 --batch 1,8 --depth 32768
 fi
+if wanted decode; then  # without --ops, which goes op by op: steps of one row as users get them
+  for weights in bf16 int8 int4; do
+    step "bench one row, $weights" 30 bench.log "$bin/glint" bench --device cuda --quiet --synthetic "layers=$layers" \
+      --weights "$weights" --prompt-tokens 0 --gen-tokens 32 --batch 1 --depth 0,1024 --csv "$out/one-row-$weights.part.csv"
+  done
+fi
 if wanted prefill; then
   bench prefill 60 --prompt-tokens 512,8192 --gen-tokens 0 --chunk 2048 --repeat 2
 fi
