@@ -1,17 +1,18 @@
-// All layers for few rows in one kernel, a block a multiprocessor, resident to the end. A layer is eight or nine stages
+// All layers for few rows in one kernel, a block a multiprocessor, resident to the end. A layer is nine or ten stages
 // with a barrier of the grid after each, since every output of one is an input of all blocks in the next:
 //
 //   low     RMS, W_qa and W_kva            | attend  pieces of the contexts       | score    RMS, router; the shared
 //   query   RMS, W_qb, rope; cache write   | (merge  where the pieces are many)   |          expert's gate and up
-//   latent  W_UKᵀ                          | values  W_UV                         | gate/up  choice, experts
+//   keys    W_UKᵀ                          | values  W_UV                         | gate/up  choice, experts
 //                                          | out     W_o, into the stream         | down     experts, into the stream
 //
 // Blocks stage x for themselves: what one would write and all read again is computed by all instead. Two things keep
 // the memory busy while they wait for each other: the first loads of a stage are issued before its barrier, and a warp
 // asks for the rows of later stages to come into the second-level cache. Only the chosen experts cannot be known ahead.
 //
-// Functions are not inlined here, and take what they need from shared memory: a kernel of all stages in one piece keeps
-// its state in local memory, which cost more than the barriers did (docs/experiments/2026-11-24-cuda-decode-step.md).
+// The products of all stages stand in one place, and what comes between them in functions that take what they need from
+// shared memory: state in local memory cost more than the barriers did
+// (docs/experiments/2026-11-24-cuda-decode-step.md).
 
 #include "backends/cuda/decode_stages.cuh"
 #include "backends/cuda/decode_trace.cuh"
