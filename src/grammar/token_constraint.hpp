@@ -2,7 +2,6 @@
 // What a request's answer may be, token by token: the mask before the sampler's chain, and the state after each token.
 
 #include <atomic>
-#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -10,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -92,7 +92,7 @@ class TokenGrammar {
     struct Way {
       std::int64_t added = 0;   // at most `left`
       std::int64_t enough = 0;  // at least `missing`
-      auto operator<=>(const Way&) const = default;
+      bool operator<(const Way& other) const { return std::tie(added, enough) < std::tie(other.added, other.enough); }
       bool fits(const Room& room) const { return added <= room.left && enough >= room.missing; }
     };
     struct Group {
