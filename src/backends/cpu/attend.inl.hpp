@@ -52,46 +52,24 @@ inline void score_stored(const float* q, const T* page, std::int64_t lo, std::in
   }
 }
 
-// latent[i] += s[i][j] · row j over the rows [lo, hi) of a page.
-template <int M, typename T>
-inline void weigh_stored(const float* s, const T* page, std::int64_t lo, std::int64_t hi, float* latent) {
-  constexpr int kN = M == 4 ? 2 : kTileN;
+// N vectors from `column` on of latent[i] += s[i][j] · row j, over the rows [lo, hi) of a page or tile.
+template <int M, int N, typename T>
+inline void weigh_columns(const float* s, const T* rows, std::int64_t lo, std::int64_t hi, std::int64_t column,
+                          float* latent) {
   const float* x[M];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) x[i] = s + i * kPageTokens + lo;
-  for (std::int64_t column = 0; column < kLatent; column += kN * kLanes) {
-    V acc[M][kN];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kN; ++c) acc[i][c] = load(latent + i * kLatent + column + c * kLanes);
-    }
-    outer_tile(x, page + lo * kKvRow + column, kKvRow, hi - lo, acc);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-      for (int c = 0; c < kN; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
-    }
-  }
-}
-
-template <int M>
-inline void weigh_rows(const float* s, const float* tile, std::int64_t lo, std::int64_t hi, std::int64_t column,
-                       float* latent) {
-  const float* x[M];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) x[i] = s + i * kPageTokens + lo;
-  V acc[M][kTileN];
+  V acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-    for (int c = 0; c < kTileN; ++c) acc[i][c] = load(latent + i * kLatent + column + c * kLanes);
+    for (int c = 0; c < N; ++c) acc[i][c] = load(latent + i * kLatent + column + c * kLanes);
   }
-  outer_tile(x, tile + lo * kKvRow + column, kKvRow, hi - lo, acc);
+  outer_tile(x, rows + lo * kKvRow + column, kKvRow, hi - lo, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-    for (int c = 0; c < kTileN; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
+    for (int c = 0; c < N; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
   }
 }
 
@@ -167,7 +145,9 @@ struct StoredPage {
     for (std::int64_t from = lo; from < hi; from += kFewRows) {
       const std::int64_t to = from + kFewRows < hi ? from + kFewRows : hi;
       for_few(a.n, [&]<int M>(std::int64_t i) {
-        weigh_stored<M>(scores + i * kPageTokens, rows, from, to, a.out.latent + i * kLatent);
+        constexpr int kN = M == 4 ? 2 : kTileN;
+        for (std::int64_t column = 0; column < kLatent; column += kN * kLanes)
+          weigh_columns<M, kN>(scores + i * kPageTokens, rows, from, to, column, a.out.latent + i * kLatent);
       });
     }
   }
@@ -192,7 +172,7 @@ struct TiledPage {
   void weigh(std::int64_t lo, std::int64_t hi) {
     for (std::int64_t column = 0; column < kLatent; column += kTileN * kLanes) {
       for_tiles(a.n, [&]<int M>(std::int64_t i) {
-        weigh_rows<M>(scores + i * kPageTokens, tile, lo, hi, column, a.out.latent + i * kLatent);
+        weigh_columns<M, kTileN>(scores + i * kPageTokens, tile, lo, hi, column, a.out.latent + i * kLatent);
       });
     }
   }

@@ -43,12 +43,10 @@ struct StepLoad {
 __device__ __forceinline__ std::uint32_t word_of(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
-// Unit j of a lane's codes as four pairs of BF16, in the order in which x lies.
+// Unit j of a lane's short codes as four pairs of BF16, in the order in which x lies.
 template <WeightFormat F>
 __device__ __forceinline__ void unit_of(const uint4& code, int j, std::uint32_t nf4, std::uint32_t (&a)[4]) {
-  if constexpr (F == WeightFormat::kBF16) {
-    a[0] = code.x, a[1] = code.y, a[2] = code.z, a[3] = code.w;
-  } else if constexpr (F == WeightFormat::kI8 || F == WeightFormat::kF8E4M3) {
+  if constexpr (F == WeightFormat::kI8 || F == WeightFormat::kF8E4M3) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::uint32_t w = word_of(code, 2 * j + i);
@@ -74,15 +72,8 @@ __device__ __forceinline__ void unit_of(const uint4& code, int j, std::uint32_t 
 template <int kT, WeightFormat F>
 struct StepSums {
   static constexpr bool kScaled = StepFormat<F>::kScaled;
-  float v[kScaled ? kT : 1][kScaled ? 2 : 4];
+  float v[kScaled ? kT : 1][kScaled ? 2 : 4] = {};
 
-  __device__ __forceinline__ void clear() {
-#pragma unroll
-    for (int k = 0; k < (kScaled ? kT : 1); ++k) {
-#pragma unroll
-      for (int i = 0; i < (kScaled ? 2 : 4); ++i) v[k][i] = 0;
-    }
-  }
   __device__ __forceinline__ void flush(int pass, int place) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const std::uint32_t to = step.s.sums + static_cast<std::uint32_t>(pass * kSumTiles + place) * (64 * kT);
@@ -102,7 +93,6 @@ struct StepSums {
       for (int r = 0; r < 2; ++r)
         sts32(to + ((8 * r + g) * kT + t) * 4, __float_as_uint(v[0][2 * r] + v[0][2 * r + 1]));
     }
-    clear();
   }
 };
 
@@ -221,7 +211,6 @@ __device__ __forceinline__ void multiply_piece(StepStage stage, int parity, cons
   const std::uint32_t nf4 = shared_address(step.s.nf4);
   const StepPiece& p = stream.piece;
   StepSums<kT, F> sums;
-  sums.clear();
   if (p.begin < p.end) {
     // x at the lane's columns of the rows that are the tile's and item's; 0: none.
     std::uint32_t x[Format::kScaled ? kT : 1];
