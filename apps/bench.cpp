@@ -37,7 +37,7 @@ struct BenchFlags {
   std::vector<std::int64_t> depth{0};
   int repeat = 3;
   bool ops = false;
-  int one_kernel_rows = 1;
+  bool op_by_op = false;
   bool json = false;
   std::string csv;
 };
@@ -62,11 +62,11 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-std::unique_ptr<Ops> make_backend(const EngineOptions& o, [[maybe_unused]] int one_kernel_rows) {
+std::unique_ptr<Ops> make_backend(const EngineOptions& o, [[maybe_unused]] bool op_by_op) {
   if (o.device == "cpu") return make_cpu_ops({.isa = o.isa, .threads = o.threads});
   if (o.device == "reference") return make_reference_ops();
 #ifdef GLINT_CUDA
-  if (o.device == "cuda") return make_cuda_ops({.one_kernel_rows = one_kernel_rows});
+  if (o.device == "cuda") return make_cuda_ops({.one_kernel = !op_by_op});
 #endif
   throw Error({.what = "--device", .found = "'" + o.device + "'", .expected = "cpu, cuda (where built) or reference"});
 }
@@ -267,7 +267,7 @@ BenchLimits limits_for(const BenchFlags& f) {
 }
 
 int run_bench(BenchFlags& f) {
-  Counted ops(make_backend(f.engine.options, f.one_kernel_rows));
+  Counted ops(make_backend(f.engine.options, f.op_by_op));
   Ceilings ceilings;
   if (ops.host_memory()) {
     ceilings.peaks = measure_peaks(f.engine.options.threads);
@@ -339,10 +339,8 @@ void register_bench(CLI::App& app, Run& run) {
   c->add_option("--repeat", f->repeat, "Repeats of a prefill; the median counts")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  c->add_option("--one-kernel-rows", f->one_kernel_rows,
-                "CUDA: rows of a decode step, at most, for which one kernel runs all layers (0: op by op)")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 4));
+  c->add_flag("--op-by-op", f->op_by_op,
+              "CUDA: run the ops one by one where one kernel would run all layers of a step");
   c->add_flag("--ops", f->ops, "Time, GB/s and GFLOP/s of every op below each row");
   c->add_flag("--json", f->json, "One JSON object on stdout");
   c->add_option("--csv", f->csv, "Write the rows to this file as well");

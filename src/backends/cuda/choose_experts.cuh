@@ -14,39 +14,46 @@ struct Choice {
   float* weights;
 };
 
+// Floats in their order as unsigned numbers.
+__device__ __forceinline__ unsigned ordered(float v) {
+  const unsigned bits = __float_as_uint(v);
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000U;
+}
+
 // Lane l has the scores of experts l + 32 i. Ties go to the lower id.
 template <int kPerLane>
 __device__ __forceinline__ void choose_experts(const Choice& c, std::int64_t row, const float (&score)[kPerLane]) {
+  constexpr unsigned kAll = 0xffffffffU;
   const int lane = threadIdx.x % 32;
-  float choice[kPerLane];
+  unsigned choice[kPerLane];  // 0: none, or taken
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = lane + 32 * i;
-    choice[i] = e < c.n_experts ? score[i] + c.bias[e] : -INFINITY;
-    if (!(choice[i] > -3e38F) && e < c.n_experts) choice[i] = -3e38F;  // NaN too: every row gets experts that exist
+    choice[i] = 0;
+    if (e < c.n_experts) {
+      const float v = score[i] + c.bias[e];
+      choice[i] = ordered(v > -3e38F ? v : -3e38F);  // NaN too: every row gets experts that exist
+    }
   }
   float total = 0, mine = 0;
   int my_id = 0;
   for (int k = 0; k < c.top_k; ++k) {
-    float best = -INFINITY, best_score = 0;
-    int id = 1 << 30;
+    unsigned best = 0;
+    float best_score = 0;
+    int best_id = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (choice[i] > best) best = choice[i], best_score = score[i], id = lane + 32 * i;
+      if (choice[i] > best) best = choice[i], best_score = score[i], best_id = lane + 32 * i;
     }
-#pragma unroll
-    for (int d = 16; d > 0; d >>= 1) {
-      const float other = __shfl_xor_sync(0xffffffffU, best, d),
-                  other_score = __shfl_xor_sync(0xffffffffU, best_score, d);
-      const int other_id = __shfl_xor_sync(0xffffffffU, id, d);
-      if (other > best || (other == best && other_id < id)) best = other, best_score = other_score, id = other_id;
-    }
+    const unsigned top = __reduce_max_sync(kAll, best);
+    const int id = static_cast<int>(__reduce_min_sync(kAll, best == top ? static_cast<unsigned>(best_id) : kAll));
+    const float top_score = __shfl_sync(kAll, best_score, id % 32);
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (lane + 32 * i == id) choice[i] = -INFINITY;
+      if (lane + 32 * i == id) choice[i] = 0;
     }
-    total += best_score;
-    if (lane == k) mine = best_score, my_id = id;
+    total += top_score;
+    if (lane == k) mine = top_score, my_id = id;
   }
   if (lane < c.top_k) {
     c.ids[row * c.top_k + lane] = my_id;

@@ -29,10 +29,10 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  // All layers in one kernel, where the device and the weights allow it: for steps of so many rows at most (up to
-  // kStepRows; 0: never) whose longest context has so many tokens at most. As measured on an H100 this is where it is
-  // faster than the ops one by one (docs/experiments/2026-11-24-cuda-decode-step.md).
-  int one_kernel_rows = 1;
+  // All layers of a step of one row in one kernel, where the device and the weights allow it and the context has so many
+  // tokens at most. As measured on an H100 this is where it is faster than the ops one by one
+  // (docs/experiments/2026-11-24-cuda-decode-step.md).
+  bool one_kernel = true;
   int one_kernel_tokens = 8192;
 };
 

@@ -8,11 +8,12 @@
 namespace glint::cuda {
 namespace {
 
-bool alike(const Mat& a, const Mat& b) {
-  return a.shape.rows == b.shape.rows && a.shape.cols == b.shape.cols && a.shape.format == b.shape.format &&
-         a.shape.group == b.shape.group && a.shape.group_rows == b.shape.group_rows &&
-         a.shape.scale_dtype == b.shape.scale_dtype && (a.at.mins == nullptr) == (b.at.mins == nullptr);
+bool same_codes(const Mat& a, const Mat& b) {
+  return a.shape.cols == b.shape.cols && a.shape.format == b.shape.format && a.shape.group == b.shape.group &&
+         a.shape.group_rows == b.shape.group_rows && a.shape.scale_dtype == b.shape.scale_dtype &&
+         (a.at.mins == nullptr) == (b.at.mins == nullptr);
 }
+bool alike(const Mat& a, const Mat& b) { return a.shape.rows == b.shape.rows && same_codes(a, b); }
 
 // An expert, or an MLP, whose gate and up are alike.
 bool reads_gated(const ExpertWeights& w) {
@@ -25,7 +26,7 @@ bool reads_layer(const LayerWeights& w) {
   for (const Weight* m : {&w.q_a, &w.kv_a, &w.q_b, &w.o}) {
     if (!step_reads(mat_of(*m))) return false;
   }
-  if (w.q_a.format != w.kv_a.format) return false;  // a tile may have rows of both
+  if (!same_codes(mat_of(w.q_a), mat_of(w.kv_a))) return false;  // a tile may have rows of both
   if (w.dense.gate) return reads_gated(w.dense);
   if (w.experts.empty() || w.experts.size() > kStepExperts || !w.shared.gate || !reads_gated(w.shared)) return false;
   const Mat gate = mat_of(w.experts[0].gate), down = mat_of(w.experts[0].down);
@@ -38,7 +39,7 @@ bool reads_layer(const LayerWeights& w) {
 
 void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   decoder_ = {};
-  if (one_kernel_rows_ < 1 || layers.empty() || !std::all_of(layers.begin(), layers.end(), reads_layer)) return;
+  if (!one_kernel_ || layers.empty() || !std::all_of(layers.begin(), layers.end(), reads_layer)) return;
   DecodeStep s;
   const LayerWeights& first = layers[0];
   s.n_layers = static_cast<int>(layers.size());
@@ -47,7 +48,14 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   s.q_lora = static_cast<int>(first.q_a.rows);
   s.top_k = static_cast<int>(limits_.top_k);
   int experts = 0;
+  const auto room_for = [&s](const Weight& w) {
+    s.scale_room = std::max(s.scale_room, step_scale_room(step_mat(mat_of(w))));
+  };
   for (const LayerWeights& w : layers) {
+    for (const Weight* m : {&w.q_a, &w.q_b, &w.o}) room_for(*m);
+    for (const ExpertWeights* e : {&w.dense, &w.shared, w.experts.empty() ? &w.dense : &w.experts[0]}) {
+      if (e->gate) room_for(e->gate), room_for(e->down);
+    }
     const auto grow = [](int& known, std::int64_t rows) { known = std::max(known, static_cast<int>(rows)); };
     if (w.dense.gate) {
       grow(s.dense_inner, w.dense.gate.rows);
@@ -58,8 +66,6 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
     }
   }
   s.inner_stride = std::max({s.dense_inner, s.expert_inner, s.shared_inner});
-  s.score_stride = std::max(1, experts);
-  s.T = 1;
   if (step_blocks(device_.launch(), s) < experts) return;
 
   // The table: layers, then every MoE layer's experts.
@@ -110,18 +116,18 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   s.layers = static_cast<const StepLayer*>(decoder_.table.data());
 
   // The step's own workspace: it holds sums of all blocks at once, and counters that are zero between steps.
-  const std::int64_t n = device_.launch().n_sms, rows = kStepRows, heads = s.heads;
+  const std::int64_t n = device_.launch().n_sms, heads = s.heads;
   std::vector<std::pair<float**, std::int64_t>> parts{
-      {&s.low, rows * s.q_lora},
-      {&s.kv, rows * kKvRow},
-      {&s.q, rows * heads * kQk},
-      {&s.query, rows * heads * kLatent},
-      {&s.partial, rows * n * heads * kLatent},
-      {reinterpret_cast<float**>(&s.partial_ml), rows * n * heads * 2},
-      {&s.latent, rows * heads * kLatent},
-      {&s.attended, rows * heads * kValue},
-      {&s.scores, rows * s.score_stride},
-      {&s.h, rows * (s.top_k + 1) * s.inner_stride},
+      {&s.low, s.q_lora},
+      {&s.kv, kKvRow},
+      {&s.q, heads * kQk},
+      {&s.query, heads * kLatent},
+      {&s.partial, n * heads * kLatent},
+      {reinterpret_cast<float**>(&s.partial_ml), n * heads * 2},
+      {&s.latent, heads * kLatent},
+      {&s.attended, heads * kValue},
+      {&s.scores, std::max(1, experts)},
+      {&s.h, std::int64_t{s.top_k + 1} * s.inner_stride},
       {reinterpret_cast<float**>(&s.counters), 64},
   };
   std::int64_t floats = 0;
@@ -140,12 +146,10 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
 bool CudaOps::decoder(const DecoderParams& p) {
   const std::int64_t rows = p.hidden.shape[0];
   if (decoder_.layers != p.layers.data() || decoder_.n_layers != p.layers.size() || p.layers.empty()) return false;
-  if (rows < 1 || rows > std::min(one_kernel_rows_, kStepRows) || p.batch.max_pages * kPageTokens > one_kernel_tokens_)
-    return false;
+  if (rows != 1 || p.batch.max_pages * kPageTokens > one_kernel_tokens_) return false;
   if (p.top_k > decoder_.shape.top_k) return false;
   if (p.pages.codec == KvCodec::kF32 || !supports(p.pages.codec)) return false;
   DecodeStep s = decoder_.shape;
-  s.T = static_cast<int>(rows);
   s.top_k = p.top_k;
   const Launch& l = begin();
   if (step_blocks(l, s) == 0) return false;

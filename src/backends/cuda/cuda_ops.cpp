@@ -32,7 +32,7 @@ Mat mat_of(const Weight& w) {
 }
 
 CudaOps::CudaOps(const CudaOptions& options)
-    : device_(options), one_kernel_rows_(options.one_kernel_rows), one_kernel_tokens_(options.one_kernel_tokens) {
+    : device_(options), one_kernel_(options.one_kernel), one_kernel_tokens_(options.one_kernel_tokens) {
   for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
 }
 

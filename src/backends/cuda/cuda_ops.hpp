@@ -111,7 +111,8 @@ class CudaOps final : public Ops {
   };
 
   Device device_;
-  int one_kernel_rows_, one_kernel_tokens_;
+  bool one_kernel_;
+  int one_kernel_tokens_;
   Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_;  // zero between calls

@@ -33,7 +33,7 @@ __device__ __noinline__ void plan_contexts() {
   const CacheView& cache = step.s.p.cache;
   const int blocks = static_cast<int>(gridDim.x);
   c.first[0] = 0;
-  for (int t = 0; t < step.s.p.T; ++t) {
+  for (int t = 0; t < kStepRows; ++t) {
     int seq = 0;
     while (seq + 1 < cache.n_seqs && cache.row_offsets[seq + 1] <= t) ++seq;
     c.seq[t] = seq;
@@ -41,14 +41,14 @@ __device__ __noinline__ void plan_contexts() {
     c.begin[t] = cache.window > 0 ? max(0, c.end[t] - cache.window) : 0;
     c.first[t + 1] = c.first[t] + (c.end[t] - 1) / kStepTokens - c.begin[t] / kStepTokens + 1;
   }
-  const int total = c.first[step.s.p.T];
+  const int total = c.first[kStepRows];
   c.by_grid = total > blocks;
   // Where blocks would stand idle, each takes some of the heads only.
   const int heads = step.s.p.heads, groups = c.by_grid ? 1 : min(heads, blocks / total);
   c.group_heads = (heads + groups - 1) / groups;
   c.groups = (heads + c.group_heads - 1) / c.group_heads;
   c.merge = false;
-  for (int t = 0; t < step.s.p.T; ++t) {
+  for (int t = 0; t < kStepRows; ++t) {
     // Block i of the grid has [i · total / blocks, (i + 1) · total / blocks) of the list.
     const auto owner = [&](int b) { return static_cast<int>((static_cast<std::int64_t>(b + 1) * blocks - 1) / total); };
     c.origin[t] = c.by_grid ? owner(c.first[t]) : c.first[t];
@@ -143,7 +143,7 @@ __device__ __forceinline__ void stage_queries(int t, int first_head, int heads) 
 // The block of the list that is this one's, where each has one at most.
 __device__ __forceinline__ Range one_block(const StepContexts& c) {
   const int i = static_cast<int>(blockIdx.x) / c.groups;
-  return i < c.first[step.s.p.T] ? Range{i, i + 1} : Range{0, 0};
+  return i < c.first[kStepRows] ? Range{i, i + 1} : Range{0, 0};
 }
 
 // Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are
@@ -153,7 +153,7 @@ __device__ __forceinline__ void attend_pieces(int layer) {
   constexpr int kMine = kStepHeads / kStepWarps;                               // heads of a warp
   constexpr int kColumns = kLatentWidth / kStepWarps, kBlocks = kColumns / 8;  // columns of O of a warp
   const StepContexts& contexts = step.s.contexts;
-  const int T = step.s.p.T, blocks = static_cast<int>(gridDim.x);
+  const int T = kStepRows, blocks = static_cast<int>(gridDim.x);
   const auto [first, last] = contexts.by_grid ? share(contexts.first[T], 1, blocks) : one_block(contexts);
   if (first >= last) return grid_wait();
   const int group = contexts.by_grid ? 0 : static_cast<int>(blockIdx.x) % contexts.groups;
@@ -174,7 +174,7 @@ __device__ __forceinline__ void attend_pieces(int layer) {
     if (from >= to) continue;
     const int begin = contexts.begin[t], end = contexts.end[t], seq = contexts.seq[t];
     auto token_of = [&](int b) { return (begin / kStepTokens + b - contexts.first[t]) * kStepTokens; };
-    __syncthreads();  // the last row's tiles are read
+    step_sync();  // the last row's tiles are read
     tile.load(pages, seq, token_of(from), begin, end, cache);
     if (!waited) grid_wait();  // for the queries; the cache was filled two barriers ago
     waited = true;
@@ -187,7 +187,7 @@ __device__ __forceinline__ void attend_pieces(int layer) {
     for (int b = from; b < to; ++b) {
       const std::uint32_t here = cache + (b - from) % 2 * kCacheTile, next = cache + (b - from + 1) % 2 * kCacheTile;
       tile.finish(token_of(b), begin, end, here);
-      __syncthreads();
+      step_sync();
       if (b + 1 < to) tile.load(pages, seq, token_of(b + 1), begin, end, next);
 
       // S
@@ -211,7 +211,7 @@ __device__ __forceinline__ void attend_pieces(int layer) {
         sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
         sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
       }
-      __syncthreads();
+      step_sync();
 
       // Softmax
       const int token = token_of(b) + lane;
@@ -250,7 +250,7 @@ __device__ __forceinline__ void attend_pieces(int layer) {
           if (lane == i) sts32(factors + (warp * kMine + i) * 4, __float_as_uint(factor[i]));
         }
       }
-      __syncthreads();
+      step_sync();
 
       // O
 #pragma unroll
@@ -324,7 +324,7 @@ __device__ __forceinline__ void attend_pieces_any(int layer) {
 __device__ __noinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
-  for (int unit = blockIdx.x; unit < step.s.p.T * heads * kParts; unit += gridDim.x) {
+  for (int unit = blockIdx.x; unit < kStepRows * heads * kParts; unit += gridDim.x) {
     const int t = unit / (heads * kParts), h = unit / kParts % heads, part = unit % kParts;
     const int n = step.s.contexts.pieces[t];
     float top = -INFINITY;
@@ -343,11 +343,11 @@ __device__ __noinline__ void merge_pieces() {
       total += w * ml.y;
       sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
     }
-    __syncthreads();  // the last unit's sums are read
+    step_sync();  // the last unit's sums are read
     sts128(step.s.x + tid * 16,
            {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
     if (lane == 0) sts32(step.s.x + kStepThreads * 16 + warp * 4, __float_as_uint(total));
-    __syncthreads();
+    step_sync();
     if (tid < 128) {
       float v = 0, all = 0;
 #pragma unroll

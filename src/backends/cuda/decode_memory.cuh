@@ -2,13 +2,15 @@
 // What all stages of the decode step share: a block's fixed part of shared memory, the barrier of the grid, and how
 // rows of x lie in shared memory.
 
+#include "backends/cuda/bulk.cuh"
 #include "backends/cuda/choose_experts.cuh"
 #include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
 
-constexpr int kStepWarps = 16, kStepThreads = 32 * kStepWarps;
+// Sixteen warps work; one more, the loader, only fetches weights.
+constexpr int kStepWarps = 16, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 32;
 
 // Bytes of a row of x in shared memory: whole steps of the contraction, and rows begin half of the banks apart.
 constexpr int kWidestStep = 128;  // columns
@@ -16,20 +18,21 @@ __host__ __device__ constexpr int x_stride(int cols) {
   return (cols + kWidestStep - 1) / kWidestStep * (kWidestStep * 2) + 64;
 }
 
-// Sums of tiles: [pass][tile and part][16 rows][rows of x].
-constexpr int kSumTiles = 48, kSumPasses = 2;
-__host__ __device__ constexpr int sum_bytes(int rows) { return kSumPasses * kSumTiles * 16 * rows * 4; }
+// A step of the contraction is 64 bytes of a row of weights. A slot of the ring holds codes for sixteen warps, a step
+// of sixteen rows each, and behind them their scales.
+constexpr int kStepBytes = 64, kSlotCodes = kStepWarps * 16 * kStepBytes, kSplitBytes = kStepWarps * kStepBytes;
+constexpr int kSlotsMost = 8;
+constexpr int kTileSums = kStepWarps * 16 * 4;  // bytes of a tile's sums: [warp][16 rows]
+
+// Bytes of the scales of so many bytes of a row's codes, where a row has several.
+__host__ __device__ inline int scale_bytes_of(const StepMat& m, int bytes) {
+  return (bytes * m.step_cols / kStepBytes >> m.group_shift) * (m.scale_dtype == DType::kF32 ? 4 : 2);
+}
 
 // Of W_UK: eights of columns that a block has, and loads of a thread, at most.
 constexpr int kKeyUnits = 16, kKeyLoads = 6;
 
 #if __CUDA_ARCH__ >= 900
-
-// An expert that some rows chose. slot[t] is the place of row t's choice, t · top_k + k, or -1.
-struct StepItem {
-  std::int32_t expert;
-  signed char slot[kStepRows];
-};
 
 // Where the rows' contexts lie in the list of all, in blocks of kStepTokens tokens; see decode_attend.cuh.
 struct StepContexts {
@@ -56,38 +59,45 @@ enum class StepStage : std::uint8_t {
   kSharedDown,
 };
 constexpr int kStepStages = 10;
+// Barriers of the grid in a layer, where attention's pieces are not merged, and which of them the scores are behind.
+constexpr unsigned kRoutedBarriers = 9, kDenseBarriers = 8, kScoreBarrier = 7;
 
-// A block's rows in a stage, and how its warps share them: a tile's steps among 2^part_shift warps. Of the chosen
-// experts' down the warps of a tile take different experts, warps_an_item of them one.
+// A block's rows in a stage, in tiles of sixteen, and how they come: a chunk, what a slot holds, is some whole tiles,
+// or where a row has more than sixteen steps, sixteen steps of one tile. A warp has one step of one tile in it.
 struct StepWork {
   std::int32_t begin, rows;  // of gate and up: of each
+  std::int32_t first_rows;   // kValues: rows of the first head that the block meets (it meets two at most)
   std::int32_t tiles;
-  std::int32_t steps;  // of 64 bytes, of a row
-  std::int32_t items;  // matrices along the contraction
-  std::int32_t warps_an_item;
-  std::int32_t rounds;  // of tiles, or of items, until all are done
-  std::int32_t part_shift;
-  std::int32_t first_rows;  // kValues: rows of the first head that the block meets (it meets two at most)
+  std::int32_t items;       // matrices along the contraction: experts
+  std::int32_t together;    // tiles of a chunk
+  std::int32_t groups;      // of tiles
+  std::int32_t chunks;      // along a row
+  std::int32_t parts;       // steps of a chunk: warps of a tile
+  std::int32_t recip;       // warp / parts = warp · recip / 256
+  std::int32_t last_steps;  // of the last chunk along a row
+  bool even;                // both are
 };
 
-// x and what else a stage needs lie behind it, then the sums.
+// x and what else a stage needs lie behind it, then sums, then the ring.
 struct StepShared {
   alignas(16) StepLayer layers[2];  // in turn: the next one comes while the other is worked on
+  alignas(16) StepLayer ahead[2];   // the same, of the loader
+  alignas(16) MatPtr experts[3 * kStepExperts];
   alignas(16) DecodeStep p;
   StepContexts contexts;
-  float2 rope[kStepRows][32];  // cosine and sine of each row's position
-  MatPtr experts[2][3 * kStepExperts];
-  float router_bias[2][kStepExperts];
+  float2 rope[kStepRows][32];  // cosine and sine of the row's position
+  float router_bias[kStepExperts];
   StepWork work[2][kStepStages];  // of a dense layer, of one with experts
-  StepItem items[kStepSlots];
   float weights[kStepSlots];
-  std::int32_t n_items;
   std::int32_t ids[kStepSlots];
   std::uint32_t nf4[256];
-  float reduce[2][kStepWarps][kStepRows];
+  float reduce[2][kStepWarps];
   alignas(16) float kv_row[kRowWidth];
-  std::uint32_t x, sums;  // shared addresses
-  unsigned epoch;         // barriers passed, in blocks; the first thread's
+  alignas(8) std::uint64_t full[kSlotsMost], empty[kSlotsMost];
+  std::uint32_t x, sums, ring;     // shared addresses
+  std::int32_t slots, slot_bytes;  // of the ring
+  std::int32_t pass_bytes;         // from the sums of pass 0 to those of pass 1
+  unsigned epoch;                  // barriers passed, in blocks; the first thread's
 };
 // At namespace scope so that its accesses are known to be of shared memory in every function. A union, since nothing
 // initialises it.
@@ -97,50 +107,59 @@ union StepMemory {
 };
 static __shared__ StepMemory step;
 
+// A barrier of the working warps.
+__device__ __forceinline__ void step_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStepThreads) : "memory"); }
+
+// A place in the ring, and which time it is there.
+struct StepRing {
+  int slot = 0;
+  std::uint32_t phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == step.s.slots) slot = 0, phase ^= 1;
+  }
+  __device__ __forceinline__ std::uint32_t at() const {
+    return step.s.ring + static_cast<std::uint32_t>(slot * step.s.slot_bytes);
+  }
+  __device__ __forceinline__ std::uint32_t full() const { return shared_address(&step.s.full[slot]); }
+  __device__ __forceinline__ std::uint32_t empty() const { return shared_address(&step.s.empty[slot]); }
+};
+
 // ---- the barrier of the grid ----------------------------------------------------------------------------------------
 
 // What all blocks wrote before arriving is there after waiting, for loads that pass by the first-level cache (__ldcg):
 // hence no fence after the wait, which would throw that cache away.
 __device__ __forceinline__ void grid_arrive() {
-  __syncthreads();
+  step_sync();
   if (threadIdx.x == 0) {
     step.s.epoch += gridDim.x;
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
   }
 }
+// By one thread: until so many blocks have arrived.
+__device__ __forceinline__ void grid_poll(unsigned epoch) {
+  unsigned seen;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(step.s.p.counters) : "memory");
+  } while (static_cast<int>(seen - epoch) < 0);
+}
 __device__ __forceinline__ void grid_wait() {
-  if (threadIdx.x == 0) {
-    const unsigned* counter = step.s.p.counters;
-    const unsigned epoch = step.s.epoch;
-    unsigned seen;
-    do {
-      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    } while (static_cast<int>(seen - epoch) < 0);
-  }
-  __syncthreads();
+  if (threadIdx.x == 0) grid_poll(step.s.epoch);
+  step_sync();
 }
 
 // ---- sums over a block ----------------------------------------------------------------------------------------------
 
-// Of kT numbers a thread, in every thread. `turn`: calls in a row use 0 and 1 in turn.
-template <int kT>
-__device__ __forceinline__ void block_sums(float (&v)[kT], int turn) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  float(&to)[kStepWarps][kStepRows] = step.s.reduce[turn];
+// Over the working warps, in every thread. `turn`: calls in a row use 0 and 1 in turn.
+__device__ __forceinline__ float step_sum(float v, int turn) {
+  float(&to)[kStepWarps] = step.s.reduce[turn];
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) to[threadIdx.x / 32] = v;
+  step_sync();
+  float sum[4] = {};
 #pragma unroll
-  for (int t = 0; t < kT; ++t) {
-    const float sum = warp_sum(v[t]);
-    if (lane == 0) to[warp][t] = sum;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int t = 0; t < kT; ++t) {
-    float sum = 0;
-#pragma unroll
-    for (int w = 0; w < kStepWarps; ++w) sum += to[w][t];
-    v[t] = sum;
-  }
+  for (int w = 0; w < kStepWarps; ++w) sum[w % 4] += to[w];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // ---- rows of x ------------------------------------------------------------------------------------------------------
@@ -169,7 +188,7 @@ __device__ __forceinline__ void put_split(bool nibbles, std::uint32_t to, int st
   put_unit(nibbles, to, high);
   put_unit(nibbles, to + stride, low);
 }
-// Zeros behind the last column of `rows` rows, up to a whole step. By all threads.
+// Zeros behind the last column of `rows` rows, up to a whole step. By all working threads, or the first few.
 __device__ __forceinline__ void put_tail(std::uint32_t to, int stride, int rows, int cols) {
   const int first = cols / 8, n = (stride - 64) / 16 - first;
   for (int i = threadIdx.x; i < rows * n; i += kStepThreads) sts128(to + i / n * stride + (first + i % n) * 16, {});

@@ -34,107 +34,70 @@ __device__ __forceinline__ void put_rows(const float* from, int stride, int rows
   put_tail(to, row_stride, 2 * rows, cols);
 }
 
-// 1 / RMS of rows that the threads hold eight columns each of.
-template <int kT>
-__device__ __forceinline__ void rms_factors(const float (&v)[kT][8], bool mine, int cols, float eps,
-                                            float (&factor)[kT]) {
-#pragma unroll
-  for (int t = 0; t < kT; ++t) {
-    factor[t] = 0;
-    if (mine) {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) factor[t] += v[t][i] * v[t][i];
-    }
-  }
-  block_sums(factor, 0);
-#pragma unroll
-  for (int t = 0; t < kT; ++t) factor[t] = rsqrtf(__fdividef(factor[t], static_cast<float>(cols)) + eps);
+__device__ __forceinline__ void weights8(const float* from, float (&v)[8]) {
+  const uint4 a = load_stream(from), b = load_stream(from + 4);
+  v[0] = __uint_as_float(a.x), v[1] = __uint_as_float(a.y), v[2] = __uint_as_float(a.z), v[3] = __uint_as_float(a.w);
+  v[4] = __uint_as_float(b.x), v[5] = __uint_as_float(b.y), v[6] = __uint_as_float(b.z), v[7] = __uint_as_float(b.w);
 }
 
-// RMS-normed rows of at most 8 · kStepThreads columns. With `scores`, on the way: the score of the expert that is this
+// An RMS-normed row of at most 8 · kStepThreads columns. Of kSharedUp, on the way: the score of the expert that is this
 // block's, and the arrival at the barrier behind which all scores are known; x then also in the experts' order.
-template <int kT>
-__device__ __forceinline__ void stage_normed(StepStage stage, int parity) {
-  const StepLayer& layer = step.s.layers[parity];
-  const bool scores = stage == StepStage::kSharedUp;
-  const StepMat& m = mat_of(stage, parity);
-  const int cols = m.cols, row_stride = x_stride(cols), u = static_cast<int>(threadIdx.x), T = step.s.p.T;
-  const float* from = stage == StepStage::kQuery ? step.s.p.low : step.s.p.stream;
-  const float* weight = stage == StepStage::kLow ? layer.input_norm : scores ? layer.post_norm : layer.q_a_norm;
-  const float eps = stage == StepStage::kQuery ? step.s.p.latent_eps : step.s.p.eps;
+__device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& layer) {
+  const DecodeStep& p = step.s.p;
+  const bool scores = stage == StepStage::kSharedUp && layer.n_experts > 0;
+  const StepMat& m = mat_of(stage, layer);
+  const int cols = m.cols, row_stride = x_stride(cols), u = static_cast<int>(threadIdx.x);
+  const float* from = stage == StepStage::kQuery ? p.low : p.stream;
+  const float* weight = stage == StepStage::kLow     ? layer.input_norm
+                        : stage == StepStage::kQuery ? layer.q_a_norm
+                                                     : layer.post_norm;
   const bool mine = u < cols / 8, scored = scores && static_cast<int>(blockIdx.x) < layer.n_experts;
-  uint4 w[2]{}, router[2]{};
+  float norm[8] = {}, router[8] = {}, v[8] = {};
   if (mine) {
-    w[0] = load_stream(weight + u * 8), w[1] = load_stream(weight + u * 8 + 4);
-    if (scored) {
-      const float* row = layer.router + static_cast<std::int64_t>(blockIdx.x) * cols + u * 8;
-      router[0] = load_stream(row), router[1] = load_stream(row + 4);
-    }
+    weights8(weight + u * 8, norm);
+    if (scored) weights8(layer.router + static_cast<std::int64_t>(blockIdx.x) * cols + u * 8, router);
   }
-  const float norm[8] = {__uint_as_float(w[0].x), __uint_as_float(w[0].y), __uint_as_float(w[0].z),
-                         __uint_as_float(w[0].w), __uint_as_float(w[1].x), __uint_as_float(w[1].y),
-                         __uint_as_float(w[1].z), __uint_as_float(w[1].w)};
   grid_wait();
-  float v[kT][8] = {};
+  if (mine) load8(from + u * 8, v);
+  float squares = 0;
 #pragma unroll
-  for (int t = 0; t < kT; ++t) {
-    if (mine && t < T) load8(from + t * cols + u * 8, v[t]);
-  }
-  float factor[kT];
-  rms_factors(v, mine, cols, eps, factor);
+  for (int i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
+  const float factor = rsqrtf(__fdividef(step_sum(squares, 0), static_cast<float>(cols)) +
+                              (stage == StepStage::kQuery ? p.latent_eps : p.eps));
 #pragma unroll
-  for (int t = 0; t < kT; ++t) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[t][i] *= factor[t] * norm[i];
-  }
-  if (scores && layer.n_experts > 0) {
-    const float by[8] = {__uint_as_float(router[0].x), __uint_as_float(router[0].y), __uint_as_float(router[0].z),
-                         __uint_as_float(router[0].w), __uint_as_float(router[1].x), __uint_as_float(router[1].y),
-                         __uint_as_float(router[1].z), __uint_as_float(router[1].w)};
-    float dot[kT] = {};
+  for (int i = 0; i < 8; ++i) v[i] *= factor * norm[i];
+  if (scores) {
     if (scored) {
+      float dot = 0;
 #pragma unroll
-      for (int t = 0; t < kT; ++t) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) dot[t] = fmaf(v[t][i], by[i], dot[t]);
-      }
-      block_sums(dot, 1);
-      if (u < T) {
-        float mine_dot = dot[0];
-#pragma unroll
-        for (int t = 1; t < kT; ++t) mine_dot = u == t ? dot[t] : mine_dot;
-        step.s.p.scores[u * step.s.p.score_stride + blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-mine_dot));
-      }
+      for (int i = 0; i < 8; ++i) dot = fmaf(v[i], router[i], dot);
+      dot = step_sum(dot, 1);
+      if (u == 0) p.scores[blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-dot));
     }
     grid_arrive();
   }
-  const int second = scores ? expert_x_offset(parity) : 0;
   if (mine) {
+    const int second = stage == StepStage::kSharedUp ? expert_x_offset(layer) : 0;
     const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(u * 16);
-#pragma unroll
-    for (int t = 0; t < kT; ++t) {
-      if (t < T) {
-        put_split(in_nibbles(m.format), to + 2 * t * row_stride, row_stride, v[t]);
-        if (second != 0) put_split(!in_nibbles(m.format), to + second + 2 * t * row_stride, row_stride, v[t]);
-      }
-    }
+    put_split(in_nibbles(m.format), to, row_stride, v);
+    if (second != 0) put_split(!in_nibbles(m.format), to + static_cast<std::uint32_t>(second), row_stride, v);
   }
-  put_tail(step.s.x, row_stride, second != 0 ? 4 * T : 2 * T, cols);
+  put_tail(step.s.x, row_stride, 4, cols);
 }
 
 // The answers of the heads that this block's rows of W_UV belong to, from attention's pieces.
-__device__ __forceinline__ void stage_latents(int parity) {
+__device__ __forceinline__ void stage_latents(const StepLayer& layer) {
   grid_wait();
-  const StepWork& w = work_of(StepStage::kValues, parity);
+  const StepWork& w = work_of(StepStage::kValues, layer.n_experts > 0);
   if (w.rows == 0) return;
-  const int lane = threadIdx.x % 32, T = step.s.p.T, first = w.begin / kQkWidth;
+  const int lane = threadIdx.x % 32, first = w.begin / kQkWidth;
   const int heads = w.first_rows < w.rows ? 2 : 1;
   constexpr int kStride = x_stride(kLatentWidth);
   const bool rotated = is_rotated(step.s.p.cache.codec);
 #pragma unroll 1
-  for (int i = threadIdx.x / 32; i < heads * T; i += kStepWarps) {
+  for (int i = threadIdx.x / 32; i < heads; i += kStepWarps) {
     float v[16];
-    load_latent(i % T, first + i / T, v);
+    load_latent(0, first + i, v);
     if (rotated) warp_hadamard(v, lane);
     const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * i * kStride + lane * 32);
 #pragma unroll
@@ -147,35 +110,38 @@ __device__ __forceinline__ void stage_latents(int parity) {
   }
 }
 
-// Waits for the other blocks and stages this stage's x. By all threads; ends with a barrier of the block.
-template <int kT>
-__device__ __forceinline__ void stage_x(StepStage stage, int parity) {
-  const StepLayer& layer = step.s.layers[parity];
+// Waits for the other blocks and stages this stage's x. By the working warps; ends with a barrier of theirs.
+__device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer) {
   const DecodeStep& p = step.s.p;
-  const StepMat& m = mat_of(stage, parity);
+  const StepMat& m = mat_of(stage, layer);
   switch (stage) {
     case StepStage::kValues:
-      stage_latents(parity);
+      stage_latents(layer);
       break;
     case StepStage::kOut:
       grid_wait();
-      put_rows(p.attended, m.cols, p.T, m.cols, in_nibbles(m.format), step.s.x, nullptr);
+      put_rows(p.attended, m.cols, 1, m.cols, in_nibbles(m.format), step.s.x, nullptr);
       break;
     case StepStage::kExpertDown:
     case StepStage::kSharedDown: {
-      grid_wait();
-      const int slots = layer.n_experts > 0 ? p.T * p.top_k : 0;
-      if (slots > 0) put_rows(p.h, p.inner_stride, slots, m.cols, in_nibbles(m.format), step.s.x, step.s.weights);
+      const int items = layer.n_experts > 0 ? p.top_k : 0;
       const StepMat& shared = layer.mats[static_cast<int>(StepRole::kSharedDown)];
-      put_rows(p.h + static_cast<std::int64_t>(slots) * p.inner_stride, p.inner_stride, p.T, shared.cols,
-               in_nibbles(shared.format), step.s.x + shared_h_offset(parity), nullptr);
+      const bool alike = items == 0 || (in_nibbles(shared.format) == in_nibbles(m.format) && shared.cols == m.cols);
+      grid_wait();
+      if (items > 0) {
+        put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, in_nibbles(m.format), step.s.x,
+                 step.s.weights);
+        if (alike) break;
+      }
+      put_rows(p.h + static_cast<std::int64_t>(items) * p.inner_stride, p.inner_stride, 1, shared.cols,
+               in_nibbles(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(layer)), nullptr);
       break;
     }
     default:
-      stage_normed<kT>(stage, parity);
+      stage_normed(stage, layer);
       break;
   }
-  __syncthreads();
+  step_sync();
 }
 
 }  // namespace glint::cuda

@@ -1,24 +1,24 @@
 #pragma once
-// All decoder layers for few rows in one kernel that stays on the device: what its host side and its device side share.
+// All decoder layers for one row in one kernel that stays on the device: what its host side and its device side share.
 // decode_step.cu says how it works.
 
 #include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
 
-inline constexpr int kStepRows = 4;      // rows of a step at most
+inline constexpr int kStepRows = 1;      // of a step
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
-inline constexpr int kStepSlots = 32;
+inline constexpr int kStepSlots = 8;     // experts of a token at most, and the shared one
 inline constexpr int kStepHeadsMost = 32;
+inline constexpr int kWholeRow = 30;  // group_shift where a row has one scale
 
-// A matrix with all that the kernel would otherwise work out for each tile.
+// A matrix with all that the kernel would otherwise work out for each tile. A row of it has scales of its own.
 struct StepMat {
   MatPtr at;
   std::int32_t rows = 0, cols = 0;
   std::int32_t row_bytes = 0, scale_row_bytes = 0;
-  std::int32_t step_cols = 0;    // columns of 64 bytes of a row: a step of the contraction
-  std::uint8_t group_shift = 0;  // a scale covers 2^group_shift columns
-  std::uint8_t rows_shift = 0;   // and 2^rows_shift rows
+  std::int32_t step_cols = 0;            // columns of 64 bytes of a row: a step of the contraction
+  std::uint8_t group_shift = kWholeRow;  // a scale covers 2^group_shift columns
   WeightFormat format = WeightFormat::kBF16;
   DType scale_dtype = DType::kF32;
 };
@@ -46,39 +46,39 @@ static_assert(sizeof(StepLayer) % 16 == 0, "copied by sixteen bytes");
 struct DecodeStep {
   const StepLayer* layers = nullptr;
   int n_layers = 0;
-  int T = 0;
   int heads = 0, hidden = 0, q_lora = 0, top_k = 0;
+  int scale_room = 0;                                       // bytes that a chunk's scales take at most
   int dense_inner = 0, expert_inner = 0, shared_inner = 0;  // the largest of any layer; 0: there is none
   int inner_stride = 0;                                     // floats of a row of h
-  int score_stride = 0;
   bool normalize = true;
   float routed_scale = 1, eps = 0, latent_eps = 0;
   RopeJob rope;
   const std::int32_t* slots = nullptr;
   CacheView cache;                // of the first layer
   std::int64_t layer_stride = 0;  // bytes from a layer's pages to the next layer's
-  float* stream = nullptr;        // [T, hidden]: the residual stream, updated
+  float* stream = nullptr;        // [hidden]: the residual stream, updated
   const float* final_norm = nullptr;
-  float* out = nullptr;  // [T, hidden]: the stream after the final norm
+  float* out = nullptr;  // [hidden]: the stream after the final norm
 
   // Workspace, F32.
-  float* low = nullptr;          // [T, q_lora]
-  float* kv = nullptr;           // [T, 576]
-  float* q = nullptr;            // [T, N, 256]
-  float* query = nullptr;        // [T, N, 512]
-  float* partial = nullptr;      // [T, n_blocks, N, 512]
-  float2* partial_ml = nullptr;  // [T, n_blocks, N]
-  float* latent = nullptr;       // [T, N, 512]
-  float* attended = nullptr;     // [T, N, 256]
-  float* scores = nullptr;       // [T, score_stride]
-  float* h = nullptr;            // [T · top_k + T, inner_stride]
+  float* low = nullptr;          // [q_lora]
+  float* kv = nullptr;           // [576]
+  float* q = nullptr;            // [N, 256]
+  float* query = nullptr;        // [N, 512]
+  float* partial = nullptr;      // [n_blocks, N, 512]
+  float2* partial_ml = nullptr;  // [n_blocks, N]
+  float* latent = nullptr;       // [N, 512]
+  float* attended = nullptr;     // [N, 256]
+  float* scores = nullptr;       // [experts]
+  float* h = nullptr;            // [top_k + 1, inner_stride]
   unsigned* counters = nullptr;  // [2], zero between steps
   long long* trace = nullptr;    // decode_trace.cuh; null: none
 };
 
-// Whether the kernel reads such a matrix, and as what. Formats with minima it does not.
+// Whether the kernel reads such a matrix, and as what. Formats with minima or with scales of several rows it does not.
 bool step_reads(const Mat& m);
 StepMat step_mat(const Mat& m);
+int step_scale_room(const StepMat& m);  // bytes that the scales of a chunk take
 
 // Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
 int step_blocks(const Launch& l, const DecodeStep& s);

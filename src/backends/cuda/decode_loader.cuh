@@ -1,0 +1,135 @@
+#pragma once
+// The loader: one warp that brings all weights of a decode step into the ring of shared memory, in the order in which
+// the other warps want them, as far ahead as the ring has room: through barriers of the grid, and from layer to layer.
+// Only the chosen experts cannot be known ahead, so the loader also makes the choice, as soon as all scores are there.
+// Rows of a tile lie one behind the other in memory: most chunks are one or two copies of several kilobytes, and what
+// the copy engine takes for a copy (70 to 80 cycles) does not count.
+
+#include "backends/cuda/decode_work.cuh"
+
+#if __CUDA_ARCH__ >= 900
+namespace glint::cuda {
+
+// What a lane copies of a chunk.
+struct StepCopy {
+  const char* from = nullptr;
+  int to = 0, bytes = 0;  // in the slot
+};
+
+// Of whole tiles: four lanes a tile, codes and scales of its two halves.
+__device__ __forceinline__ StepCopy copy_of_tiles(StepStage s, const StepLayer& layer, const StepWork& w, int group,
+                                                  int item) {
+  const StepMat& m = mat_of(s, layer);
+  const int lane = threadIdx.x % 32, j = lane / 4, tile = group * w.together + j, half = lane % 2;
+  if (j >= w.together || tile >= w.tiles) return {};
+  const StepHalf h = half_of(s, layer, w, tile, item, half);
+  const int first = j * 16 + half * 8;  // row in the slot
+  if (lane % 4 < 2) return {h.data, first * m.row_bytes, h.rows * m.row_bytes};
+  return {h.scales, kSlotCodes + first * m.scale_row_bytes, h.rows * m.scale_row_bytes};
+}
+
+// Of a part of a tile's rows: a lane a row for codes, and one for scales.
+__device__ __forceinline__ StepCopy copy_of_part(StepStage s, const StepLayer& layer, const StepWork& w, int tile,
+                                                 int item, int chunk) {
+  const StepMat& m = mat_of(s, layer);
+  const int lane = threadIdx.x % 32, row = lane % 16;
+  const bool whole = !is_grouped(m);  // a row has one scale: a lane takes those of a half
+  const StepHalf h = half_of(s, layer, w, tile, item, lane >= 16 && whole ? row % 2 : row / 8);
+  const int cut = min(kSplitBytes, m.row_bytes - chunk * kSplitBytes);
+  if (lane < 16) {
+    if (row % 8 >= h.rows) return {};
+    return {h.data + row % 8 * m.row_bytes + chunk * kSplitBytes, row * cut, cut};
+  }
+  if (m.scale_row_bytes == 0) return {};
+  if (whole) {
+    if (row >= 2) return {};
+    return {h.scales, kSlotCodes + row * 8 * m.scale_row_bytes, h.rows * m.scale_row_bytes};
+  }
+  if (row % 8 >= h.rows) return {};
+  const int bytes = scale_bytes_of(m, cut);
+  return {h.scales + row % 8 * m.scale_row_bytes + chunk * scale_bytes_of(m, kSplitBytes), kSlotCodes + row * bytes,
+          bytes};
+}
+
+__device__ __noinline__ void load_stage(StepStage s, const StepLayer& layer, StepRing& ring) {
+  const StepWork& w = work_of(s, layer.n_experts > 0);
+  for (int group = 0; group < w.groups; ++group) {
+    for (int item = 0; item < w.items; ++item) {
+      for (int chunk = 0; chunk < w.chunks; ++chunk) {
+        const StepCopy c =
+            w.chunks == 1 ? copy_of_tiles(s, layer, w, group, item) : copy_of_part(s, layer, w, group, item, chunk);
+        const unsigned all = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.bytes));
+        barrier_wait(ring.empty(), ring.phase ^ 1);
+        if (threadIdx.x % 32 == 0) barrier_expect(ring.full(), static_cast<int>(all));
+        __syncwarp();
+        if (c.bytes > 0) bulk_copy(ring.at() + static_cast<std::uint32_t>(c.to), c.from, c.bytes, ring.full());
+        ring.advance();
+      }
+    }
+  }
+}
+
+// A layer's table into the loader's buffer of its turn; where its experts lie, and the router's bias.
+__device__ __forceinline__ void load_table(int l) {
+  const auto* from = reinterpret_cast<const uint4*>(step.s.p.layers + l);
+  auto* to = reinterpret_cast<uint4*>(&step.s.ahead[l & 1]);
+  for (unsigned i = threadIdx.x % 32; i < sizeof(StepLayer) / 16; i += 32) to[i] = __ldg(from + i);
+  __syncwarp();
+}
+__device__ __forceinline__ void load_experts(const StepLayer& layer) {
+  const auto* from = reinterpret_cast<const std::uint64_t*>(layer.experts);
+  auto* to = reinterpret_cast<std::uint64_t*>(step.s.experts);
+  const unsigned n = static_cast<unsigned>(layer.n_experts) * 3 * (sizeof(MatPtr) / 8);
+#pragma unroll 6
+  for (unsigned i = threadIdx.x % 32; i < n; i += 32) to[i] = __ldg(from + i);
+  for (int i = static_cast<int>(threadIdx.x % 32); i < layer.n_experts; i += 32)
+    step.s.router_bias[i] = __ldg(layer.router_bias + i);
+  __syncwarp();
+}
+
+// The token's experts and their weights, once all blocks have announced their scores.
+__device__ __forceinline__ void choose(const StepLayer& layer, unsigned epoch) {
+  const int lane = threadIdx.x % 32, n = layer.n_experts;
+  constexpr int kPerLane = kStepExperts / 32;
+  if (lane == 0) grid_poll(epoch);
+  __syncwarp();
+  float score[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = lane + 32 * i;
+    score[i] = e < n ? __ldcg(step.s.p.scores + e) : 0.0F;
+  }
+  choose_experts(
+      {step.s.router_bias, n, step.s.p.top_k, step.s.p.normalize, step.s.p.routed_scale, step.s.ids, step.s.weights}, 0,
+      score);
+  __syncwarp();
+}
+
+// By the last warp, from beginning to end.
+__device__ __forceinline__ void load_all() {
+  StepRing ring;
+  unsigned epoch = 0;  // of the last barrier of the layer before
+  const unsigned merges = step.s.contexts.merge ? 1 : 0;
+  load_table(0);
+  for (int l = 0; l < step.s.p.n_layers; ++l) {
+    const StepLayer& layer = step.s.ahead[l & 1];
+    const bool routed = layer.n_experts > 0;
+    for (const StepStage s :
+         {StepStage::kLow, StepStage::kQuery, StepStage::kValues, StepStage::kOut, StepStage::kSharedUp,
+          StepStage::kExpertUp, StepStage::kExpertDown, StepStage::kSharedDown}) {
+      if (s == StepStage::kExpertUp || s == StepStage::kExpertDown) {
+        if (!routed) continue;
+      }
+      if (s == StepStage::kExpertUp) choose(layer, epoch + (kScoreBarrier + merges) * gridDim.x);
+      if (s == StepStage::kValues) {  // attention comes first: there is time
+        load_experts(layer);
+        if (l + 1 < step.s.p.n_layers) load_table(l + 1);
+      }
+      load_stage(s, layer, ring);
+    }
+    epoch += ((routed ? kRoutedBarriers : kDenseBarriers) + merges) * gridDim.x;
+  }
+}
+
+}  // namespace glint::cuda
+#endif
