@@ -1,8 +1,8 @@
 #pragma once
-// Attention within the decode step: the contexts of all rows in blocks of 32 tokens, dealt out evenly over the grid.
-// A block of the grid takes a contiguous range of them, whichever rows that meets, and leaves a piece for each row: the
-// running maximum, the sum, and the latent numbers of all heads; where contexts are short, of a group of heads, so that
-// as many blocks as there are share the work. Heads stand in a product's 16 rows (20 waste 12 of 32).
+// Attention within the decode step: the context in runs of 32 tokens, dealt out evenly over the grid. A block of the
+// grid takes neighbouring runs and leaves a piece: the running maximum, the sum, and the latent numbers of all heads;
+// where the context is short, of a group of heads, so that as many blocks as there are share the work. Heads stand in a
+// product's 16 rows (20 waste 12 of 32).
 //   S (heads × 32) = Q (heads × 576) · KVᵀ         a warp of eight: 16 heads, 8 tokens
 //   softmax                                        a warp: 2 heads, a lane a token
 //   O (heads × 512) += P · KV's first 512 columns  a warp: 32 of the 512
@@ -24,41 +24,41 @@ constexpr int kAttendScratch = kStepHeads * (kScoreRow * 4 + kWeightRow + 4) + 1
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-constexpr int kDirectPieces = 16;                            // of a row: more are merged in a stage of their own
+constexpr int kDirectPieces = 64;                            // more are merged in a stage of their own
 constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 
 // By one thread, once a step: the layers have one answer.
-__device__ __noinline__ void plan_contexts() {
-  StepContexts& c = step.s.contexts;
+__device__ __noinline__ void plan_context() {
+  StepContext& c = step.s.context;
   const CacheView& cache = step.s.p.cache;
-  const int blocks = static_cast<int>(gridDim.x);
-  c.first[0] = 0;
-  for (int t = 0; t < kStepRows; ++t) {
-    int seq = 0;
-    while (seq + 1 < cache.n_seqs && cache.row_offsets[seq + 1] <= t) ++seq;
-    c.seq[t] = seq;
-    c.end[t] = cache.context_tokens[seq] - (cache.row_offsets[seq + 1] - 1 - t);
-    c.begin[t] = cache.window > 0 ? max(0, c.end[t] - cache.window) : 0;
-    c.first[t + 1] = c.first[t] + (c.end[t] - 1) / kStepTokens - c.begin[t] / kStepTokens + 1;
+  const int blocks = static_cast<int>(gridDim.x), b = static_cast<int>(blockIdx.x), heads = step.s.p.heads;
+  while (c.seq + 1 < cache.n_seqs && cache.row_offsets[c.seq + 1] == 0) ++c.seq;  // sequences without a row
+  c.end = cache.context_tokens[c.seq];
+  c.begin = cache.window > 0 ? max(0, c.end - cache.window) : 0;
+  const int first = c.begin / kStepTokens, runs = (c.end - 1) / kStepTokens - first + 1;
+  int begin = 0, end = 0;
+  c.heads = heads;
+  if (runs > blocks) {
+    begin = static_cast<int>(static_cast<std::int64_t>(b) * runs / blocks);
+    end = static_cast<int>(static_cast<std::int64_t>(b + 1) * runs / blocks);
+    c.pieces = blocks;
+    c.piece = b;
+  } else {  // where blocks would stand idle, each takes some of the heads only
+    const int group = (heads + min(heads, blocks / runs) - 1) / min(heads, blocks / runs);
+    const int groups = (heads + group - 1) / group;
+    c.pieces = runs;
+    c.piece = b / groups;
+    c.first_head = b % groups * group;
+    c.heads = min(group, heads - c.first_head);
+    if (c.piece < runs) begin = c.piece, end = begin + 1;
   }
-  const int total = c.first[kStepRows];
-  c.by_grid = total > blocks;
-  // Where blocks would stand idle, each takes some of the heads only.
-  const int heads = step.s.p.heads, groups = c.by_grid ? 1 : min(heads, blocks / total);
-  c.group_heads = (heads + groups - 1) / groups;
-  c.groups = (heads + c.group_heads - 1) / c.group_heads;
-  c.merge = false;
-  for (int t = 0; t < kStepRows; ++t) {
-    // Block i of the grid has [i · total / blocks, (i + 1) · total / blocks) of the list.
-    const auto owner = [&](int b) { return static_cast<int>((static_cast<std::int64_t>(b + 1) * blocks - 1) / total); };
-    c.origin[t] = c.by_grid ? owner(c.first[t]) : c.first[t];
-    c.pieces[t] = c.by_grid ? owner(c.first[t + 1] - 1) - c.origin[t] + 1 : c.first[t + 1] - c.first[t];
-    c.merge = c.merge || c.pieces[t] > kDirectPieces;
-  }
+  c.token = (first + begin) * kStepTokens;
+  c.runs = end - begin;
+  c.merge = c.pieces > kDirectPieces;
 }
 
-__device__ __forceinline__ std::int64_t piece_row(int t, int piece, int head) {
-  return static_cast<std::int64_t>((t * static_cast<int>(gridDim.x) + piece) * step.s.p.heads + head);
+__device__ __forceinline__ std::int64_t piece_row(int piece, int head) {
+  return static_cast<std::int64_t>(piece) * step.s.p.heads + head;
 }
 
 // Rows of the cache on their way: copied asynchronously as they are (BF16), or held in registers until decoded.
@@ -114,13 +114,13 @@ struct CacheTile {
   }
 };
 
-// The queries of one token in BF16, a row a head of a group: latent (under H where the codec has it) and rotary part.
+// The queries in BF16, a row a head of a group: latent (under H where the codec has it) and rotary part.
 template <KvCodec kCodec>
-__device__ __forceinline__ void stage_queries(int t, int first_head, int heads) {
+__device__ __forceinline__ void stage_queries(int first_head, int heads) {
   const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int h = static_cast<int>(threadIdx.x / 32); h < heads; h += kStepWarps) {
-    const int row = t * step.s.p.heads + first_head + h;
+    const int row = first_head + h;
     float v[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -140,26 +140,15 @@ __device__ __forceinline__ void stage_queries(int t, int first_head, int heads) 
   }
 }
 
-// The block of the list that is this one's, where each has one at most.
-__device__ __forceinline__ Range one_block(const StepContexts& c) {
-  const int i = static_cast<int>(blockIdx.x) / c.groups;
-  return i < c.first[kStepRows] ? Range{i, i + 1} : Range{0, 0};
-}
-
-// Pieces of all rows that meet this block's range. The second tile of heads reads past the queries where there are
-// fewer than 32: what it makes of that is not used.
+// This block's piece. The second tile of heads reads past the queries where there are fewer than 32: what it makes of
+// that is not used.
 template <KvCodec kCodec>
-__device__ __forceinline__ void attend_pieces(int layer) {
+__device__ __forceinline__ void attend_piece(int layer) {
   constexpr int kMine = kStepHeads / kStepWarps;                               // heads of a warp
   constexpr int kColumns = kLatentWidth / kStepWarps, kBlocks = kColumns / 8;  // columns of O of a warp
-  const StepContexts& contexts = step.s.contexts;
-  const int T = kStepRows, blocks = static_cast<int>(gridDim.x);
-  const auto [first, last] = contexts.by_grid ? share(contexts.first[T], 1, blocks) : one_block(contexts);
-  if (first >= last) return grid_wait();
-  const int group = contexts.by_grid ? 0 : static_cast<int>(blockIdx.x) % contexts.groups;
-  const int first_head = group * contexts.group_heads;
-  const int heads = min(contexts.group_heads, step.s.p.heads - first_head);
-  bool waited = false;
+  const StepContext c = step.s.context;
+  if (c.runs == 0) return grid_wait();
+  const int begin = c.begin, end = c.end, heads = c.heads;
   const auto* pages = static_cast<const unsigned char*>(step.s.p.cache.pages) + layer * step.s.p.layer_stride;
   // Queries, two tiles of the cache, scratch.
   const std::uint32_t cache = step.s.x + (heads * kCacheStride + 127) / 128 * 128;
@@ -167,156 +156,146 @@ __device__ __forceinline__ void attend_pieces(int layer) {
                       factors = weights + kStepHeads * kWeightRow;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q4 = lane % 4;
   const int tiles = (heads + 15) / 16;
+  const auto token_of = [&](int run) { return c.token + run * kStepTokens; };
 
   CacheTile<kCodec> tile;
-  for (int t = 0; t < T; ++t) {
-    const int from = max(first, contexts.first[t]), to = min(last, contexts.first[t + 1]);
-    if (from >= to) continue;
-    const int begin = contexts.begin[t], end = contexts.end[t], seq = contexts.seq[t];
-    auto token_of = [&](int b) { return (begin / kStepTokens + b - contexts.first[t]) * kStepTokens; };
-    step_sync();  // the last row's tiles are read
-    tile.load(pages, seq, token_of(from), begin, end, cache);
-    if (!waited) grid_wait();  // for the queries; the cache was filled two barriers ago
-    waited = true;
-    stage_queries<kCodec>(t, first_head, heads);
+  tile.load(pages, c.seq, c.token, begin, end, cache);
+  grid_wait();  // for the queries; the cache was filled two barriers ago
+  stage_queries<kCodec>(c.first_head, heads);
+  float acc[2][kBlocks][4] = {};
+  float top[kMine], sum[kMine];  // of this warp's heads
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) top[i] = -INFINITY, sum[i] = 0;
+  for (int b = 0; b < c.runs; ++b) {
+    const std::uint32_t here = cache + b % 2 * kCacheTile, next = cache + (b + 1) % 2 * kCacheTile;
+    tile.finish(token_of(b), begin, end, here);
+    step_sync();
+    if (b + 1 < c.runs) tile.load(pages, c.seq, token_of(b + 1), begin, end, next);
 
-    float acc[2][kBlocks][4] = {};
-    float top[kMine], sum[kMine];  // of this warp's heads
+    // S
+    const int m = warp % 2 * 16, n = warp / 2 * 8;
+    if (warp < 8 && warp % 2 < tiles) {
+      float dots[4][4] = {};
+      const std::uint32_t a_at = step.s.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
+      const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) top[i] = -INFINITY, sum[i] = 0;
-    for (int b = from; b < to; ++b) {
-      const std::uint32_t here = cache + (b - from) % 2 * kCacheTile, next = cache + (b - from + 1) % 2 * kCacheTile;
-      tile.finish(token_of(b), begin, end, here);
-      step_sync();
-      if (b + 1 < to) tile.load(pages, seq, token_of(b + 1), begin, end, next);
-
-      // S
-      const int m = warp % 2 * 16, n = warp / 2 * 8;
-      if (warp < 8 && warp % 2 < tiles) {
-        float dots[4][4] = {};
-        const std::uint32_t a_at = step.s.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
-        const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
-#pragma unroll
-        for (int k = 0; k < kRowWidth / 32; ++k) {
-          std::uint32_t a0[4], a1[4], kv[4];
-          ldmatrix4(a0, a_at + k * 64);
-          ldmatrix4(a1, a_at + k * 64 + 32);
-          ldmatrix4(kv, b_at + k * 64);
-          mma(dots[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
-          mma(dots[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
-        const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
-        sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
-        sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
-      }
-      step_sync();
-
-      // Softmax
-      const int token = token_of(b) + lane;
-      const bool seen = token >= begin && token < end;
-      if (warp * kMine < 16 * tiles) {
-        float best[kMine], weight[kMine], factor[kMine], total[kMine];
-#pragma unroll
-        for (int i = 0; i < kMine; ++i)
-          best[i] = weight[i] =
-              seen ? __uint_as_float(lds32(scores + ((warp * kMine + i) * kScoreRow + lane) * 4)) : -INFINITY;
-#pragma unroll
-        for (int d = 16; d > 0; d >>= 1) {
-#pragma unroll
-          for (int i = 0; i < kMine; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
-        }
-#pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          best[i] = fmaxf(best[i], top[i]);
-          const bool any = best[i] > -INFINITY;
-          factor[i] = any ? exp2f(top[i] - best[i]) : 1.0F;
-          const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? exp2f(weight[i] - best[i]) : 0.0F);
-          asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * kMine + i) * kWeightRow + lane * 2),
-                       "h"(__bfloat16_as_ushort(rounded))
-                       : "memory");
-          total[i] = __bfloat162float(rounded);
-          top[i] = best[i];
-        }
-#pragma unroll
-        for (int d = 16; d > 0; d >>= 1) {
-#pragma unroll
-          for (int i = 0; i < kMine; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
-        }
-#pragma unroll
-        for (int i = 0; i < kMine; ++i) {
-          sum[i] = sum[i] * factor[i] + total[i];
-          if (lane == i) sts32(factors + (warp * kMine + i) * 4, __float_as_uint(factor[i]));
-        }
-      }
-      step_sync();
-
-      // O
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (i >= tiles) break;
-        const float f0 = __uint_as_float(lds32(factors + (16 * i + g) * 4)),
-                    f1 = __uint_as_float(lds32(factors + (16 * i + g + 8) * 4));
-#pragma unroll
-        for (int k = 0; k < kBlocks; ++k)
-          acc[i][k][0] *= f0, acc[i][k][1] *= f0, acc[i][k][2] *= f1, acc[i][k][3] *= f1;
+      for (int k = 0; k < kRowWidth / 32; ++k) {
+        std::uint32_t a0[4], a1[4], kv[4];
+        ldmatrix4(a0, a_at + k * 64);
+        ldmatrix4(a1, a_at + k * 64 + 32);
+        ldmatrix4(kv, b_at + k * 64);
+        mma(dots[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
+        mma(dots[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
       }
 #pragma unroll
-      for (int k = 0; k < kStepTokens / 16; ++k) {
-        std::uint32_t a[2][4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (i < tiles) ldmatrix4(a[i], weights + (16 * i + lane % 16) * kWeightRow + k * 32 + lane / 16 * 16);
-        }
-#pragma unroll
-        for (int j = 0; j < kBlocks / 2; ++j) {
-          std::uint32_t v[4];
-          ldmatrix4_trans(v, here + (k * 16 + lane / 8 % 2 * 8 + lane % 8) * kCacheStride +
-                                 (warp * kColumns + j * 16) * 2 + lane / 16 * 16);
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            if (i >= tiles) break;
-            mma(acc[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], v[0], v[1]);
-            mma(acc[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], v[2], v[3]);
-          }
-        }
-      }
+      for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
+      const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
+      sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
+      sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
     }
+    step_sync();
 
-    const int piece = (contexts.by_grid ? static_cast<int>(blockIdx.x) : from) - contexts.origin[t];
+    // Softmax
+    const int token = token_of(b) + lane;
+    const bool seen = token >= begin && token < end;
+    if (warp * kMine < 16 * tiles) {
+      float best[kMine], weight[kMine], factor[kMine], total[kMine];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+      for (int i = 0; i < kMine; ++i)
+        best[i] = weight[i] =
+            seen ? __uint_as_float(lds32(scores + ((warp * kMine + i) * kScoreRow + lane) * 4)) : -INFINITY;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int h = 16 * i + 8 * half + g;
-        if (h >= heads) continue;
-        float* out = step.s.p.partial + piece_row(t, piece, first_head + h) * kLatentWidth + warp * kColumns + 2 * q4;
+      for (int d = 16; d > 0; d >>= 1) {
 #pragma unroll
-        for (int k = 0; k < kBlocks; ++k)
-          *reinterpret_cast<float2*>(out + 8 * k) = {acc[i][k][2 * half], acc[i][k][2 * half + 1]};
+        for (int i = 0; i < kMine; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
       }
-    }
-    if (lane == 0) {
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        const int h = warp * kMine + i;
-        if (h < heads) step.s.p.partial_ml[piece_row(t, piece, first_head + h)] = {top[i], sum[i]};
+        best[i] = fmaxf(best[i], top[i]);
+        const bool any = best[i] > -INFINITY;
+        factor[i] = any ? exp2f(top[i] - best[i]) : 1.0F;
+        const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? exp2f(weight[i] - best[i]) : 0.0F);
+        asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * kMine + i) * kWeightRow + lane * 2),
+                     "h"(__bfloat16_as_ushort(rounded))
+                     : "memory");
+        total[i] = __bfloat162float(rounded);
+        top[i] = best[i];
       }
+#pragma unroll
+      for (int d = 16; d > 0; d >>= 1) {
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
+      }
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        sum[i] = sum[i] * factor[i] + total[i];
+        if (lane == i) sts32(factors + (warp * kMine + i) * 4, __float_as_uint(factor[i]));
+      }
+    }
+    step_sync();
+
+    // O
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (i >= tiles) break;
+      const float f0 = __uint_as_float(lds32(factors + (16 * i + g) * 4)),
+                  f1 = __uint_as_float(lds32(factors + (16 * i + g + 8) * 4));
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k) acc[i][k][0] *= f0, acc[i][k][1] *= f0, acc[i][k][2] *= f1, acc[i][k][3] *= f1;
+    }
+#pragma unroll
+    for (int k = 0; k < kStepTokens / 16; ++k) {
+      std::uint32_t a[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (i < tiles) ldmatrix4(a[i], weights + (16 * i + lane % 16) * kWeightRow + k * 32 + lane / 16 * 16);
+      }
+#pragma unroll
+      for (int j = 0; j < kBlocks / 2; ++j) {
+        std::uint32_t v[4];
+        ldmatrix4_trans(v, here + (k * 16 + lane / 8 % 2 * 8 + lane % 8) * kCacheStride +
+                               (warp * kColumns + j * 16) * 2 + lane / 16 * 16);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (i >= tiles) break;
+          mma(acc[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], v[0], v[1]);
+          mma(acc[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], v[2], v[3]);
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int h = 16 * i + 8 * half + g;
+      if (h >= heads) continue;
+      float* out = step.s.p.partial + piece_row(c.piece, c.first_head + h) * kLatentWidth + warp * kColumns + 2 * q4;
+#pragma unroll
+      for (int k = 0; k < kBlocks; ++k)
+        *reinterpret_cast<float2*>(out + 8 * k) = {acc[i][k][2 * half], acc[i][k][2 * half + 1]};
+    }
+  }
+  if (lane == 0) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int h = warp * kMine + i;
+      if (h < heads) step.s.p.partial_ml[piece_row(c.piece, c.first_head + h)] = {top[i], sum[i]};
     }
   }
 }
 
-__device__ __forceinline__ void attend_pieces_any(int layer) {
+__device__ __forceinline__ void attend_piece_any(int layer) {
   switch (step.s.p.cache.codec) {
     case KvCodec::kFp8:
-      return attend_pieces<KvCodec::kFp8>(layer);
+      return attend_piece<KvCodec::kFp8>(layer);
     case KvCodec::kInt8:
-      return attend_pieces<KvCodec::kInt8>(layer);
+      return attend_piece<KvCodec::kInt8>(layer);
     case KvCodec::kInt4:
-      return attend_pieces<KvCodec::kInt4>(layer);
+      return attend_piece<KvCodec::kInt4>(layer);
     default:
-      return attend_pieces<KvCodec::kBF16>(layer);
+      return attend_piece<KvCodec::kBF16>(layer);
   }
 }
 
@@ -324,18 +303,18 @@ __device__ __forceinline__ void attend_pieces_any(int layer) {
 __device__ __noinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
-  for (int unit = blockIdx.x; unit < kStepRows * heads * kParts; unit += gridDim.x) {
-    const int t = unit / (heads * kParts), h = unit / kParts % heads, part = unit % kParts;
-    const int n = step.s.contexts.pieces[t];
+  for (int unit = blockIdx.x; unit < heads * kParts; unit += gridDim.x) {
+    const int h = unit / kParts, part = unit % kParts;
+    const int n = step.s.context.pieces;
     float top = -INFINITY;
-    for (int i = lane; i < n; i += 32) top = fmaxf(top, __ldcg(&step.s.p.partial_ml[piece_row(t, i, h)].x));
+    for (int i = lane; i < n; i += 32) top = fmaxf(top, __ldcg(&step.s.p.partial_ml[piece_row(i, h)].x));
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
     float4 sum{};
     float total = 0;
 #pragma unroll 4
     for (int i = warp; i < n; i += kStepWarps) {
-      const std::int64_t row = piece_row(t, i, h);
+      const std::int64_t row = piece_row(i, h);
       const float2 ml = __ldcg(step.s.p.partial_ml + row);
       const float4 v =
           __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
@@ -355,36 +334,7 @@ __device__ __noinline__ void merge_pieces() {
         v += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
         all += __uint_as_float(lds32(step.s.x + kStepThreads * 16 + w * 4));
       }
-      step.s.p.latent[(t * heads + h) * kLatentWidth + part * 128 + tid] = v / all;
-    }
-  }
-}
-
-// 16 columns of a head's answer, from 16 · lane on: merged before, or from the pieces.
-__device__ __forceinline__ void load_latent(int t, int h, float (&v)[16]) {
-  const int lane = threadIdx.x % 32;
-  const bool merged = step.s.contexts.merge;
-  const int n = merged ? 1 : step.s.contexts.pieces[t];
-  float mine = 1;  // the weight of this lane's piece
-  if (!merged) {
-    const float2 ml = lane < n ? __ldcg(step.s.p.partial_ml + piece_row(t, lane, h)) : float2{-INFINITY, 0.0F};
-    float top = ml.x;
-#pragma unroll
-    for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
-    mine = exp2f(ml.x - top);
-    mine = __fdividef(mine, warp_sum(mine * ml.y));
-  }
-#pragma unroll
-  for (int i = 0; i < 16; ++i) v[i] = 0;
-#pragma unroll 2
-  for (int k = 0; k < n; ++k) {
-    const float* from = merged ? step.s.p.latent + (t * step.s.p.heads + h) * kLatentWidth
-                               : step.s.p.partial + piece_row(t, k, h) * kLatentWidth;
-    const float w = __shfl_sync(0xffffffffU, mine, k);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 f = __ldcg(reinterpret_cast<const float4*>(from) + lane * 4 + i);
-      v[4 * i] += w * f.x, v[4 * i + 1] += w * f.y, v[4 * i + 2] += w * f.z, v[4 * i + 3] += w * f.w;
+      step.s.p.latent[h * kLatentWidth + part * 128 + tid] = v / all;
     }
   }
 }

@@ -10,10 +10,11 @@
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-// What a lane copies of a chunk.
+// What a lane copies of a chunk: from where, to where in the slot, how much of each chunk along a row but the last, and
+// of the last.
 struct StepCopy {
   const char* from = nullptr;
-  int to = 0, bytes = 0;  // in the slot
+  int to = 0, bytes = 0, last = 0;
 };
 
 // Of whole tiles: four lanes a tile, codes and scales of its two halves.
@@ -24,45 +25,52 @@ __device__ __forceinline__ StepCopy copy_of_tiles(StepStage s, const StepLayer& 
   if (j >= w.together || tile >= w.tiles) return {};
   const StepHalf h = half_of(s, layer, w, tile, item, half);
   const int first = j * 16 + half * 8;  // row in the slot
-  if (lane % 4 < 2) return {h.data, first * m.row_bytes, h.rows * m.row_bytes};
-  return {h.scales, kSlotCodes + first * m.scale_row_bytes, h.rows * m.scale_row_bytes};
+  if (lane % 4 < 2) return {h.data, first * m.row_bytes, 0, h.rows * m.row_bytes};
+  return {h.scales, kSlotCodes + first * m.scale_row_bytes, 0, h.rows * m.scale_row_bytes};
 }
 
-// Of a part of a tile's rows: a lane a row for codes, and one for scales.
-__device__ __forceinline__ StepCopy copy_of_part(StepStage s, const StepLayer& layer, const StepWork& w, int tile,
-                                                 int item, int chunk) {
+// Of a tile whose rows come in parts: a lane a row for codes, and one for scales.
+__device__ __forceinline__ StepCopy copy_of_parts(StepStage s, const StepLayer& layer, const StepWork& w, int tile,
+                                                  int item) {
   const StepMat& m = mat_of(s, layer);
-  const int lane = threadIdx.x % 32, row = lane % 16;
-  const bool whole = !is_grouped(m);  // a row has one scale: a lane takes those of a half
+  const int lane = threadIdx.x % 32, row = lane % 16, before = (w.chunks - 1) * kSplitBytes;
+  const bool whole = !is_grouped(m);  // a row has one scale: a lane takes those of a half, every time
   const StepHalf h = half_of(s, layer, w, tile, item, lane >= 16 && whole ? row % 2 : row / 8);
-  const int cut = min(kSplitBytes, m.row_bytes - chunk * kSplitBytes);
   if (lane < 16) {
     if (row % 8 >= h.rows) return {};
-    return {h.data + row % 8 * m.row_bytes + chunk * kSplitBytes, row * cut, cut};
+    return {h.data + row % 8 * m.row_bytes, row * kSplitBytes, kSplitBytes, m.row_bytes - before};
   }
   if (m.scale_row_bytes == 0) return {};
   if (whole) {
     if (row >= 2) return {};
-    return {h.scales, kSlotCodes + row * 8 * m.scale_row_bytes, h.rows * m.scale_row_bytes};
+    const int bytes = h.rows * m.scale_row_bytes;
+    return {h.scales, kSlotCodes + row * 8 * m.scale_row_bytes, bytes, bytes};
   }
   if (row % 8 >= h.rows) return {};
-  const int bytes = scale_bytes_of(m, cut);
-  return {h.scales + row % 8 * m.scale_row_bytes + chunk * scale_bytes_of(m, kSplitBytes), kSlotCodes + row * bytes,
-          bytes};
+  const int bytes = scale_bytes_of(m, kSplitBytes);
+  return {h.scales + row % 8 * m.scale_row_bytes, kSlotCodes + row * bytes, bytes,
+          scale_bytes_of(m, m.row_bytes - before)};
 }
 
 __device__ __noinline__ void load_stage(StepStage s, const StepLayer& layer, StepRing& ring) {
   const StepWork& w = work_of(s, layer.n_experts > 0);
+  const bool leads = threadIdx.x % 32 == 0, steps = is_grouped(mat_of(s, layer)) || threadIdx.x % 32 < 16;
+  const int chunks = w.chunks;
+#pragma unroll 1
   for (int group = 0; group < w.groups; ++group) {
+#pragma unroll 1
     for (int item = 0; item < w.items; ++item) {
-      for (int chunk = 0; chunk < w.chunks; ++chunk) {
-        const StepCopy c =
-            w.chunks == 1 ? copy_of_tiles(s, layer, w, group, item) : copy_of_part(s, layer, w, group, item, chunk);
-        const unsigned all = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.bytes));
+      StepCopy c = chunks == 1 ? copy_of_tiles(s, layer, w, group, item) : copy_of_parts(s, layer, w, group, item);
+      const unsigned all = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.bytes)),
+                     last = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.last));
+#pragma unroll 1
+      for (int chunk = 1; chunk <= chunks; ++chunk) {
+        const int bytes = chunk < chunks ? c.bytes : c.last;
         barrier_wait(ring.empty(), ring.phase ^ 1);
-        if (threadIdx.x % 32 == 0) barrier_expect(ring.full(), static_cast<int>(all));
+        if (leads) barrier_expect(ring.full(), static_cast<int>(chunk < chunks ? all : last));
         __syncwarp();
-        if (c.bytes > 0) bulk_copy(ring.at() + static_cast<std::uint32_t>(c.to), c.from, c.bytes, ring.full());
+        if (bytes > 0) bulk_copy(ring.at() + static_cast<std::uint32_t>(c.to), c.from, bytes, ring.full());
+        if (steps) c.from += bytes;
         ring.advance();
       }
     }
@@ -109,7 +117,7 @@ __device__ __forceinline__ void choose(const StepLayer& layer, unsigned epoch) {
 __device__ __forceinline__ void load_all() {
   StepRing ring;
   unsigned epoch = 0;  // of the last barrier of the layer before
-  const unsigned merges = step.s.contexts.merge ? 1 : 0;
+  const unsigned merges = step.s.context.merge ? 1 : 0;
   load_table(0);
   for (int l = 0; l < step.s.p.n_layers; ++l) {
     const StepLayer& layer = step.s.ahead[l & 1];

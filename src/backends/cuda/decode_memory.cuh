@@ -5,6 +5,7 @@
 #include "backends/cuda/bulk.cuh"
 #include "backends/cuda/choose_experts.cuh"
 #include "backends/cuda/decode_step.hpp"
+#include "backends/cuda/decode_trace.cuh"
 #include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
@@ -22,6 +23,7 @@ __host__ __device__ constexpr int x_stride(int cols) {
 // of sixteen rows each, and behind them their scales.
 constexpr int kStepBytes = 64, kSlotCodes = kStepWarps * 16 * kStepBytes, kSplitBytes = kStepWarps * kStepBytes;
 constexpr int kSlotsMost = 8;
+constexpr int kNoteBytes = 16, kNotes = 3 * kStepThreads * kNoteBytes;  // decode_products.cuh
 constexpr int kTileSums = kStepWarps * 16 * 4;  // bytes of a tile's sums: [warp][16 rows]
 
 // Bytes of the scales of so many bytes of a row's codes, where a row has several.
@@ -34,16 +36,14 @@ constexpr int kKeyUnits = 16, kKeyLoads = 6;
 
 #if __CUDA_ARCH__ >= 900
 
-// Where the rows' contexts lie in the list of all, in blocks of kStepTokens tokens; see decode_attend.cuh.
-struct StepContexts {
-  std::int32_t first[kStepRows + 1];               // of row t in the list
-  std::int32_t begin[kStepRows], end[kStepRows];   // tokens that it sees
-  std::int32_t seq[kStepRows], pieces[kStepRows];  // its sequence; the pieces that it is cut into
-  std::int32_t origin[kStepRows];  // the number of its first piece, in blocks of the grid or of the list
-  std::int32_t groups;             // that the heads are cut into
-  std::int32_t group_heads;        // heads of a group
-  bool by_grid;                    // a block of the grid makes one piece; otherwise a block of the list is one
-  bool merge;                      // pieces are merged in a stage of their own
+// The context, and this block's piece of it; see decode_attend.cuh.
+struct StepContext {
+  std::int32_t seq;
+  std::int32_t begin, end;         // tokens that the row sees
+  std::int32_t token, runs;        // the piece's first run of tokens, and how many runs it has
+  std::int32_t first_head, heads;  // of the piece
+  std::int32_t piece, pieces;
+  bool merge;  // pieces are merged in a stage of their own
 };
 
 enum class StepStage : std::uint8_t {
@@ -68,14 +68,16 @@ struct StepWork {
   std::int32_t begin, rows;  // of gate and up: of each
   std::int32_t first_rows;   // kValues: rows of the first head that the block meets (it meets two at most)
   std::int32_t tiles;
-  std::int32_t items;       // matrices along the contraction: experts
-  std::int32_t together;    // tiles of a chunk
-  std::int32_t groups;      // of tiles
-  std::int32_t chunks;      // along a row
-  std::int32_t parts;       // steps of a chunk: warps of a tile
-  std::int32_t recip;       // warp / parts = warp · recip / 256
-  std::int32_t last_steps;  // of the last chunk along a row
-  bool even;                // both are
+  std::int32_t items;                 // matrices along the contraction: experts
+  std::int32_t together;              // tiles of a chunk
+  std::int32_t groups;                // of tiles
+  std::int32_t chunks;                // along a row
+  std::int32_t parts;                 // steps of a chunk: warps of a tile
+  std::int32_t recip;                 // warp / parts = warp · recip / 256
+  std::int32_t last_steps;            // of the last chunk along a row
+  std::int32_t row_bytes, scale_row;  // of a row in a slot: codes, scales
+  std::int32_t second_tile;           // kValues: the first tile of the second head
+  bool even;                          // both are
 };
 
 // x and what else a stage needs lie behind it, then sums, then the ring.
@@ -84,8 +86,8 @@ struct StepShared {
   alignas(16) StepLayer ahead[2];   // the same, of the loader
   alignas(16) MatPtr experts[3 * kStepExperts];
   alignas(16) DecodeStep p;
-  StepContexts contexts;
-  float2 rope[kStepRows][32];  // cosine and sine of the row's position
+  StepContext context;
+  float2 rope[32];  // cosine and sine of the row's position
   float router_bias[kStepExperts];
   StepWork work[2][kStepStages];  // of a dense layer, of one with experts
   float weights[kStepSlots];
@@ -94,10 +96,11 @@ struct StepShared {
   float reduce[2][kStepWarps];
   alignas(16) float kv_row[kRowWidth];
   alignas(8) std::uint64_t full[kSlotsMost], empty[kSlotsMost];
-  std::uint32_t x, sums, ring;     // shared addresses
-  std::int32_t slots, slot_bytes;  // of the ring
-  std::int32_t pass_bytes;         // from the sums of pass 0 to those of pass 1
-  unsigned epoch;                  // barriers passed, in blocks; the first thread's
+  std::uint32_t x, notes, sums, ring;  // shared addresses
+  std::int32_t slots, slot_bytes;      // of the ring
+  std::int32_t pass_bytes;             // from the sums of pass 0 to those of pass 1
+  StepTrace trace;
+  unsigned epoch;  // barriers passed, in blocks; the first thread's
 };
 // At namespace scope so that its accesses are known to be of shared memory in every function. A union, since nothing
 // initialises it.
@@ -132,9 +135,10 @@ __device__ __forceinline__ void grid_arrive() {
   step_sync();
   if (threadIdx.x == 0) {
     step.s.epoch += gridDim.x;
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+    asm volatile("fence.release.gpu;" ::: "memory");
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
   }
+  step.s.trace.note(StepPart::kArrive);
 }
 // By one thread: until so many blocks have arrived.
 __device__ __forceinline__ void grid_poll(unsigned epoch) {
@@ -146,6 +150,7 @@ __device__ __forceinline__ void grid_poll(unsigned epoch) {
 __device__ __forceinline__ void grid_wait() {
   if (threadIdx.x == 0) grid_poll(step.s.epoch);
   step_sync();
+  step.s.trace.note(StepPart::kWait);
 }
 
 // ---- sums over a block ----------------------------------------------------------------------------------------------

@@ -74,13 +74,126 @@ struct StepSums {
   }
 };
 
-// Where a lane's share of a stage's steps lies.
-struct StepLane {
-  std::uint32_t code;   // in a slot: 16 bytes of row g; of row g + 8 `rows` further
-  std::uint32_t rows;   // bytes of eight rows
-  std::uint32_t scale;  // in a slot: of row g; of row g + 8 `scale_rows` further
-  std::uint32_t scale_rows;
+// ---- what can be known before x is there ----------------------------------------------------------------------------
+
+// A thread notes it in shared memory: held in registers it would end in local memory, which the little that is left of
+// the first-level cache does not hold. Two notes a thread: its lane's part of the products; and, of a row of the
+// block's tiles, where its sums lie and where their sum goes.
+struct StepTask {
+  std::uint32_t code, scale;  // in a slot: its 16 bytes of row g and their scale
+  std::uint32_t x;            // of the first chunk, item and tile
+  std::uint32_t sums;         // where the sums of the first tile go
+  int tile;                   // in a chunk; or a number that no tile has
+  bool brings;                // this lane has columns of x; other lanes bring zeros
+  bool ends;                  // its warp has a step in a row's last chunk
 };
+struct StepOutput {
+  float* to;           // null: no such row, or the up of a gate
+  std::uint32_t sums;  // 0: no such tile
+  float old;           // what the sum is added to
+  float2 rope;         // kQuery: by which a pair of rows is turned
+};
+
+__device__ __forceinline__ std::uint32_t note_at(int i) {
+  return step.s.notes + static_cast<std::uint32_t>((i * kStepThreads + static_cast<int>(threadIdx.x)) * kNoteBytes);
+}
+
+__device__ __forceinline__ void note_task(StepStage stage, const StepLayer& layer) {
+  const StepWork& w = work_of(stage, layer.n_experts > 0);
+  const StepMat& m = mat_of(stage, layer);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+  const int in = warp * w.recip >> 8, at = warp - in * w.parts;  // tile and step in a chunk
+  const int lane_cols = m.step_cols / 4, stride = x_stride(m.cols), row = in * 16 + g;
+  const bool scaled = m.scale_row_bytes > 0, rotated = !scaled && w.even;
+  const bool brings = scaled ? g / 2 == t : g < (rotated ? 4 : 2);
+  const int code = row * w.row_bytes + (rotated ? at ^ (g & 1) : at) * kStepBytes + t * 16;
+  // A row's last step may be longer than the row: x is zero there, and the scale must be a number.
+  const int column = (at * 4 + t) * lane_cols;
+  const int group = is_grouped(m) && column < m.cols ? column >> m.group_shift : 0;
+  const int scale = kSlotCodes + row * w.scale_row + group * (m.scale_dtype == DType::kF32 ? 4 : 2);
+  const std::uint32_t x =
+      step.s.x + static_cast<std::uint32_t>(x_offset(stage, layer) + g % 2 * stride + t * lane_cols * 2 +
+                                            (rotated ? at ^ (g >> 1) : at) * m.step_cols * 2);
+  const std::uint32_t sums =
+      step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes + (in * w.parts + at) * 64);
+  const std::uint32_t tile = in < w.together ? static_cast<std::uint32_t>(in) : 0xffffU;
+  sts128(note_at(0), {static_cast<std::uint32_t>(code | scale << 16), x, sums,
+                      tile | (brings ? 1U << 30 : 0U) | (at < w.last_steps ? 1U << 31 : 0U)});
+}
+__device__ __forceinline__ StepTask noted_task() {
+  const uint4 n = lds128(note_at(0));
+  return {n.x & 0xffffU, n.x >> 16, n.y, n.z, static_cast<int>(n.w & 0xffffU), (n.w >> 30 & 1U) != 0, n.w >> 31 != 0};
+}
+
+__device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer& layer) {
+  const DecodeStep& p = step.s.p;
+  const StepWork& w = work_of(stage, layer.n_experts > 0);
+  const int place = static_cast<int>(threadIdx.x), tile = place >> 4;
+  StepOutput o{nullptr, 0, 0.0F, {1.0F, 0.0F}};
+  if (tile >= w.tiles) return o;
+  const int group = w.together == 1 ? tile : tile / w.together, in = tile - group * w.together;
+  o.sums = step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes +
+                                                    group * (kStepWarps * 64) + in * w.parts * 64 + place % 16 * 4);
+  int i = place, end = w.rows;
+  if (is_pair(stage)) {
+    if (place % 16 >= 8) return o;
+    i = tile * 8 + place % 16;
+  } else if (stage == StepStage::kValues) {
+    const int first = (w.first_rows + 15) / 16 * 16;
+    if (i >= first) {
+      i += w.first_rows - first;
+    } else {
+      end = w.first_rows;
+    }
+  }
+  if (i >= end) return o;
+  const int row = w.begin + i;
+  switch (stage) {
+    case StepStage::kLow:
+      o.to = row < p.q_lora ? p.low + row : p.kv + (row - p.q_lora);
+      break;
+    case StepStage::kQuery:
+      o.to = p.q + row;
+      if (row % kQkWidth >= kNopeWidth) o.rope = step.s.rope[(row % kQkWidth - kNopeWidth) / 2];
+      break;
+    case StepStage::kValues:
+      o.to = p.attended + row;
+      break;
+    case StepStage::kSharedUp:
+      o.to = p.h + (layer.n_experts > 0 ? p.top_k * p.inner_stride : 0) + row;
+      break;
+    case StepStage::kExpertUp: {
+      const int rows = mat_of(stage, layer).rows;
+      int slot = 0, in_slot = row;
+      for (; in_slot >= rows; ++slot) in_slot -= rows;
+      o.to = p.h + slot * p.inner_stride + in_slot;
+      break;
+    }
+    default:  // the stages that add to the stream give a block, and a thread, the same rows
+      o.to = p.stream + row;
+      o.old = __ldcg(o.to);
+      break;
+  }
+  return o;
+}
+__device__ __forceinline__ void note_output(StepStage stage, const StepLayer& layer) {
+  const StepOutput o = output_of(stage, layer);
+  const auto to = reinterpret_cast<std::uintptr_t>(o.to);
+  sts128(note_at(1),
+         {static_cast<std::uint32_t>(to), static_cast<std::uint32_t>(to >> 32), o.sums, __float_as_uint(o.old)});
+  if (stage == StepStage::kQuery) sts64(note_at(2), __float_as_uint(o.rope.x), __float_as_uint(o.rope.y));
+}
+__device__ __forceinline__ StepOutput noted_output(StepStage stage) {
+  const uint4 n = lds128(note_at(1));
+  StepOutput o{reinterpret_cast<float*>(static_cast<std::uintptr_t>(n.x) | static_cast<std::uintptr_t>(n.y) << 32),
+               n.z,
+               __uint_as_float(n.w),
+               {1.0F, 0.0F}};
+  if (stage == StepStage::kQuery) o.rope = {__uint_as_float(lds32(note_at(2))), __uint_as_float(lds32(note_at(2) + 4))};
+  return o;
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float scale_at(std::uint32_t at, DType t) {
   if (t == DType::kF32) return __uint_as_float(lds32(at));
@@ -89,15 +202,16 @@ __device__ __forceinline__ float scale_at(std::uint32_t at, DType t) {
   return scale_value(bits, t);
 }
 
-// Adds the products of a step. `brings`: this lane has columns of x; other lanes bring zeros.
+// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further.
 template <WeightFormat F>
-__device__ __forceinline__ void multiply(const StepLane& at, std::uint32_t slot, std::uint32_t x, bool brings,
-                                         DType scale_dtype, std::uint32_t nf4, StepSums<F>& sums) {
+__device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uint32_t scale, int scale8,
+                                         DType scale_dtype, std::uint32_t x, bool brings, std::uint32_t nf4,
+                                         StepSums<F>& sums) {
   using Format = StepFormat<F>;
-  const uint4 c0 = lds128(slot + at.code), c1 = lds128(slot + at.code + at.rows);
+  const uint4 c0 = lds128(code), c1 = lds128(code + static_cast<std::uint32_t>(code8));
   if constexpr (Format::kScaled) {
-    const float scale0 = scale_at(slot + at.scale, scale_dtype),
-                scale1 = scale_at(slot + at.scale + at.scale_rows, scale_dtype);
+    const float scale0 = scale_at(scale, scale_dtype),
+                scale1 = scale_at(scale + static_cast<std::uint32_t>(scale8), scale_dtype);
     float part[2][4] = {};
 #pragma unroll
     for (int j = 0; j < Format::kUnits; ++j) {
@@ -119,94 +233,99 @@ __device__ __forceinline__ void multiply(const StepLane& at, std::uint32_t slot,
   }
 }
 
-// A stage's products, in the ring's order; their sums lie where sum_at() looks for them.
+// A stage's products, in the ring's order.
 template <WeightFormat F>
-__device__ __forceinline__ void multiply_stage(StepStage stage, const StepLayer& layer, const StepWork& w,
-                                               StepRing& ring) {
-  using Format = StepFormat<F>;
-  constexpr int kLaneBytes = Format::kCols * 2;  // of x, for a lane's 16 bytes of codes
-  const StepMat& m = mat_of(stage, layer);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-  const int in = warp * w.recip >> 8, at = warp - in * w.parts;  // tile and step in a chunk
-  const bool rotated = !Format::kScaled && w.even;
-  const int stride = x_stride(m.cols), chunks = w.chunks, tiles = w.tiles, items = w.items;
-  const DType scale_dtype = m.scale_dtype;
+__device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat& m, StepRing& ring) {
+  const StepTask k = noted_task();
   const std::uint32_t nf4 = shared_address(step.s.nf4);
-  const std::uint32_t sums_at = step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes);
-  // Where this lane's x begins in a row of x, if it brings any.
-  const bool brings = Format::kScaled ? g / 2 == t : g < (rotated ? 4 : 2);
-  const int x_step = rotated ? at ^ (g >> 1) : at;
-  const int x_lane = g % 2 * stride + t * kLaneBytes + x_step * (4 * kLaneBytes);
-  const std::uint32_t step_bytes = static_cast<std::uint32_t>((rotated ? at ^ (g & 1) : at) * kStepBytes + t * 16);
-  const int column = (at * 4 + t) * Format::kCols;  // in a chunk
-  const bool grouped = is_grouped(m);
-  const int scale_size = scale_dtype == DType::kF32 ? 4 : 2;
-
+  const bool leads = threadIdx.x % 32 == 0, rotated = !StepFormat<F>::kScaled && w.even;
+  const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
+  const int second_tile = w.second_tile, code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
+  const std::uint32_t x_item = static_cast<std::uint32_t>(2 * x_stride(m.cols)),
+                      x_chunk = static_cast<std::uint32_t>(kStepWarps * m.step_cols * 2);
+  const DType scale_dtype = m.scale_dtype;
+  int tile = k.tile;
+  std::uint32_t to = k.sums;
 #pragma unroll 1
-  for (int group = 0; group < w.groups; ++group) {
-    const int tile = group * w.together + in;
-    const bool works = in < w.together && tile < tiles;
+  for (int group = 0; group < groups; ++group) {
+    const bool works = tile < tiles;
+    const int steps = works ? k.ends ? chunks : chunks - 1 : 0;
+    std::uint32_t first = k.x + (tile >= second_tile ? x_item : 0);
     StepSums<F> sums;
 #pragma unroll 1
     for (int item = 0; item < items; ++item) {
-      const std::uint32_t x = x_row(stage, layer, w, tile, item, stride) + static_cast<std::uint32_t>(x_lane);
+      std::uint32_t x = first;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        const int row_bytes = chunks == 1 ? m.row_bytes : min(kSplitBytes, m.row_bytes - chunk * kSplitBytes);
-        const int row = in * 16 + g;
-        StepLane lanes;
-        lanes.code = static_cast<std::uint32_t>(row * row_bytes) + step_bytes;
-        lanes.rows = static_cast<std::uint32_t>(8 * row_bytes);
-        if constexpr (Format::kScaled) {
-          // A row's last step may be longer than the row: x is zero there, and the scale must be a number.
-          const int group_of = grouped && column < row_bytes / 16 * Format::kCols ? column >> m.group_shift : 0;
-          const int scale_row = chunks == 1 || !grouped ? m.scale_row_bytes : scale_bytes_of(m, row_bytes);
-          lanes.scale = static_cast<std::uint32_t>(kSlotCodes + row * scale_row + group_of * scale_size);
-          lanes.scale_rows = static_cast<std::uint32_t>(8 * scale_row);
-        }
+        const std::uint32_t slot = ring.at();
         barrier_wait(ring.full(), ring.phase);
-        if (works && (chunk + 1 < chunks || at < w.last_steps))
-          multiply<F>(lanes, ring.at(), x + static_cast<std::uint32_t>(chunk * (kStepWarps * 4 * kLaneBytes)), brings,
-                      scale_dtype, nf4, sums);
+        if (chunk < steps)
+          multiply<F>(slot + k.code, code8, slot + k.scale, scale8, scale_dtype, x, k.brings, nf4, sums);
         __syncwarp();
-        if (lane == 0) barrier_arrive(ring.empty());
+        if (leads) barrier_arrive(ring.empty());
         ring.advance();
+        x += x_chunk;
       }
+      first += x_item;
     }
-    if (works) sums.flush(sums_at + static_cast<std::uint32_t>((tile * w.parts + at) * 64), rotated);
+    if (works) sums.flush(to, rotated);
+    tile += together;
+    to += static_cast<std::uint32_t>(kStepWarps * 64);
   }
 }
 
 __device__ __forceinline__ void products(StepStage stage, const StepLayer& layer, StepRing& ring) {
   const StepWork& w = work_of(stage, layer.n_experts > 0);
-  switch (mat_of(stage, layer).format) {
+  const StepMat& m = mat_of(stage, layer);
+  switch (m.format) {
     case WeightFormat::kBF16:
-      return multiply_stage<WeightFormat::kBF16>(stage, layer, w, ring);
+      return multiply_stage<WeightFormat::kBF16>(w, m, ring);
     case WeightFormat::kF8E4M3:
-      return multiply_stage<WeightFormat::kF8E4M3>(stage, layer, w, ring);
+      return multiply_stage<WeightFormat::kF8E4M3>(w, m, ring);
     case WeightFormat::kI8:
-      return multiply_stage<WeightFormat::kI8>(stage, layer, w, ring);
+      return multiply_stage<WeightFormat::kI8>(w, m, ring);
     case WeightFormat::kI4:
-      return multiply_stage<WeightFormat::kI4>(stage, layer, w, ring);
+      return multiply_stage<WeightFormat::kI4>(w, m, ring);
     default:
-      return multiply_stage<WeightFormat::kNF4>(stage, layer, w, ring);
+      return multiply_stage<WeightFormat::kNF4>(w, m, ring);
   }
 }
 
-// The sum of row `place`, after a barrier of the block.
-__device__ __forceinline__ float sum_at(const StepWork& w, int place, int pass) {
-  const std::uint32_t at =
-      step.s.sums + static_cast<std::uint32_t>(pass * step.s.pass_bytes + place / 16 * w.parts * 64 + place % 16 * 4);
+// ---- what becomes of the sums ---------------------------------------------------------------------------------------
+
+// A row's parts, after a barrier of the block.
+__device__ __forceinline__ float sum_of(std::uint32_t sums, int parts) {
   float v[4] = {};
-  int i = 0;
-#pragma unroll 1
-  for (; i + 4 <= w.parts; i += 4) {
+  if (parts == kStepWarps) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] += __uint_as_float(lds32(at + static_cast<std::uint32_t>((i + k) * 64)));
-  }
+    for (int i = 0; i < kStepWarps; ++i) v[i % 4] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>(i * 64)));
+  } else {
 #pragma unroll 1
-  for (; i < w.parts; ++i) v[0] += __uint_as_float(lds32(at + static_cast<std::uint32_t>(i * 64)));
+    for (int i = 0; i < parts; ++i) v[0] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>(i * 64)));
+  }
   return (v[0] + v[1]) + (v[2] + v[3]);
+}
+
+// Down of the experts: what they add to a row, kept until the shared expert's part is there.
+__device__ __forceinline__ float noted_sum(StepStage stage, const StepLayer& layer) {
+  const std::uint32_t sums = noted_output(stage).sums;
+  return sums != 0 ? sum_of(sums, work_of(stage, layer.n_experts > 0).parts) : 0.0F;
+}
+
+// `more`: what else is added to the row. Warps that have no tile leave at once.
+__device__ __forceinline__ void finish(StepStage stage, const StepLayer& layer, float more) {
+  const StepWork& w = work_of(stage, layer.n_experts > 0);
+  if (static_cast<int>(threadIdx.x / 32) * 2 >= w.tiles) return;
+  const StepOutput o = noted_output(stage);
+  float v = o.sums != 0 ? sum_of(o.sums, w.parts) : 0.0F;
+  if (is_pair(stage)) {
+    const float up = __shfl_down_sync(0xffffffffU, v, 8);
+    v = v / (1.0F + __expf(-v)) * up;
+  } else if (stage == StepStage::kQuery) {
+    const float other = __shfl_xor_sync(0xffffffffU, v, 1);
+    v = threadIdx.x % 2 == 0 ? v * o.rope.x - other * o.rope.y : other * o.rope.y + v * o.rope.x;
+  }
+  if (o.to != nullptr) *o.to = o.old + (v + more);
 }
 
 }  // namespace glint::cuda

@@ -1,5 +1,5 @@
 #pragma once
-// What else the blocks of a decode step do between two barriers: what becomes of the sums, W_UK, the cache, the final
+// What else the blocks of a decode step do between two barriers: W_UK, the cache, the final
 // norm.
 
 #include "backends/cuda/decode_products.cuh"
@@ -29,64 +29,6 @@ __device__ __noinline__ void fetch_layer(int l) {
     prefetch_floats(from->router + static_cast<std::int64_t>(blockIdx.x) * step.s.p.hidden, step.s.p.hidden, tid);
 }
 
-// ---- what becomes of a stage's sums ---------------------------------------------------------------------------------
-
-__device__ __forceinline__ void finish_row(StepStage stage, const StepLayer& layer, const StepWork& w, int i) {
-  const DecodeStep& p = step.s.p;
-  const int row = w.begin + i, place = place_of(stage, w, i), pass = pass_of(stage, layer);
-  float v = sum_at(w, place, pass);
-  switch (stage) {
-    case StepStage::kLow:
-      (row < p.q_lora ? p.low + row : p.kv + row - p.q_lora)[0] = v;
-      return;
-    case StepStage::kQuery: {
-      const int in_head = row % kQkWidth;
-      if (in_head >= kNopeWidth) {
-        const float other = sum_at(w, place ^ 1, pass);
-        const float2 by = step.s.rope[0][(in_head - kNopeWidth) / 2];
-        v = in_head % 2 == 0 ? v * by.x - other * by.y : other * by.y + v * by.x;
-      }
-      p.q[row] = v;
-      return;
-    }
-    case StepStage::kValues:
-      p.attended[row] = v;
-      return;
-    case StepStage::kOut: {
-      float* at = p.stream + row;
-      *at = __ldcg(at) + v;
-      return;
-    }
-    default: {  // gate, with up eight places further
-      const float up = sum_at(w, place + 8, pass), h = v / (1.0F + __expf(-v)) * up;
-      int slot = layer.n_experts > 0 ? p.top_k : 0, inner_row = row;
-      if (stage == StepStage::kExpertUp) {
-        const int rows = mat_of(stage, layer).rows;
-        slot = row / rows;
-        inner_row -= slot * rows;
-      }
-      p.h[slot * p.inner_stride + inner_row] = h;
-    }
-  }
-}
-__device__ __noinline__ void finish(StepStage stage, const StepLayer& layer) {
-  step_sync();
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  for (int i = threadIdx.x; i < w.rows; i += kStepThreads) finish_row(stage, layer, w, i);
-}
-// stream += both parts of down: the experts' sums (none in a dense layer) and the shared expert's.
-__device__ __noinline__ void finish_down(const StepLayer& layer) {
-  step_sync();
-  const DecodeStep& p = step.s.p;
-  const bool routed = layer.n_experts > 0;
-  const StepWork &shared = work_of(StepStage::kSharedDown, routed), &experts = work_of(StepStage::kExpertDown, routed);
-  for (int i = threadIdx.x; i < shared.rows; i += kStepThreads) {
-    float* at = p.stream + shared.begin + i;
-    const float old = __ldcg(at), v = routed ? sum_at(experts, i, 0) : 0.0F;
-    *at = old + (v + sum_at(shared, i, routed ? 1 : 0));
-  }
-}
-
 // ---- the cache ------------------------------------------------------------------------------------------------------
 
 template <KvCodec kCodec>
@@ -104,7 +46,7 @@ __device__ __noinline__ void append_row(int layer) {
   const float v = __ldcg(from + tid);
   step.s.kv_row[tid] = v * rsqrtf(step_sum(v * v, 0) / kLatentWidth + step.s.p.latent_eps) * by;
   if (tid < 32) {
-    const float2 r = step.s.rope[0][tid];
+    const float2 r = step.s.rope[tid];
     const float2 u = __ldcg(reinterpret_cast<const float2*>(from + kLatentWidth) + tid);
     step.s.kv_row[kLatentWidth + 2 * tid] = u.x * r.x - u.y * r.y;
     step.s.kv_row[kLatentWidth + 2 * tid + 1] = u.x * r.y + u.y * r.x;

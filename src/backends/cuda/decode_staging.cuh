@@ -7,27 +7,36 @@
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-// F32 rows of other blocks, in one order; a factor for each row.
+// F32 rows of other blocks, in one order; a factor for each row. Waits for the other blocks.
 __device__ __forceinline__ void put_rows(const float* from, int stride, int rows, int cols, bool nibbles,
                                          std::uint32_t to, const float* factors) {
-  const int units = cols / 8, row_stride = x_stride(cols);
+  const int units = cols / 8, row_stride = x_stride(cols), all = rows * units;
+  bool waited = false;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < rows * units; i += 2 * kStepThreads) {  // two at a time: the loads overlap
-    float v[2][8] = {};
+  for (int first = threadIdx.x; first < all + static_cast<int>(threadIdx.x); first += 2 * kStepThreads) {
+    int row[2], unit[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int j = i + k * kStepThreads;
-      if (j < rows * units) load8(from + static_cast<std::int64_t>(j / units) * stride + j % units * 8, v[k]);
+      const int j = first + k * kStepThreads;
+      row[k] = rows == 1 ? 0 : j / units;
+      unit[k] = j - row[k] * units;
+    }
+    if (!waited) grid_wait();
+    waited = true;
+    float v[2][8] = {}, factor[2] = {1.0F, 1.0F};
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {  // two at a time: the loads overlap
+      if (first + k * kStepThreads < all) {
+        load8(from + row[k] * stride + unit[k] * 8, v[k]);
+        if (factors != nullptr) factor[k] = factors[row[k]];
+      }
     }
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int j = i + k * kStepThreads;
-      if (j < rows * units) {
-        const float f = factors != nullptr ? factors[j / units] : 1.0F;
+      if (first + k * kStepThreads < all) {
 #pragma unroll
-        for (int c = 0; c < 8; ++c) v[k][c] *= f;
-        put_split(nibbles, to + static_cast<std::uint32_t>(2 * (j / units) * row_stride + j % units * 16), row_stride,
-                  v[k]);
+        for (int c = 0; c < 8; ++c) v[k][c] *= factor[k];
+        put_split(nibbles, to + static_cast<std::uint32_t>(2 * row[k] * row_stride + unit[k] * 16), row_stride, v[k]);
       }
     }
   }
@@ -85,28 +94,108 @@ __device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& l
   put_tail(step.s.x, row_stride, 4, cols);
 }
 
-// The answers of the heads that this block's rows of W_UV belong to, from attention's pieces.
-__device__ __forceinline__ void stage_latents(const StepLayer& layer) {
-  grid_wait();
-  const StepWork& w = work_of(StepStage::kValues, layer.n_experts > 0);
-  if (w.rows == 0) return;
-  const int lane = threadIdx.x % 32, first = w.begin / kQkWidth;
-  const int heads = w.first_rows < w.rows ? 2 : 1;
-  constexpr int kStride = x_stride(kLatentWidth);
-  const bool rotated = is_rotated(step.s.p.cache.codec);
-#pragma unroll 1
-  for (int i = threadIdx.x / 32; i < heads; i += kStepWarps) {
-    float v[16];
-    load_latent(0, first + i, v);
-    if (rotated) warp_hadamard(v, lane);
-    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * i * kStride + lane * 32);
+__device__ __forceinline__ void load_piece(int piece, int head, float4 (&part)[4]) {
+  const float* from = step.s.p.partial + piece_row(piece, head) * kLatentWidth;
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      float part[8];
+  for (int i = 0; i < 4; ++i) {
+    part[i] = {};
+    if (piece < step.s.context.pieces)
+      part[i] = __ldcg(reinterpret_cast<const float4*>(from) + threadIdx.x % 32 * 4 + i);
+  }
+}
+
+// Adds up a head's pieces, as far as they are this warp's: 16 columns a lane, from 16 · lane on.
+__device__ __forceinline__ void add_pieces(int head, float (&sum)[16]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = step.s.context.pieces;
+  static_assert(kDirectPieces == 64, "two a lane");
+  float2 ml[2];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) part[j] = v[8 * k + j];
-      put_split(false, to + 16 * k, kStride, part);
+  for (int i = 0; i < 2; ++i) {
+    ml[i] = {-INFINITY, 0.0F};
+    if (lane + 32 * i < n) ml[i] = __ldcg(step.s.p.partial_ml + piece_row(lane + 32 * i, head));
+  }
+  // Two pieces are on their way while the weights are worked out.
+  float4 part[2][4];
+  load_piece(warp, head, part[0]);
+  load_piece(warp + kStepWarps, head, part[1]);
+  float top = fmaxf(ml[0].x, ml[1].x);
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
+  float weight[2];  // of this lane's pieces
+#pragma unroll
+  for (int i = 0; i < 2; ++i) weight[i] = exp2f(ml[i].x - top);
+  const float all = warp_sum(weight[0] * ml[0].y + weight[1] * ml[1].y);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) weight[i] = __fdividef(weight[i], all);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) sum[i] = 0;
+#pragma unroll
+  for (int k = 0; k < kDirectPieces / kStepWarps; ++k) {
+    const int piece = warp + k * kStepWarps;
+    if (k > 0 && k * kStepWarps >= n) break;
+    if (k >= 2) load_piece(piece, head, part[k % 2]);
+    const float w = __shfl_sync(0xffffffffU, weight[k / 2], piece % 32);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 f = part[k % 2][i];
+      sum[4 * i] = fmaf(w, f.x, sum[4 * i]), sum[4 * i + 1] = fmaf(w, f.y, sum[4 * i + 1]);
+      sum[4 * i + 2] = fmaf(w, f.z, sum[4 * i + 2]), sum[4 * i + 3] = fmaf(w, f.w, sum[4 * i + 3]);
     }
+  }
+}
+
+// The answers of the heads that this block's rows of W_UV belong to: from attention's pieces, or merged before.
+__device__ __forceinline__ void stage_latents(const StepLayer& layer) {
+  const StepWork& w = work_of(StepStage::kValues, layer.n_experts > 0);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = w.begin / kQkWidth;
+  const int heads = w.rows == 0 ? 0 : w.first_rows < w.rows ? 2 : 1;
+  const int rows = step.s.context.merge ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
+  constexpr int kStride = x_stride(kLatentWidth), kSumBytes = kLatentWidth * 4;
+  const std::uint32_t sums = step.s.x + 4 * kStride;  // [head][warp]
+  grid_wait();
+  if (warp < rows) {
+#pragma unroll 1
+    for (int i = 0; i < heads; ++i) {
+      float sum[16];
+      add_pieces(first + i, sum);
+      const std::uint32_t to = sums + static_cast<std::uint32_t>((i * kStepWarps + warp) * kSumBytes + lane * 16);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        sts128(to + k * 512, {__float_as_uint(sum[4 * k]), __float_as_uint(sum[4 * k + 1]),
+                              __float_as_uint(sum[4 * k + 2]), __float_as_uint(sum[4 * k + 3])});
+    }
+  }
+  step_sync();
+  if (warp >= heads) return;
+  float v[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) v[i] = 0;
+  if (rows == 0) {
+    const float* from = step.s.p.latent + (first + warp) * kLatentWidth + lane * 16;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 f = __ldcg(reinterpret_cast<const float4*>(from) + i);
+      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
+    }
+  }
+#pragma unroll 2
+  for (int row = 0; row < rows; ++row) {
+    const std::uint32_t from = sums + static_cast<std::uint32_t>((warp * kStepWarps + row) * kSumBytes + lane * 16);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const uint4 u = lds128(from + k * 512);
+      v[4 * k] += __uint_as_float(u.x), v[4 * k + 1] += __uint_as_float(u.y);
+      v[4 * k + 2] += __uint_as_float(u.z), v[4 * k + 3] += __uint_as_float(u.w);
+    }
+  }
+  if (is_rotated(step.s.p.cache.codec)) warp_hadamard(v, lane);
+  const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * warp * kStride + lane * 32);
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    float part[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) part[j] = v[8 * k + j];
+    put_split(false, to + 16 * k, kStride, part);
   }
 }
 
@@ -119,7 +208,6 @@ __device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer)
       stage_latents(layer);
       break;
     case StepStage::kOut:
-      grid_wait();
       put_rows(p.attended, m.cols, 1, m.cols, in_nibbles(m.format), step.s.x, nullptr);
       break;
     case StepStage::kExpertDown:
@@ -127,7 +215,6 @@ __device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer)
       const int items = layer.n_experts > 0 ? p.top_k : 0;
       const StepMat& shared = layer.mats[static_cast<int>(StepRole::kSharedDown)];
       const bool alike = items == 0 || (in_nibbles(shared.format) == in_nibbles(m.format) && shared.cols == m.cols);
-      grid_wait();
       if (items > 0) {
         put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, in_nibbles(m.format), step.s.x,
                  step.s.weights);

@@ -14,19 +14,18 @@
 
 #include "backends/cuda/decode_loader.cuh"
 #include "backends/cuda/decode_stages.cuh"
-#include "backends/cuda/decode_trace.cuh"
 
 namespace glint::cuda {
 namespace {
 
 struct StepSizes {
-  int x_bytes, sum_bytes, pass_bytes, slot_bytes, slots, bytes;
+  int x_bytes, note_at, sum_bytes, pass_bytes, slot_bytes, slots, bytes;
 };
 
 #if __CUDA_ARCH__ >= 900
 
 __device__ __forceinline__ void work_layers() {
-  StepTrace trace(step.s.p.trace);
+  if (threadIdx.x == 0) step.s.trace.begin();
   StepRing ring;
   const int n_layers = step.s.p.n_layers;
   const bool appends = blockIdx.x == gridDim.x - 1;  // this token's row of the cache
@@ -34,11 +33,12 @@ __device__ __forceinline__ void work_layers() {
   for (int l = 0; l < n_layers; ++l) {
     const StepLayer& layer = step.s.layers[l & 1];
     const bool routed = layer.n_experts > 0;
-    // One place for the products of all stages: less code than the instruction cache holds.
+    float experts = 0;  // of a row of the stream: what the chosen experts add
+                        // One place for the products of all stages: less code than the instruction cache holds.
 #pragma unroll 1
     for (int i = 0; i < kStepStages; ++i) {
       const auto s = static_cast<StepStage>(i);
-      trace.mark();
+      step.s.trace.enter(i);
       if (s == StepStage::kKeys) {
         latent_query(layer);
         grid_arrive();
@@ -46,9 +46,9 @@ __device__ __forceinline__ void work_layers() {
         continue;
       }
       if (s == StepStage::kAttend) {
-        attend_pieces_any(l);
+        attend_piece_any(l);
         grid_arrive();
-        if (step.s.contexts.merge) {
+        if (step.s.context.merge) {
           grid_wait();
           merge_pieces();
           grid_arrive();
@@ -61,18 +61,23 @@ __device__ __forceinline__ void work_layers() {
         continue;
       }
       if (!routed && (s == StepStage::kExpertUp || s == StepStage::kExpertDown)) continue;
+      note_task(s, layer);
+      note_output(s, layer);
       if (s != StepStage::kExpertUp && (s != StepStage::kSharedDown || !routed)) stage_x(s, layer);
+      step.s.trace.note(StepPart::kX);
       products(s, layer, ring);
-      if (s == StepStage::kExpertDown) continue;
-      if (s == StepStage::kSharedDown) {
-        finish_down(layer);
-      } else {
-        finish(s, layer);
+      step.s.trace.note(StepPart::kProducts);
+      step_sync();
+      if (s == StepStage::kExpertDown) {
+        experts = noted_sum(s, layer);
+        continue;
       }
+      finish(s, layer, s == StepStage::kSharedDown ? experts : 0.0F);
+      step.s.trace.note(StepPart::kFinish);
       if (s != StepStage::kSharedUp || !routed) grid_arrive();  // the shared expert's rows: with the others
     }
   }
-  trace.mark();
+  step.s.trace.write(step.s.p.trace);
   normed_out();
 }
 
@@ -86,6 +91,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   if (tid == 0) {
     step.s.p = p;
     step.s.x = shared_address(smem);
+    step.s.notes = step.s.x + static_cast<std::uint32_t>(sizes.note_at);
     step.s.sums = step.s.x + static_cast<std::uint32_t>(sizes.x_bytes);
     step.s.ring = step.s.sums + static_cast<std::uint32_t>(sizes.sum_bytes);
     step.s.pass_bytes = sizes.pass_bytes;
@@ -98,7 +104,8 @@ __global__ void __launch_bounds__(kStepBlock, 1)
       barrier_init(shared_address(&step.s.empty[i]), kStepWarps);
     }
     barrier_init_fence();
-    plan_contexts();
+    step.s.context = {};
+    plan_context();
   }
   __syncthreads();
   if (tid < 2 * kStepStages) {  // the first layer's kind and the last one's are all there are
@@ -108,7 +115,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   }
   for (int i = tid; i < 256; i += kStepBlock) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
   if (tid < 32) {
-    float2& r = step.s.rope[0][tid];
+    float2& r = step.s.rope[tid];
     rope_angle(p.rope.frequencies.revolutions[tid], p.rope.positions[0], &r.x, &r.y);
   }
   if (tid < kStepThreads) fetch_layer(0);
@@ -133,9 +140,11 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   const int attend = (s.heads * kCacheStride + 127) / 128 * 128 + 2 * kCacheTile + kAttendScratch;
   const int keys = 2 * kNopeWidth * 4 + kStepThreads * 32;
   StepSizes z{};
-  z.x_bytes = std::max(
-      {attend, keys, down, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora), rows(2, kLatentWidth)});
-  z.x_bytes = (z.x_bytes + 127) / 128 * 128;
+  const int values = rows(2, kLatentWidth) + 2 * kStepWarps * kLatentWidth * 4;
+  // Attention has no notes: they lie behind what the other stages need.
+  z.note_at = std::max({keys, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
+  z.note_at = (z.note_at + 127) / 128 * 128;
+  z.x_bytes = (std::max(attend, z.note_at + kNotes) + 127) / 128 * 128;
   // Tiles of a block at most: of pairs of gate and up, of other rows.
   const auto pairs = [&](int inner) { return inner / l.n_sms / 8 + 2; };
   const auto others = [&](int n) { return n / (l.n_sms - 1) / 16 + 3; };

@@ -6,7 +6,6 @@
 
 namespace glint::cuda {
 
-inline constexpr int kStepRows = 1;      // of a step
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
 inline constexpr int kStepSlots = 8;     // experts of a token at most, and the shared one
 inline constexpr int kStepHeadsMost = 32;
@@ -72,7 +71,7 @@ struct DecodeStep {
   float* scores = nullptr;       // [experts]
   float* h = nullptr;            // [top_k + 1, inner_stride]
   unsigned* counters = nullptr;  // [2], zero between steps
-  long long* trace = nullptr;    // decode_trace.cuh; null: none
+  unsigned* trace = nullptr;    // decode_trace.cuh; null: none
 };
 
 // Whether the kernel reads such a matrix, and as what. Formats with minima or with scales of several rows it does not.

@@ -1,8 +1,9 @@
 #pragma once
-// Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block notes the clock at
-// the beginning of each stage (its barrier included), and the twelfth step of the process writes the cycles to
-// decode_step_trace.csv. Otherwise nothing.
+// Where a decode step's time goes: built with -DGLINT_STEP_TRACE, the first thread of each block adds up the cycles of
+// each part of each stage, and the twelfth step of the process writes their means a layer to decode_step_trace.csv.
+// Otherwise nothing.
 
+#include <algorithm>
 #include <fstream>
 #include <vector>
 
@@ -10,23 +11,37 @@
 
 namespace glint::cuda {
 
+enum class StepPart : std::uint8_t { kWait, kX, kProducts, kFinish, kArrive };
+inline constexpr int kTraceParts = 5, kTraceStages = 10;
+
 #ifdef GLINT_STEP_TRACE
-inline constexpr int kTraceMarks = 1024;  // a block
-inline constexpr const char* kTraceStages[] = {
+inline constexpr const char* kTraceNames[kTraceStages] = {
     "low", "query", "keys", "attend", "values", "out", "score and shared", "gate/up", "down", "shared down"};
-inline constexpr int kTraceStage = sizeof(kTraceStages) / sizeof(kTraceStages[0]);
 
-class StepTrace {
- public:
-  __device__ explicit StepTrace(long long* at) : at_(at == nullptr ? nullptr : at + blockIdx.x * kTraceMarks) {}
-  __device__ void mark() {
-    if (at_ != nullptr && threadIdx.x == 0 && n_ < kTraceMarks) at_[n_] = clock64();
-    ++n_;
+struct StepTrace {
+  long long last;
+  unsigned sums[kTraceStages * kTraceParts];
+  int stage;
+
+  __device__ void begin() {
+    for (unsigned& s : sums) s = 0;
+    stage = 0;
+    last = clock64();
   }
-
- private:
-  long long* at_;
-  int n_ = 0;
+  // A part of the stage is over.
+  __device__ void note(StepPart part) {
+    if (threadIdx.x != 0) return;
+    const long long now = clock64();
+    sums[stage * kTraceParts + static_cast<int>(part)] += static_cast<unsigned>(now - last);
+    last = now;
+  }
+  __device__ void enter(int s) {
+    if (threadIdx.x == 0) stage = s;
+  }
+  __device__ void write(unsigned* to) const {
+    if (threadIdx.x != 0 || to == nullptr) return;
+    for (int i = 0; i < kTraceStages * kTraceParts; ++i) to[blockIdx.x * kTraceStages * kTraceParts + i] = sums[i];
+  }
 };
 
 class StepTraceBuffer {
@@ -43,38 +58,42 @@ class StepTraceBuffer {
 
   void write() const {
     if (device_ == nullptr) return;
-    std::vector<long long> t(bytes() / sizeof(long long));
+    std::vector<unsigned> t(bytes() / sizeof(unsigned));
     check(cudaDeviceSynchronize(), "trace");
     check(cudaMemcpy(t.data(), device_, bytes(), cudaMemcpyDeviceToHost), "trace");
-    constexpr int kMarks = kTraceStage;
-    const int last = std::min(layers_, kTraceMarks / kMarks);
     std::ofstream out("decode_step_trace.csv");
-    out << "stage,mean_cycles_a_layer,most_of_a_block\n";
-    for (int stage = 0; stage < kTraceStage; ++stage) {
-      double sum = 0, most = 0;
+    out << "stage,wait,x,products,finish,arrive,all,most_of_a_block\n";
+    for (int stage = 0; stage < kTraceStages; ++stage) {
+      double means[kTraceParts] = {}, most = 0, all = 0;
       for (int b = 0; b < blocks_; ++b) {
         double mine = 0;
-        for (int l = 2; l < last; ++l) {
-          const std::size_t at =
-              static_cast<std::size_t>(b) * kTraceMarks + static_cast<std::size_t>(l * kMarks + stage);
-          mine += static_cast<double>(t[at + 1] - t[at]) / (last - 2);
+        for (int i = 0; i < kTraceParts; ++i) {
+          const double v = t[static_cast<std::size_t>((b * kTraceStages + stage) * kTraceParts + i)];
+          means[i] += v / blocks_ / layers_;
+          mine += v / layers_;
         }
-        sum += mine;
         most = std::max(most, mine);
+        all += mine / blocks_;
       }
-      out << kTraceStages[stage] << ',' << sum / blocks_ << ',' << most << '\n';
+      out << kTraceNames[stage];
+      for (const double m : means) out << ',' << static_cast<int>(m);
+      out << ',' << static_cast<int>(all) << ',' << static_cast<int>(most) << '\n';
     }
   }
 
  private:
-  std::size_t bytes() const { return static_cast<std::size_t>(blocks_) * kTraceMarks * sizeof(long long); }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(blocks_) * kTraceStages * kTraceParts * sizeof(unsigned);
+  }
   int blocks_, layers_;
-  long long* device_ = nullptr;
+  unsigned* device_ = nullptr;
 };
 #else
 struct StepTrace {
-  __device__ explicit StepTrace(const long long*) {}
-  __device__ void mark() {}
+  __device__ void begin() {}
+  __device__ void note(StepPart) {}
+  __device__ void enter(int) {}
+  __device__ void write(const unsigned*) const {}
 };
 struct StepTraceBuffer {
   StepTraceBuffer(const Launch&, DecodeStep*) {}

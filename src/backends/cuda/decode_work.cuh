@@ -74,6 +74,9 @@ __device__ __noinline__ void plan_stage(StepStage s, const StepLayer& layer, Ste
   w.recip = (256 + w.parts - 1) / w.parts;
   w.together = w.chunks > 1 ? 1 : min(8, kStepWarps / w.parts);
   w.groups = (w.tiles + w.together - 1) / w.together;
+  w.row_bytes = w.chunks == 1 ? m.row_bytes : kSplitBytes;
+  w.scale_row = w.chunks == 1 || !is_grouped(m) ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes);
+  w.second_tile = s == StepStage::kValues ? (w.first_rows + 15) / 16 : 1 << 30;
 }
 __device__ __forceinline__ const StepWork& work_of(StepStage s, bool routed) {
   return step.s.work[routed ? 1 : 0][static_cast<int>(s)];
@@ -82,13 +85,6 @@ __device__ __forceinline__ const StepWork& work_of(StepStage s, bool routed) {
 // Which of two places for sums: what follows the shared expert's at once must not lie over them.
 __device__ __forceinline__ int pass_of(StepStage s, const StepLayer& layer) {
   return layer.n_experts > 0 && (s == StepStage::kSharedUp || s == StepStage::kSharedDown) ? 1 : 0;
-}
-
-// Place, in tiles, of row i of the block (gate and up: of gate's; up's is eight further).
-__device__ __forceinline__ int place_of(StepStage s, const StepWork& w, int i) {
-  if (is_pair(s)) return i / 8 * 16 + i % 8;
-  if (s != StepStage::kValues || i < w.first_rows) return i;
-  return (w.first_rows + 15) / 16 * 16 + i - w.first_rows;
 }
 
 // Half of a tile: rows that lie one behind the other in memory, eight, or fewer at a range's end.
@@ -145,15 +141,9 @@ __device__ __forceinline__ int shared_h_offset(const StepLayer& layer) {
   if (layer.n_experts == 0) return 0;
   return 2 * step.s.p.top_k * x_stride(layer.mats[static_cast<int>(StepRole::kDown)].cols);
 }
-// x for a tile and item, high part.
-__device__ __forceinline__ std::uint32_t x_row(StepStage s, const StepLayer& layer, const StepWork& w, int tile,
-                                               int item, int stride) {
-  const std::uint32_t at = step.s.x;
-  if (s == StepStage::kValues) return at + static_cast<std::uint32_t>(tile * 16 < w.first_rows ? 0 : 2 * stride);
-  if (s == StepStage::kExpertUp) return at + static_cast<std::uint32_t>(expert_x_offset(layer));
-  if (s == StepStage::kSharedDown) return at + static_cast<std::uint32_t>(shared_h_offset(layer));
-  if (s == StepStage::kExpertDown) return at + static_cast<std::uint32_t>(2 * item * stride);
-  return at;
+// Of a stage's x, from the beginning.
+__device__ __forceinline__ int x_offset(StepStage s, const StepLayer& layer) {
+  return s == StepStage::kExpertUp ? expert_x_offset(layer) : s == StepStage::kSharedDown ? shared_h_offset(layer) : 0;
 }
 
 }  // namespace glint::cuda
