@@ -10,8 +10,9 @@
 
 namespace glint::cuda {
 
-// Sixteen warps work; one more, the loader, only fetches weights.
-constexpr int kStepWarps = 16, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 32;
+// Eight warps work; one more, the loader, only fetches weights. Every warp has the same bookkeeping to do, and two of
+// them on a scheduler do it twice as fast as four.
+constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 32;
 
 // Bytes of a row of x in shared memory: whole steps of the contraction, and rows begin half of the banks apart.
 constexpr int kWidestStep = 128;  // columns
@@ -19,12 +20,13 @@ __host__ __device__ constexpr int x_stride(int cols) {
   return (cols + kWidestStep - 1) / kWidestStep * (kWidestStep * 2) + 64;
 }
 
-// A step of the contraction is 64 bytes of a row of weights. A slot of the ring holds codes for sixteen warps, a step
-// of sixteen rows each, and behind them their scales.
-constexpr int kStepBytes = 64, kSlotCodes = kStepWarps * 16 * kStepBytes, kSplitBytes = kStepWarps * kStepBytes;
+// A step of the contraction is 64 bytes of a row of weights. A slot of the ring holds the codes of two steps of sixteen
+// rows for each warp, and behind them their scales.
+constexpr int kStepBytes = 64, kChunkSteps = 2 * kStepWarps;
+constexpr int kSplitBytes = kChunkSteps * kStepBytes, kSlotCodes = 16 * kSplitBytes;
 constexpr int kSlotsMost = 8;
 constexpr int kNoteBytes = 16, kNotes = 3 * kStepThreads * kNoteBytes;  // decode_products.cuh
-constexpr int kTileSums = kStepWarps * 16 * 4;  // bytes of a tile's sums: [warp][16 rows]
+constexpr int kTileSums = kStepWarps * 16 * 4;                          // bytes of a tile's sums: [warp][16 rows]
 
 // Bytes of the scales of so many bytes of a row's codes, where a row has several.
 __host__ __device__ inline int scale_bytes_of(const StepMat& m, int bytes) {
@@ -32,7 +34,7 @@ __host__ __device__ inline int scale_bytes_of(const StepMat& m, int bytes) {
 }
 
 // Of W_UK: eights of columns that a block has, and loads of a thread, at most.
-constexpr int kKeyUnits = 16, kKeyLoads = 6;
+constexpr int kKeyUnits = 16, kKeyLoads = 12;
 
 #if __CUDA_ARCH__ >= 900
 
@@ -63,7 +65,7 @@ constexpr int kStepStages = 10;
 constexpr unsigned kRoutedBarriers = 9, kDenseBarriers = 8, kScoreBarrier = 7;
 
 // A block's rows in a stage, in tiles of sixteen, and how they come: a chunk, what a slot holds, is some whole tiles,
-// or where a row has more than sixteen steps, sixteen steps of one tile. A warp has one step of one tile in it.
+// or where a row has more than sixteen steps, sixteen steps of one tile. A warp has a step of one tile in it, or two.
 struct StepWork {
   std::int32_t begin, rows;  // of gate and up: of each
   std::int32_t first_rows;   // kValues: rows of the first head that the block meets (it meets two at most)
@@ -72,7 +74,7 @@ struct StepWork {
   std::int32_t together;              // tiles of a chunk
   std::int32_t groups;                // of tiles
   std::int32_t chunks;                // along a row
-  std::int32_t parts;                 // steps of a chunk: warps of a tile
+  std::int32_t parts;                 // warps of a tile
   std::int32_t recip;                 // warp / parts = warp · recip / 256
   std::int32_t last_steps;            // of the last chunk along a row
   std::int32_t row_bytes, scale_row;  // of a row in a slot: codes, scales

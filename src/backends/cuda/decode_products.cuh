@@ -85,7 +85,7 @@ struct StepTask {
   std::uint32_t sums;         // where the sums of the first tile go
   int tile;                   // in a chunk; or a number that no tile has
   bool brings;                // this lane has columns of x; other lanes bring zeros
-  bool ends;                  // its warp has a step in a row's last chunk
+  bool ends[2];               // its warp has a first, a second step in a row's last chunk
 };
 struct StepOutput {
   float* to;           // null: no such row, or the up of a gate
@@ -118,22 +118,36 @@ __device__ __forceinline__ void note_task(StepStage stage, const StepLayer& laye
       step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes + (in * w.parts + at) * 64);
   const std::uint32_t tile = in < w.together ? static_cast<std::uint32_t>(in) : 0xffffU;
   sts128(note_at(0), {static_cast<std::uint32_t>(code | scale << 16), x, sums,
-                      tile | (brings ? 1U << 30 : 0U) | (at < w.last_steps ? 1U << 31 : 0U)});
+                      tile | (brings ? 1U << 29 : 0U) | (at < w.last_steps ? 1U << 30 : 0U) |
+                          (at + kStepWarps < w.last_steps ? 1U << 31 : 0U)});
 }
 __device__ __forceinline__ StepTask noted_task() {
   const uint4 n = lds128(note_at(0));
-  return {n.x & 0xffffU, n.x >> 16, n.y, n.z, static_cast<int>(n.w & 0xffffU), (n.w >> 30 & 1U) != 0, n.w >> 31 != 0};
+  return {n.x & 0xffffU,
+          n.x >> 16,
+          n.y,
+          n.z,
+          static_cast<int>(n.w & 0xffffU),
+          (n.w >> 29 & 1U) != 0,
+          {(n.w >> 30 & 1U) != 0, n.w >> 31 != 0}};
+}
+
+// Where the sums of this thread's row lie; 0: no such tile.
+__device__ __forceinline__ std::uint32_t sums_of(StepStage stage, const StepLayer& layer) {
+  const StepWork& w = work_of(stage, layer.n_experts > 0);
+  const int place = static_cast<int>(threadIdx.x), tile = place >> 4;
+  if (tile >= w.tiles) return 0;
+  const int group = w.together == 1 ? tile : tile / w.together, in = tile - group * w.together;
+  return step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes +
+                                                  group * (kStepWarps * 64) + in * w.parts * 64 + place % 16 * 4);
 }
 
 __device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer& layer) {
   const DecodeStep& p = step.s.p;
   const StepWork& w = work_of(stage, layer.n_experts > 0);
   const int place = static_cast<int>(threadIdx.x), tile = place >> 4;
-  StepOutput o{nullptr, 0, 0.0F, {1.0F, 0.0F}};
-  if (tile >= w.tiles) return o;
-  const int group = w.together == 1 ? tile : tile / w.together, in = tile - group * w.together;
-  o.sums = step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes +
-                                                    group * (kStepWarps * 64) + in * w.parts * 64 + place % 16 * 4);
+  StepOutput o{nullptr, sums_of(stage, layer), 0.0F, {1.0F, 0.0F}};
+  if (o.sums == 0) return o;
   int i = place, end = w.rows;
   if (is_pair(stage)) {
     if (place % 16 >= 8) return o;
@@ -176,7 +190,12 @@ __device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer
   }
   return o;
 }
+// Down's two stages have the same rows: the second only needs to know where its sums lie.
 __device__ __forceinline__ void note_output(StepStage stage, const StepLayer& layer) {
+  if (stage == StepStage::kSharedDown && layer.n_experts > 0) {
+    sts32(note_at(1) + 8, sums_of(stage, layer));
+    return;
+  }
   const StepOutput o = output_of(stage, layer);
   const auto to = reinterpret_cast<std::uintptr_t>(o.to);
   sts128(note_at(1),
@@ -242,14 +261,19 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
   const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
   const int second_tile = w.second_tile, code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
   const std::uint32_t x_item = static_cast<std::uint32_t>(2 * x_stride(m.cols)),
-                      x_chunk = static_cast<std::uint32_t>(kStepWarps * m.step_cols * 2);
+                      x_chunk = static_cast<std::uint32_t>(kChunkSteps * m.step_cols * 2);
+  // From a warp's first step in a chunk to its second.
+  constexpr std::uint32_t kCode = kStepWarps * kStepBytes, kX = kStepWarps * StepFormat<F>::kCols * 4 * 2;
+  const std::uint32_t scale_on =
+      is_grouped(m) ? static_cast<std::uint32_t>(scale_bytes_of(m, kStepWarps * kStepBytes)) : 0U;
   const DType scale_dtype = m.scale_dtype;
   int tile = k.tile;
   std::uint32_t to = k.sums;
 #pragma unroll 1
   for (int group = 0; group < groups; ++group) {
     const bool works = tile < tiles;
-    const int steps = works ? k.ends ? chunks : chunks - 1 : 0;
+    const int first_steps = works ? k.ends[0] ? chunks : chunks - 1 : 0,
+              second_steps = works ? k.ends[1] ? chunks : chunks - 1 : 0;
     std::uint32_t first = k.x + (tile >= second_tile ? x_item : 0);
     StepSums<F> sums;
 #pragma unroll 1
@@ -259,8 +283,10 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
       for (int chunk = 0; chunk < chunks; ++chunk) {
         const std::uint32_t slot = ring.at();
         barrier_wait(ring.full(), ring.phase);
-        if (chunk < steps)
-          multiply<F>(slot + k.code, code8, slot + k.scale, scale8, scale_dtype, x, k.brings, nf4, sums);
+        const std::uint32_t code = slot + k.code, scale = slot + k.scale;
+        if (chunk < first_steps) multiply<F>(code, code8, scale, scale8, scale_dtype, x, k.brings, nf4, sums);
+        if (chunk < second_steps)
+          multiply<F>(code + kCode, code8, scale + scale_on, scale8, scale_dtype, x + kX, k.brings, nf4, sums);
         __syncwarp();
         if (leads) barrier_arrive(ring.empty());
         ring.advance();

@@ -39,12 +39,14 @@ __device__ __forceinline__ unsigned char* cache_row(int layer, int slot) {
 // The token's latent, normed, and its rotary key go into the cache. By one block.
 __device__ __noinline__ void append_row(int layer) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
-  const float by = __ldg(step.s.layers[layer & 1].kv_a_norm + tid);
-  static_assert(kStepThreads == kLatentWidth);
+  static_assert(2 * kStepThreads == kLatentWidth, "two numbers a thread");
+  const float2 by = __ldg(reinterpret_cast<const float2*>(step.s.layers[layer & 1].kv_a_norm) + tid);
   grid_wait();
   const float* from = step.s.p.kv;
-  const float v = __ldcg(from + tid);
-  step.s.kv_row[tid] = v * rsqrtf(step_sum(v * v, 0) / kLatentWidth + step.s.p.latent_eps) * by;
+  const float2 v = __ldcg(reinterpret_cast<const float2*>(from) + tid);
+  const float factor = rsqrtf(step_sum(v.x * v.x + v.y * v.y, 0) / kLatentWidth + step.s.p.latent_eps);
+  step.s.kv_row[2 * tid] = v.x * factor * by.x;
+  step.s.kv_row[2 * tid + 1] = v.y * factor * by.y;
   if (tid < 32) {
     const float2 r = step.s.rope[tid];
     const float2 u = __ldcg(reinterpret_cast<const float2*>(from + kLatentWidth) + tid);

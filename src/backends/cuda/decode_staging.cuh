@@ -11,28 +11,29 @@ namespace glint::cuda {
 __device__ __forceinline__ void put_rows(const float* from, int stride, int rows, int cols, bool nibbles,
                                          std::uint32_t to, const float* factors) {
   const int units = cols / 8, row_stride = x_stride(cols), all = rows * units;
+  constexpr int kAtOnce = 4;
   bool waited = false;
 #pragma unroll 1
-  for (int first = threadIdx.x; first < all + static_cast<int>(threadIdx.x); first += 2 * kStepThreads) {
-    int row[2], unit[2];
+  for (int first = threadIdx.x; first < all + static_cast<int>(threadIdx.x); first += kAtOnce * kStepThreads) {
+    int row[kAtOnce], unit[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       const int j = first + k * kStepThreads;
       row[k] = rows == 1 ? 0 : j / units;
       unit[k] = j - row[k] * units;
     }
     if (!waited) grid_wait();
     waited = true;
-    float v[2][8] = {}, factor[2] = {1.0F, 1.0F};
+    float v[kAtOnce][8] = {}, factor[kAtOnce];
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {  // two at a time: the loads overlap
+    for (int k = 0; k < kAtOnce; ++k) {  // the loads overlap
       if (first + k * kStepThreads < all) {
         load8(from + row[k] * stride + unit[k] * 8, v[k]);
-        if (factors != nullptr) factor[k] = factors[row[k]];
+        factor[k] = factors != nullptr ? factors[row[k]] : 1.0F;
       }
     }
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < kAtOnce; ++k) {
       if (first + k * kStepThreads < all) {
 #pragma unroll
         for (int c = 0; c < 8; ++c) v[k][c] *= factor[k];
@@ -114,10 +115,11 @@ __device__ __forceinline__ void add_pieces(int head, float (&sum)[16]) {
     ml[i] = {-INFINITY, 0.0F};
     if (lane + 32 * i < n) ml[i] = __ldcg(step.s.p.partial_ml + piece_row(lane + 32 * i, head));
   }
-  // Two pieces are on their way while the weights are worked out.
-  float4 part[2][4];
-  load_piece(warp, head, part[0]);
-  load_piece(warp + kStepWarps, head, part[1]);
+  // So many pieces are on their way at a time, the first ones while the weights are worked out.
+  constexpr int kAhead = 4;
+  float4 part[kAhead][4];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) load_piece(warp + k * kStepWarps, head, part[k]);
   float top = fmaxf(ml[0].x, ml[1].x);
 #pragma unroll
   for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
@@ -131,16 +133,15 @@ __device__ __forceinline__ void add_pieces(int head, float (&sum)[16]) {
   for (int i = 0; i < 16; ++i) sum[i] = 0;
 #pragma unroll
   for (int k = 0; k < kDirectPieces / kStepWarps; ++k) {
-    const int piece = warp + k * kStepWarps;
     if (k > 0 && k * kStepWarps >= n) break;
-    if (k >= 2) load_piece(piece, head, part[k % 2]);
-    const float w = __shfl_sync(0xffffffffU, weight[k / 2], piece % 32);
+    const float w = __shfl_sync(0xffffffffU, weight[k * kStepWarps / 32], (warp + k * kStepWarps) % 32);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 f = part[k % 2][i];
+      const float4 f = part[k % kAhead][i];
       sum[4 * i] = fmaf(w, f.x, sum[4 * i]), sum[4 * i + 1] = fmaf(w, f.y, sum[4 * i + 1]);
       sum[4 * i + 2] = fmaf(w, f.z, sum[4 * i + 2]), sum[4 * i + 3] = fmaf(w, f.w, sum[4 * i + 3]);
     }
+    load_piece(warp + (k + kAhead) * kStepWarps, head, part[k % kAhead]);
   }
 }
 

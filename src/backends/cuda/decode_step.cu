@@ -178,7 +178,8 @@ bool step_reads(const Mat& m) {
   if (!has_scales(shape.format)) return true;
   if (m.at.mins != nullptr || shape.group_rows != 1 || !aligned(m.at.scales)) return false;
   if (s.group_shift == kWholeRow) return true;
-  if (shape.group < s.step_cols / 4 || shape.group != 1 << s.group_shift) return false;
+  if (shape.group < s.step_cols / 4 || shape.group > kStepWarps * s.step_cols || shape.group != 1 << s.group_shift)
+    return false;
   if (s.row_bytes <= kSplitBytes) return true;
   // Scales of a part of a row are copied by themselves.
   return scale_bytes_of(s, kSplitBytes) % 16 == 0 && scale_bytes_of(s, s.row_bytes % kSplitBytes) % 16 == 0 &&
@@ -190,7 +191,7 @@ int step_scale_room(const StepMat& m) {
   if (m.row_bytes > kSplitBytes)
     return 16 * (m.group_shift == kWholeRow ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes));
   const int steps = (m.row_bytes + kStepBytes - 1) / kStepBytes;
-  return std::min(8, kStepWarps / steps) * 16 * m.scale_row_bytes;
+  return std::max(1, kStepWarps / steps) * 16 * m.scale_row_bytes;
 }
 
 StepMat step_mat(const Mat& m) {

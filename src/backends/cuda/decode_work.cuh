@@ -67,12 +67,12 @@ __device__ __noinline__ void plan_stage(StepStage s, const StepLayer& layer, Ste
     w.tiles = (w.first_rows + 15) / 16 + (w.rows - w.first_rows + 15) / 16;
   }
   const int steps = max(1, (m.row_bytes + kStepBytes - 1) / kStepBytes);
-  w.chunks = (steps + kStepWarps - 1) / kStepWarps;
+  w.chunks = (steps + kChunkSteps - 1) / kChunkSteps;
   w.parts = min(steps, kStepWarps);
-  w.last_steps = steps - (w.chunks - 1) * kStepWarps;
-  w.even = w.parts % 2 == 0 && w.last_steps % 2 == 0;
+  w.last_steps = steps - (w.chunks - 1) * kChunkSteps;
+  w.even = w.last_steps % 2 == 0;
   w.recip = (256 + w.parts - 1) / w.parts;
-  w.together = w.chunks > 1 ? 1 : min(8, kStepWarps / w.parts);
+  w.together = kStepWarps / w.parts;
   w.groups = (w.tiles + w.together - 1) / w.together;
   w.row_bytes = w.chunks == 1 ? m.row_bytes : kSplitBytes;
   w.scale_row = w.chunks == 1 || !is_grouped(m) ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes);
