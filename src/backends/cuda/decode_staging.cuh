@@ -95,17 +95,17 @@ __device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& l
   put_tail(step.s.x, row_stride, 4, cols);
 }
 
+// Four columns of a lane at a time, 128 columns a warp.
 __device__ __forceinline__ void load_piece(int piece, int head, float4 (&part)[4]) {
-  const float* from = step.s.p.partial + piece_row(piece, head) * kLatentWidth;
+  const auto* from = reinterpret_cast<const float4*>(step.s.p.partial + piece_row(piece, head) * kLatentWidth);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     part[i] = {};
-    if (piece < step.s.context.pieces)
-      part[i] = __ldcg(reinterpret_cast<const float4*>(from) + threadIdx.x % 32 * 4 + i);
+    if (piece < step.s.context.pieces) part[i] = __ldcg(from + i * 32 + threadIdx.x % 32);
   }
 }
 
-// Adds up a head's pieces, as far as they are this warp's: 16 columns a lane, from 16 · lane on.
+// Adds up a head's pieces, as far as they are this warp's. Lane l: columns 128 i + 4 l to 128 i + 4 l + 3.
 __device__ __forceinline__ void add_pieces(int head, float (&sum)[16]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = step.s.context.pieces;
   static_assert(kDirectPieces == 64, "two a lane");
@@ -151,8 +151,9 @@ __device__ __forceinline__ void stage_latents(const StepLayer& layer) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = w.begin / kQkWidth;
   const int heads = w.rows == 0 ? 0 : w.first_rows < w.rows ? 2 : 1;
   const int rows = step.s.context.merge ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
+  const bool rotated = is_rotated(step.s.p.cache.codec);
   constexpr int kStride = x_stride(kLatentWidth), kSumBytes = kLatentWidth * 4;
-  const std::uint32_t sums = step.s.x + 4 * kStride;  // [head][warp]
+  const std::uint32_t sums = step.s.x + 4 * kStride;  // [head][warp][512]
   grid_wait();
   if (warp < rows) {
 #pragma unroll 1
@@ -167,29 +168,40 @@ __device__ __forceinline__ void stage_latents(const StepLayer& layer) {
     }
   }
   step_sync();
+  // Two columns a thread.
+  static_assert(2 * kStepThreads == kLatentWidth);
+#pragma unroll 1
+  for (int i = 0; i < heads; ++i) {
+    float2 v{};
+    if (rows == 0)
+      v = __ldcg(reinterpret_cast<const float2*>(step.s.p.latent + (first + i) * kLatentWidth) + threadIdx.x);
+    const std::uint32_t from = sums + static_cast<std::uint32_t>(i * kStepWarps * kSumBytes) + threadIdx.x * 8;
+#pragma unroll
+    for (int row = 0; row < kStepWarps; ++row) {
+      if (row >= rows) break;
+      v.x += __uint_as_float(lds32(from + row * kSumBytes));
+      v.y += __uint_as_float(lds32(from + row * kSumBytes + 4));
+    }
+    if (rotated) {
+      sts64(from, __float_as_uint(v.x), __float_as_uint(v.y));
+      continue;
+    }
+    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * i * kStride) + threadIdx.x * 4;
+    const std::uint32_t high = pack_bf16(v.x, v.y);
+    sts32(to, high);
+    sts32(to + kStride, pack_bf16(v.x - bf16_low(high), v.y - bf16_high(high)));
+  }
+  if (!rotated) return;
+  step_sync();
   if (warp >= heads) return;
   float v[16];
 #pragma unroll
-  for (int i = 0; i < 16; ++i) v[i] = 0;
-  if (rows == 0) {
-    const float* from = step.s.p.latent + (first + warp) * kLatentWidth + lane * 16;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 f = __ldcg(reinterpret_cast<const float4*>(from) + i);
-      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
-    }
+  for (int k = 0; k < 4; ++k) {
+    const uint4 u = lds128(sums + static_cast<std::uint32_t>(warp * kStepWarps * kSumBytes + lane * 64 + k * 16));
+    v[4 * k] = __uint_as_float(u.x), v[4 * k + 1] = __uint_as_float(u.y);
+    v[4 * k + 2] = __uint_as_float(u.z), v[4 * k + 3] = __uint_as_float(u.w);
   }
-#pragma unroll 2
-  for (int row = 0; row < rows; ++row) {
-    const std::uint32_t from = sums + static_cast<std::uint32_t>((warp * kStepWarps + row) * kSumBytes + lane * 16);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const uint4 u = lds128(from + k * 512);
-      v[4 * k] += __uint_as_float(u.x), v[4 * k + 1] += __uint_as_float(u.y);
-      v[4 * k + 2] += __uint_as_float(u.z), v[4 * k + 3] += __uint_as_float(u.w);
-    }
-  }
-  if (is_rotated(step.s.p.cache.codec)) warp_hadamard(v, lane);
+  warp_hadamard(v, lane);
   const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * warp * kStride + lane * 32);
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
