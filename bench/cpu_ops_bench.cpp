@@ -1,6 +1,7 @@
 // Every heavy op of the CPU backend on the shapes of GLM-4.7-Flash: time, GB/s, GFLOP/s, share of the measured peak.
 //   cpu_ops_bench [--threads N] [--isa NAME] [--op SUBSTRING] [--rows 1,4,32,512] [--context N] [--csv FILE]
-//                 [--format bf16|int4|int4-g32|int8|nf4|fp8] [--kv f32|bf16|f16|fp8|int8|int4]
+//                 [--format bf16|int4|int8|nf4|fp8|int4-g64|int4-g32|int4-g32-sym|int4-g16|int8-g32|int8-g16]
+//                 [--kv f32|bf16|f16|fp8|int8|int4]
 // Weights are sets far larger than L3 and used in turn, so that each run reads them from memory. The share is of the
 // binding ceiling: bytes / read bandwidth or flops / multiply-add peak, whichever takes longer. Time is the median of
 // wall times; `cpu` is the CPU time of all threads over threads · wall: below 1, something else ran on the cores, and
@@ -47,8 +48,13 @@ struct Flags {
 // kv_b stays BF16 in every format.
 QuantSpec spec_of(const std::string& name) {
   if (name == "int4") return {.format = WeightFormat::kI4, .group = 128};
+  if (name == "int4-g64") return {.format = WeightFormat::kI4, .group = 64};
   if (name == "int4-g32") return {.format = WeightFormat::kI4, .group = 32, .symmetric = false};
+  if (name == "int4-g32-sym") return {.format = WeightFormat::kI4, .group = 32};
+  if (name == "int4-g16") return {.format = WeightFormat::kI4, .group = 16};
   if (name == "int8") return {.format = WeightFormat::kI8, .group = 0};
+  if (name == "int8-g32") return {.format = WeightFormat::kI8, .group = 32};
+  if (name == "int8-g16") return {.format = WeightFormat::kI8, .group = 16};
   if (name == "nf4") return {.format = WeightFormat::kNF4, .group = 64};
   if (name == "fp8") return {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128};
   return {.format = WeightFormat::kBF16};
