@@ -1,6 +1,7 @@
 // Every heavy op of the CPU backend on the shapes of GLM-4.7-Flash: time, GB/s, GFLOP/s, share of the measured peak.
 //   cpu_ops_bench [--threads N] [--isa NAME] [--op SUBSTRING] [--rows 1,4,32,512] [--context N] [--csv FILE]
-//                 [--format bf16|int4|int4-g32|int8|nf4|fp8] [--kv f32|bf16|f16|fp8|int8|int4]
+//                 [--format bf16|int4|int8|nf4|fp8|int4-g64|int4-g32|int4-g32-sym|int4-g16|int8-g32|int8-g16]
+//                 [--kv f32|bf16|f16|fp8|int8|int4] [--expert HIDDEN,INNER]
 // Weights are sets far larger than L3 and used in turn, so that each run reads them from memory. The share is of the
 // binding ceiling: bytes / read bandwidth or flops / multiply-add peak, whichever takes longer. Time is the median of
 // wall times; `cpu` is the CPU time of all threads over threads · wall: below 1, something else ran on the cores, and
@@ -42,13 +43,19 @@ struct Flags {
   std::string csv;
   std::string format = "bf16";
   KvCodec kv = KvCodec::kBF16;
+  std::int64_t expert_hidden = kHidden, expert_inner = kExpertInner;  // of moe and route; the tiny model: 256,64
 };
 
 // kv_b stays BF16 in every format.
 QuantSpec spec_of(const std::string& name) {
   if (name == "int4") return {.format = WeightFormat::kI4, .group = 128};
+  if (name == "int4-g64") return {.format = WeightFormat::kI4, .group = 64};
   if (name == "int4-g32") return {.format = WeightFormat::kI4, .group = 32, .symmetric = false};
+  if (name == "int4-g32-sym") return {.format = WeightFormat::kI4, .group = 32};
+  if (name == "int4-g16") return {.format = WeightFormat::kI4, .group = 16};
   if (name == "int8") return {.format = WeightFormat::kI8, .group = 0};
+  if (name == "int8-g32") return {.format = WeightFormat::kI8, .group = 32};
+  if (name == "int8-g16") return {.format = WeightFormat::kI8, .group = 16};
   if (name == "nf4") return {.format = WeightFormat::kNF4, .group = 64};
   if (name == "fp8") return {.format = WeightFormat::kF8E4M3, .group = 128, .group_rows = 128};
   return {.format = WeightFormat::kBF16};
@@ -298,19 +305,19 @@ class Bench {
     });
   }
 
-  ExpertWeights expert(std::int64_t inner) {
-    return {weight(inner, kHidden), weight(inner, kHidden), weight(kHidden, inner)};
+  ExpertWeights expert(std::int64_t hidden, std::int64_t inner) {
+    return {weight(inner, hidden), weight(inner, hidden), weight(hidden, inner)};
   }
 
   void experts(int rows) {
     clear();
-    const View x = activations({rows, kHidden});
+    const View x = activations({rows, flags_.expert_hidden});
     const auto n = static_cast<std::size_t>(rows * kTopK);
     std::vector<std::int32_t> ids(n);
     std::vector<float> weights(n);
     if (wanted("route")) {
       const RouteParams p{.x = x,
-                          .w = activations({kExperts, kHidden}),
+                          .w = activations({kExperts, flags_.expert_hidden}),
                           .bias = activations({kExperts}),
                           .ids = ids.data(),
                           .weights = weights.data()};
@@ -318,14 +325,14 @@ class Bench {
     }
     if (!wanted("moe")) return;
     std::vector<ExpertWeights> experts;
-    for (int e = 0; e < kExperts; ++e) experts.push_back(expert(kExpertInner));
+    for (int e = 0; e < kExperts; ++e) experts.push_back(expert(flags_.expert_hidden, flags_.expert_inner));
     MoeParams p{.x = x,
                 .top_k = kTopK,
                 .ids = ids.data(),
                 .weights = weights.data(),
                 .experts = experts,
-                .shared = expert(kExpertInner),
-                .out = activations({rows, kHidden})};
+                .shared = expert(flags_.expert_hidden, flags_.expert_inner),
+                .out = activations({rows, flags_.expert_hidden})};
     const auto choose = [&](std::size_t i) {  // other experts each time, so that one row finds none of them in a cache
       for (std::size_t k = 0; k < n; ++k) {
         ids[k] = static_cast<std::int32_t>((k * 13 + i * 4 * 13) % kExperts);
@@ -343,7 +350,7 @@ class Bench {
     clear();
     const View x = activations({rows, kHidden});
     if (wanted("mlp")) {
-      const auto sets = copies(6 * kInner * kHidden, [&] { return expert(kInner); });
+      const auto sets = copies(6 * kInner * kHidden, [&] { return expert(kHidden, kInner); });
       MlpParams p{.x = x, .mlp = sets[0], .out = activations({rows, kHidden})};
       time("mlp", rows, cost(p), false, [&](std::size_t i) {
         p.mlp = sets[i % sets.size()];
@@ -401,6 +408,11 @@ int run(int argc, char** argv) {
     if (name == "--context") flags.context = std::atoll(value.c_str());
     if (name == "--csv") flags.csv = value;
     if (name == "--format") flags.format = value;
+    if (name == "--expert") {
+      const std::size_t comma = std::min(value.find(','), value.size() - 1);
+      flags.expert_hidden = std::atoll(value.c_str());
+      flags.expert_inner = std::atoll(value.c_str() + comma + 1);
+    }
     if (name == "--kv") flags.kv = kv_codec_from_name(value).value();
     if (name == "--rows") {
       flags.rows.clear();

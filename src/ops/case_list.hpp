@@ -18,6 +18,7 @@ void add_expert_cases(std::vector<Case>& list);     // route, moe, mlp
 void add_many_rows_cases(std::vector<Case>& list);
 void add_prefill_cases(std::vector<Case>& list);
 void add_many_rows_expert_cases(std::vector<Case>& list);
+void add_narrow_group_cases(std::vector<Case>& list);
 
 constexpr OpTag kCaseTag{"case", 0};
 

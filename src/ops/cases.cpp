@@ -75,7 +75,7 @@ Limit limit_of(OutputKind kind, Precision precision, const Case& c) {
       if (precision == Precision::kI8) {
         const bool gated = c.op == "moe" || c.op == "mlp";
         return {(gated ? 6e-4 : 2.5e-4) * c.slack, (gated ? 0.2 : 0.1) * std::sqrt(c.slack),
-                std::string("activations rounded to int8, a scale every 64 or 128 columns: of normal values an error "
+                std::string("activations rounded to int8, a scale every 16 to 128 columns: of normal values an error "
                             "of 4e-5 of their square, ") +
                     (gated ? "of silu(gate) · up, whose tails are longer, 2e-4; "
                            : "of values times a norm's weight (the cases draw both) 1.3e-4, more in a few outputs; ") +
@@ -96,6 +96,7 @@ const std::vector<Case>& all_cases() {
     add_many_rows_cases(list);
     add_prefill_cases(list);
     add_many_rows_expert_cases(list);
+    add_narrow_group_cases(list);
     for (std::size_t i = 0; i < list.size(); ++i) list[i].seed = 1000 + i;
     return list;
   }();

@@ -181,4 +181,22 @@ void add_many_rows_cases(std::vector<Case>& list) {
   add_linear(list, QuantSpec{WeightFormat::kI4, 32, 1, false, DType::kBF16}, 200, 96, 4096);
 }
 
+// Groups of 16 and 32 columns as GGUF files have them (Q4_0, Q4_1 and Q4_K, Q5_1 and Q5_K, Q6_K, Q8_0): all widths of
+// tiles over odd numbers of outputs, and ends of one, two and three times 64 columns after a step of 1,024 or 2,048.
+void add_narrow_group_cases(std::vector<Case>& list) {
+  const QuantSpec kNarrow[] = {
+      {WeightFormat::kI4, 32, 1, true, DType::kF16},  {WeightFormat::kI4, 32, 1, false, DType::kF16},
+      {WeightFormat::kI8, 32, 1, false, DType::kF16}, {WeightFormat::kI8, 16, 1, true, DType::kF16},
+      {WeightFormat::kI8, 32, 1, true, DType::kF16},  {WeightFormat::kI4, 16, 1, false, DType::kF16},
+  };
+  for (const QuantSpec& q : kNarrow) {
+    for (const std::int64_t T : {1, 2, 4, 5, 11}) add_linear(list, q, T, 2112, 21);
+    add_linear(list, q, 1, 64, 7);
+    add_linear(list, q, 3, 1152, 9);
+    add_linear(list, q, 6, 2240, 1);
+    add_linear(list, q, 150, 320, 67);
+    add_linear(list, q, 7, 96, 5);  // blocks of 64 do not fit
+  }
+}
+
 }  // namespace glint

@@ -288,15 +288,17 @@ TEST_P(BatchInvariance, RouteAndMoe) {
   });
 }
 
-// One kernel of each kind: a width of blocks, a zero point, a codebook, small groups, decoded tiles.
-constexpr QuantSpec kSpecs[] = {{WeightFormat::kI4, 128, 1, true},    {WeightFormat::kI4, 64, 1, false},
-                                {WeightFormat::kI4, 32, 1, false},    {WeightFormat::kI8, 0, 1, true},
-                                {WeightFormat::kI8, 32, 1, true},     {WeightFormat::kNF4, 64, 1, true},
-                                {WeightFormat::kF4E2M1, 16, 1, true}, {WeightFormat::kF8E4M3, 128, 128, true}};
+// One kernel of each kind: a width of blocks, a zero point, a codebook, narrow groups, decoded tiles.
+constexpr QuantSpec kSpecs[] = {
+    {WeightFormat::kI4, 128, 1, true},    {WeightFormat::kI4, 64, 1, false},       {WeightFormat::kI4, 32, 1, false},
+    {WeightFormat::kI8, 0, 1, true},      {WeightFormat::kI8, 32, 1, true},        {WeightFormat::kNF4, 64, 1, true},
+    {WeightFormat::kF4E2M1, 16, 1, true}, {WeightFormat::kF8E4M3, 128, 128, true}, {WeightFormat::kI8, 16, 1, false}};
 
 TEST_P(BatchInvariance, BlockFormats) {
   for (const QuantSpec& spec : kSpecs) {
-    for (const auto& [in, out_size] : {std::pair<std::int64_t, std::int64_t>{256, 19}, {2176, 3}, {100, 3}}) {
+    for (const auto& [in, out_size] :
+         {std::pair<std::int64_t, std::int64_t>{256, 19}, {2112, 3}, {2176, 3}, {100, 3}}) {
+      if (in == 2112 && spec.group > 32) continue;  // a tail of one run of narrow groups
       const Floats x = random_floats(kRows * in, 1);
       const OwnedWeight w = random_weight(out_size, in, spec, 2);
       const auto n_in = in, n_out = out_size;
@@ -313,7 +315,7 @@ TEST_P(BatchInvariance, BlockFormatsInExperts) {
   Floats weights = random_floats(kRows * kTopK, 61);
   std::vector<std::int32_t> ids(static_cast<std::size_t>(kRows * kTopK));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>((i + i / 5) % 3);
-  for (const QuantSpec& spec : {kSpecs[0], kSpecs[5]}) {  // the kernels are those of BlockFormats
+  for (const QuantSpec& spec : {kSpecs[0], kSpecs[2], kSpecs[5]}) {  // the kernels are those of BlockFormats
     std::vector<OwnedExpert> owned;
     std::vector<ExpertWeights> experts;
     for (std::uint32_t e = 0; e < 4; ++e) owned.push_back(random_expert(300 + 3 * e, spec, 128));

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -16,22 +17,23 @@
 namespace glint {
 namespace {
 
-constexpr std::int64_t kCols = 2304, kWRows = 13, kXRows = 7;  // more than one step of columns, no whole tiles
+constexpr std::int64_t kCols = 2176, kWRows = 13, kXRows = 7;  // more than one step of columns, no whole tiles
 
-// Integers times a power of two a block of 64; ±127 is in each, so that the scale is the power itself.
-std::vector<float> exact_codes() {
+// Integers times a power of two a block, which is as wide as a group of W, 128 at most; ±127 is in each, so that the
+// scale is the power itself. Neighbouring blocks differ in it: a factor in the lanes of the next group would show.
+std::vector<float> exact_codes(const QuantSpec& spec) {
+  const std::size_t width = spec.group == 0 ? 128 : static_cast<std::size_t>(std::min<std::int64_t>(spec.group, 128));
   std::mt19937 rng(5);
   std::vector<float> x(static_cast<std::size_t>(kXRows * kCols));
   for (std::size_t i = 0; i < x.size(); ++i) {
-    const int code = i % 64 == 17 ? (i % 128 == 17 ? 127 : -127) : static_cast<int>(rng() % 255) - 127;
-    const int power = static_cast<int>(i / 128 % 5) - 2;  // the same for both halves of a block of 128
+    const int code = i % 16 == 1 ? (i % 32 == 1 ? 127 : -127) : static_cast<int>(rng() % 255) - 127;
+    const int power = static_cast<int>(i / width % 5) - 2;
     x[i] = std::ldexp(static_cast<float>(code), power);
   }
   return x;
 }
 
 TEST(CpuCodes, ExactInputsLoseNothing) {
-  std::vector<float> x = exact_codes();
   std::mt19937 rng(6);
   std::normal_distribution<float> normal(0, 0.1F);
   std::vector<float> values(static_cast<std::size_t>(kWRows * kCols));
@@ -39,14 +41,17 @@ TEST(CpuCodes, ExactInputsLoseNothing) {
   const QuantSpec specs[] = {
       {WeightFormat::kI4, 128, 1, true, DType::kBF16},   {WeightFormat::kI4, 64, 1, false, DType::kF16},
       {WeightFormat::kI4, 32, 1, false, DType::kF32},    {WeightFormat::kI4, 16, 1, true, DType::kF32},
+      {WeightFormat::kI4, 32, 1, true, DType::kF16},     {WeightFormat::kI4, 16, 1, false, DType::kBF16},
       {WeightFormat::kI8, 0, 1, true, DType::kF32},      {WeightFormat::kI8, 128, 1, false, DType::kBF16},
-      {WeightFormat::kI8, 32, 1, false, DType::kF16},    {WeightFormat::kF4E2M1, 16, 1, true, DType::kF32},
+      {WeightFormat::kI8, 32, 1, false, DType::kF16},    {WeightFormat::kI8, 16, 1, true, DType::kF16},
+      {WeightFormat::kF4E2M1, 16, 1, true, DType::kF32}, {WeightFormat::kF4E2M1, 32, 1, true, DType::kF16},
       {WeightFormat::kF4E2M1, 64, 1, true, DType::kF32}, {WeightFormat::kF8E4M3, 128, 128, true, DType::kF32},
-      {WeightFormat::kNF4, 64, 1, true, DType::kF32}};
+      {WeightFormat::kNF4, 64, 1, true, DType::kF32},    {WeightFormat::kNF4, 32, 1, true, DType::kF32}};
   std::vector<std::string> names = cpu_isas();
   for (const std::string& name : cpu::registered_tables()) names.push_back(name);
   for (const QuantSpec& spec : specs) {
     const QuantizedWeight q = quantize_rtn(spec, values.data(), kWRows, kCols);
+    std::vector<float> x = exact_codes(spec);
     std::vector<float> row(kCols);
     std::vector<double> expected;
     double square = 0;

@@ -42,11 +42,14 @@ struct DotJob {
 // The forms of a packed x.
 struct PackKind {
   bool bf16 = false;
-  std::int64_t quant = 0;  // columns of a block of codes: 64, 128, or 0 for values
+  std::int64_t quant = 0;  // columns of a block of codes: 16, 32, 64, 128, or 0 for values
   bool split = false;      // codes in the order of nibbles
-  int index() const { return quant == 0 ? (bf16 ? 1 : 0) : 2 + (quant == 128 ? 2 : 0) + (split ? 1 : 0); }
+  int index() const {
+    if (quant == 0) return bf16 ? 1 : 0;
+    return 2 + 2 * (quant == 16 ? 0 : quant == 32 ? 1 : quant == 64 ? 2 : 3) + (split ? 1 : 0);
+  }
 };
-inline constexpr int kPackKinds = 6;
+inline constexpr int kPackKinds = 10;
 
 class CpuOps final : public Ops {
  public:

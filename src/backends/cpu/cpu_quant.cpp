@@ -1,7 +1,8 @@
 // How x meets block-format weights: as int8 codes where the blocks fit, else as floats.
 //
 // int8, symmetric, a scale every 64 or 128 columns, rounded to nearest even: for normally distributed x an error of
-// 3.2e-5 (64 columns) or 3.9e-5 (128) of its square, a hundredth of what rounding W to four bits costs (7e-3). NF4's
+// 3.2e-5 (64 columns) or 3.9e-5 (128) of its square, a hundredth of what rounding W to four bits costs (7e-3). Narrower
+// groups of W have x's scales at their own borders, so that one product of factors serves each. NF4's
 // codebook is rounded to integers as well, after multiplication by 112.03, the factor up to 127.49 with the least mean
 // squared error: 1.8e-5 of the square of W.
 
@@ -15,7 +16,7 @@ namespace {
 std::int64_t code_block(const Weight& w) {
   const bool integer = has_scales(w.format) && w.format != WeightFormat::kF8E4M3;
   if (!integer || w.cols % 64 != 0 || w.cols == 0) return 0;
-  if (w.group == 16 || w.group == 32) return 64;
+  if (w.group == 16 || w.group == 32) return w.group;
   if (w.group % 64 != 0) return 0;
   const bool wide = w.format == WeightFormat::kI4 || w.format == WeightFormat::kI8;
   return wide && w.group % 128 == 0 && w.cols % 128 == 0 ? 128 : 64;
@@ -44,7 +45,7 @@ Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, Pa
 
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t kRounding = 3 * 16;  // of the arena's pieces to 64 bytes
-  return rows * ((cols + 64 + 3) / 4 + 2 * scale_stride(cols, 64)) + kRounding;
+  return rows * ((cols + 64 + 3) / 4 + 2 * scale_stride(cols, 16)) + kRounding;
 }
 
 }  // namespace glint::cpu

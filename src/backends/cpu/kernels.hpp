@@ -31,9 +31,10 @@ struct Packed {
   std::int64_t cols = 0;   // without the padding
   std::int64_t block = 0;  // a multiple of kPad, or cols itself when x is used where it lies
   bool bf16 = false;
-  // For block-format weights: int8 codes q = round(x / scale), a scale and scale · Σ q for every `quant` columns (64 or
-  // 128, which divide cols). Code (m, k) lies at m · code_stride + k; if split, every 64 columns are stored even ones
-  // first, as nibbles are. Row m of scales and sums begins at m · scale_stride and is filled up with zeros.
+  // For block-format weights: int8 codes q = round(x / scale), a scale and scale · Σ q for every `quant` columns (16,
+  // 32, 64 or 128; cols is a multiple of it and of 64). Code (m, k) lies at m · code_stride + k; if split, every 64
+  // columns are stored even ones first, as nibbles are. Row m of scales and sums begins at m · scale_stride and is
+  // filled up with zeros.
   std::int64_t quant = 0;  // 0: values, as above
   bool split = false;
   std::int64_t code_stride = 0;

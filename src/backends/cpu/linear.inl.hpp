@@ -120,6 +120,14 @@ template <int M, int N>
       for (int j = 0; j < N; j += 4)
         sum4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3], out + i * out_stride + j);
     }
+  } else if constexpr (M == 4 && N == 2) {  // four at a time, two of a row
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i += 2) {
+      float sums[4];
+      sum4(acc[i][0], acc[i][1], acc[i + 1][0], acc[i + 1][1], sums);
+      __builtin_memcpy(out + i * out_stride, sums, 2 * sizeof(float));
+      __builtin_memcpy(out + (i + 1) * out_stride, sums + 2, 2 * sizeof(float));
+    }
   } else if constexpr (M == 4) {  // four at a time down a column
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
@@ -201,8 +209,60 @@ inline void dot_direct_rows(const DotArgs& a, std::int64_t n) {
   }
 }
 
+// M rows of x against the rows [n, end) of W, where a row of x is short, lies in one block and has no rest: 64 columns
+// are eight steps, no longer than it takes to find the addresses for each tile and to add up its lanes.
+template <int M, int N, typename X, typename W>
+inline void dot_direct_strip(const DotArgs& a, std::int64_t m, std::int64_t n, std::int64_t end) {
+  const std::int64_t cols = a.w.cols;
+  const W* w = static_cast<const W*>(a.w.data);
+  float* out = a.out + (m - a.m0) * a.out_stride - a.n0;
+  const X* x[M];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) x[i] = x_row<X>(a, m + i, 0);
+  for (; n + N <= end; n += N) {
+    V acc[M][N];
+    clear(acc);
+    dot_stream(x, w + n * cols, cols, cols, acc);
+    store_sums(acc, out + n, a.out_stride);
+  }
+  for (; n < end; ++n) {
+    V acc[M][1];
+    clear(acc);
+    dot_stream(x, w + n * cols, cols, cols, acc);
+    store_sums(acc, out + n, a.out_stride);
+  }
+}
+
+template <typename X, typename W>
+inline void dot_few_strips(const DotArgs& a) {
+  constexpr std::int64_t kStripBytes = 16 << 10;  // of W, half of L1
+  std::int64_t rows = kStripBytes / static_cast<std::int64_t>(sizeof(W)) / a.w.cols / 8 * 8;
+  if (rows < 8) rows = 8;
+  for (std::int64_t n = a.n0; n < a.n1; n += rows) {
+    const std::int64_t end = a.n1 - n < rows ? a.n1 : n + rows;
+    for (std::int64_t m = a.m0; m < a.m1;) {
+      const std::int64_t left = a.m1 - m;
+      if (left == 4 || left == 7 || left == 8) {
+        dot_direct_strip<4, 2, X, W>(a, m, n, end);
+        m += 4;
+      } else if (left >= 3) {
+        dot_direct_strip<3, 4, X, W>(a, m, n, end);
+        m += 3;
+      } else if (left == 2) {
+        dot_direct_strip<2, 4, X, W>(a, m, n, end);
+        m += 2;
+      } else {  // eight independent sums hide the latency of the multiply-add
+        dot_direct_strip<1, 8, X, W>(a, m, n, end);
+        m += 1;
+      }
+    }
+  }
+}
+
 template <typename X, typename W>
 void dot_few(const DotArgs& a) {
+  const bool is_short = a.w.cols <= kBlock && a.x->block >= a.w.cols && a.w.cols % Dot<X, W>::kStep == 0;
+  if (is_short) return dot_few_strips<X, W>(a);
   std::int64_t n = a.n0;
   if (a.m1 - a.m0 == 1) {  // one row: eight independent sums hide the latency of the multiply-add
     for (; n + 8 <= a.n1; n += 8) dot_direct<1, 8, X, W>(a, a.m0, n);

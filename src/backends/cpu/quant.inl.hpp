@@ -1,15 +1,17 @@
 // Dot products with block-format weights. Included inside the kernel namespace, after linear.inl.hpp.
 //
-// Integer path: x is int8 with a scale a block (Packed::quant columns), codes of W and x meet in integer instructions,
-// and each block's sums are scaled in floats, lane by lane:
-//   acc += float(Σ u q) · (s_w s_x)        a block of W and x at a time, in ascending order
-//   acc += offset · (s_x Σ q)              after each kStepCols columns, where codes have a zero point or a min
+// Integer path: x is int8 with a scale a block of Width columns (Packed::quant: 16, 32, 64 or 128), codes of W and x
+// meet in integer instructions, and each block's sums are scaled in floats, lane by lane:
+//   acc += float(Σ u q) · (s_w s_x)        64 or 128 columns of W and x at a time, in ascending order
+//   acc += offset · (s_x Σ q)              after each step of columns, where codes have a zero point or a min
 // so that a row's bits depend neither on the tile it is in nor on whether W was unpacked before. Integer sums are
-// exact. Float path, for FP8 and for shapes that blocks do not fit: W is decoded a tile at a time, scale included, and
-// meets float x in the tiles of linear.inl.hpp.
+// exact. No lane's sum crosses 16 columns: where 64 of them hold two or four groups, x's blocks are as narrow as they
+// are, and each lane is scaled by its own group's factor (spread). Float path, for FP8 and for shapes that blocks do
+// not fit: W is decoded a tile at a time, scale included, and meets float x in the tiles of linear.inl.hpp.
 
-inline constexpr std::int64_t kStepCols = 2048;  // columns of a step: 8 rows of codes are 16 KB, half of L1
-inline constexpr std::int64_t kStepBlocks = kStepCols / 64;
+inline constexpr std::int64_t kStepCols = 2048;  // most columns of a step: 8 rows of codes are 16 KB, half of L1
+inline constexpr std::int64_t step_cols(int width) { return width == 16 ? kStepCols / 2 : kStepCols; }
+inline constexpr std::int64_t step_blocks(int width) { return step_cols(width) / width; }
 inline constexpr int kAhead = 4;                            // rows that W is fetched ahead
 inline constexpr int kCodesM = 4;                           // rows of x in a tile
 inline constexpr float kNf4Scale = 112.03F;                 // see cpu_quant.cpp
@@ -24,7 +26,7 @@ struct CodesStep {
   std::int64_t w_stride;
   bool has_offsets;
   float* lanes;          // [rows][8][kLanes] accumulators between steps
-  const float* scales;   // [8][kStepBlocks]; small groups: [8][kStepBlocks][kLanes]
+  const float* scales;   // [8][step_blocks(Width)]
   const float* offsets;  // the same shape
 };
 
@@ -44,8 +46,12 @@ struct Int4Codes {
   static I dot(const W64 (&w)[Sub], const std::int8_t* x) {
     return dot_unsigned<Sub>(w, x);
   }
+  // Sums of 64 columns whose lanes stay within 16 of them, and the factors of 2 or 4 groups in those lanes.
   static I lanes(const W64 (&w)[1], const std::int8_t* x) { return dot_unsigned<1>(w, x); }
-  static constexpr const int (&kLaneGroup)[kLanes] = kLaneGroupSplit;
+  template <int Groups>
+  static V spread(const float* factors) {
+    return spread_factors<Groups>(factors, kLaneGroupSplit);
+  }
 };
 alignas(16) inline constexpr std::uint8_t kF4Codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 struct F4Codes : Int4Codes {  // 2 · value + 12
@@ -72,7 +78,10 @@ struct Int8Codes {
     return dot_signed<Sub>(w, x);
   }
   static I lanes(const W64 (&w)[1], const std::int8_t* x) { return dot_lanes(w[0], x); }
-  static constexpr const int (&kLaneGroup)[kLanes] = kLaneGroupBytes;
+  template <int Groups>
+  static V spread(const float* factors) {
+    return spread_factors<Groups>(factors, kLaneGroupBytes);
+  }
 };
 // The same after F::load has been through a tile.
 template <typename F>
@@ -82,29 +91,28 @@ struct Tiled : F {
   static W64 load(const std::uint8_t* p) { return load64(p); }
 };
 
-// acc[m][n] += block by block over one step. `products` [M][8][kStepBlocks] = s_w s_x; unused by small groups.
-template <typename F, int Sub, bool Small, int M, int N>
+// acc[m][n] += block by block over one step. `products` [M][8][step_blocks(Width)] = s_w s_x.
+template <typename F, int Width, int M, int N>
 [[gnu::always_inline]] inline void codes_blocks(const CodesStep& s, std::int64_t m, int j, const float* products,
                                                 V (&acc)[M][N]) {
+  constexpr int kSub = Width == 128 ? 2 : 1;  // times 64 columns meet at once
+  constexpr int kGroups = 64 * kSub / Width;  // 1, or the 2 or 4 that share a vector of sums
+  constexpr std::int64_t kBlocks = step_blocks(Width);
   const DotArgs& a = *s.a;
   const std::int8_t* x[M];
-  const float* x_scales[M];
 #pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) {
-    x[i] = x_codes(a, m + i, s.k0);
-    x_scales[i] = x_factors(a, a.x->scales, m + i, s.k0 / (64 * Sub));
-  }
+  for (int i = 0; i < M; ++i) x[i] = x_codes(a, m + i, s.k0);
   const std::uint8_t* w[N];
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) w[n] = s.w + (j + n < s.count ? j + n : s.count - 1) * s.w_stride;
-  const std::int64_t blocks = s.depth / (64 * Sub);
-  for (std::int64_t b = 0; b < blocks; ++b) {
+  const std::int64_t runs = s.depth / (64 * kSub);
+  for (std::int64_t b = 0; b < runs; ++b) {
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const std::uint8_t* from = w[n] + b * Sub * F::kBytes;
-      W64 codes[Sub];
+      const std::uint8_t* from = w[n] + b * kSub * F::kBytes;
+      W64 codes[kSub];
 #pragma GCC unroll 16
-      for (int sub = 0; sub < Sub; ++sub) {
+      for (int sub = 0; sub < kSub; ++sub) {
         codes[sub] = F::load(from + sub * F::kBytes);
         // The rows that come next, into L2: the hardware's own prefetch stops at each page.
         if (F::kStream && sub * F::kBytes % 64 == 0)
@@ -112,37 +120,31 @@ template <typename F, int Sub, bool Small, int M, int N>
       }
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
-        const std::int8_t* xb = x[i] + b * 64 * Sub;
-        if constexpr (Small) {
-          const std::int64_t at = ((j + n) * kStepBlocks + b) * kLanes;
-          const V scale = set1(x_scales[i][b]);
-          acc[i][n] = fma(mul(to_floats(F::lanes(codes, xb)), scale), load(s.scales + at), acc[i][n]);
-          if (s.has_offsets) {
-            const W64 ones[1] = {all_ones()};
-            acc[i][n] = fma(mul(to_floats(F::lanes(ones, xb)), scale), load(s.offsets + at), acc[i][n]);
-          }
+        const std::int8_t* xb = x[i] + b * 64 * kSub;
+        const float* factors = products + (i * kTileRows + j + n) * kBlocks + b * kGroups;
+        if constexpr (kGroups > 1) {
+          acc[i][n] = fma(to_floats(F::lanes(codes, xb)), F::template spread<kGroups>(factors), acc[i][n]);
         } else {
-          const V scale = set1(products[(i * kTileRows + j + n) * kStepBlocks + b]);
-          acc[i][n] = fma(to_floats(F::template dot<Sub>(codes, xb)), scale, acc[i][n]);
+          acc[i][n] = fma(to_floats(F::template dot<kSub>(codes, xb)), set1(*factors), acc[i][n]);
         }
       }
     }
   }
-  if (Small || !s.has_offsets) return;
+  if (!s.has_offsets) return;
   const float* x_sums[M];
 #pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) x_sums[i] = x_factors(a, a.x->sums, m + i, s.k0 / (64 * Sub));
-  for (std::int64_t b = 0; b < blocks; b += kLanes) {
+  for (int i = 0; i < M; ++i) x_sums[i] = x_factors(a, a.x->sums, m + i, s.k0 / Width);
+  for (std::int64_t b = 0; b < s.depth / Width; b += kLanes) {
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i)
-        acc[i][n] = fma(load(s.offsets + (j + n) * kStepBlocks + b), load(x_sums[i] + b), acc[i][n]);
+        acc[i][n] = fma(load(s.offsets + (j + n) * kBlocks + b), load(x_sums[i] + b), acc[i][n]);
     }
   }
 }
 
-template <typename F, int Sub, bool Small, int M, int N>
+template <typename F, int Width, int M, int N>
 inline void codes_tile(const CodesStep& s, std::int64_t m, int j, const float* products) {
   const DotArgs& a = *s.a;
   float* lanes = s.lanes + ((m - a.m0) * kTileRows + j) * kLanes;
@@ -156,7 +158,7 @@ inline void codes_tile(const CodesStep& s, std::int64_t m, int j, const float* p
       for (int n = 0; n < N; ++n) acc[i][n] = load(lanes + (i * kTileRows + n) * kLanes);
     }
   }
-  codes_blocks<F, Sub, Small, M, N>(s, m, j, products, acc);
+  codes_blocks<F, Width, M, N>(s, m, j, products, acc);
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
     float* out = a.out + (m + i - a.m0) * a.out_stride + (s.n + j - a.n0);
@@ -172,47 +174,33 @@ inline void codes_tile(const CodesStep& s, std::int64_t m, int j, const float* p
 }
 
 // M rows of x against the 8 rows of W.
-template <typename F, int Sub, bool Small, int M>
+template <typename F, int Width, int M>
 inline void codes_rows(const CodesStep& s, std::int64_t m) {
+  constexpr std::int64_t kBlocks = step_blocks(Width);
   const DotArgs& a = *s.a;
-  alignas(64) float products[M * kTileRows * kStepBlocks];
-  if (!Small) {
-    const std::int64_t blocks = s.depth / (64 * Sub);
-    for (int i = 0; i < M; ++i) {
-      const float* x = x_factors(a, a.x->scales, m + i, s.k0 / (64 * Sub));
-      for (int j = 0; j < kTileRows; ++j) {
-        float* to = products + (i * kTileRows + j) * kStepBlocks;
-        for (std::int64_t b = 0; b < blocks; b += kLanes)
-          store(to + b, mul(load(s.scales + j * kStepBlocks + b), load(x + b)));
-      }
+  alignas(64) float products[M * kTileRows * kBlocks];
+  const std::int64_t blocks = s.depth / Width;
+  for (int i = 0; i < M; ++i) {
+    const float* x = x_factors(a, a.x->scales, m + i, s.k0 / Width);
+    for (int j = 0; j < kTileRows; ++j) {
+      float* to = products + (i * kTileRows + j) * kBlocks;
+      for (std::int64_t b = 0; b < blocks; b += kLanes)
+        store(to + b, mul(load(s.scales + j * kBlocks + b), load(x + b)));
     }
   }
   // One row of x: a row of W at a time, one stream that the hardware's prefetch follows. Rows of 4 bits are short.
   constexpr int kN = M == 1 ? 1 : M == 2 ? 4 : kCodesN;
-  for (int j = 0; j < s.count; j += kN) codes_tile<F, Sub, Small, M, kN>(s, m, j, products);
+  for (int j = 0; j < s.count; j += kN) codes_tile<F, Width, M, kN>(s, m, j, products);
 }
 
-template <typename F, int Sub, bool Small>
+template <typename F, int Width>
 inline void codes_all_rows(const CodesStep& s) {
   std::int64_t m = s.a->m0;
-  if constexpr (!Small) {
-    for (; m + kCodesM <= s.a->m1; m += kCodesM) codes_rows<F, Sub, Small, kCodesM>(s, m);
-  }
-  for (; m + 2 <= s.a->m1; m += 2) codes_rows<F, Sub, Small, 2>(s, m);
-  if (m < s.a->m1) codes_rows<F, Sub, Small, 1>(s, m);
+  for (; m + kCodesM <= s.a->m1; m += kCodesM) codes_rows<F, Width, kCodesM>(s, m);
+  for (; m + 2 <= s.a->m1; m += 2) codes_rows<F, Width, 2>(s, m);
+  if (m < s.a->m1) codes_rows<F, Width, 1>(s, m);
 }
 
-// Scales (or mins) i, i + 1 … of a table as floats, zeros from `left` on.
-inline V load_factors(const void* table, DType type, std::int64_t i, std::int64_t left) {
-  switch (type) {
-    case DType::kF16:
-      return load_some(static_cast<const F16*>(table) + i, left);
-    case DType::kBF16:
-      return load_some(static_cast<const BF16*>(table) + i, left);
-    default:
-      return load_some(static_cast<const float*>(table) + i, left);
-  }
-}
 inline float factor_at(const void* table, DType type, std::int64_t i) {
   if (type == DType::kF32) return static_cast<const float*>(table)[i];
   if (type == DType::kBF16) {
@@ -222,7 +210,7 @@ inline float factor_at(const void* table, DType type, std::int64_t i) {
     return v;
   }
   float v[kLanes];
-  store(v, load_factors(table, type, i, 1));
+  store(v, load_some(static_cast<const F16*>(table) + i, 1));
   return v[0];
 }
 
@@ -235,76 +223,76 @@ inline int code_zero(const Weight& w) {
   return w.format == WeightFormat::kF4E2M1 ? 12 : kSignedBias;
 }
 
-// Scales and offsets of a strip for the columns of one step.
-template <bool Small>
-inline void fill_factors(const CodesStep& s, const int (&lane_group)[kLanes], float* scales, float* offsets) {
+// n factors of a table, or as many copies of each as its groups have blocks, and zeros up to whole vectors.
+template <typename T>
+inline void copy_factors(const T* from, std::int64_t n, float* to) {
+  for (std::int64_t b = 0; b < n; b += kLanes) store(to + b, load_some(from + b, n - b));
+}
+inline void step_factors(const CodesStep& s, const void* table, std::int64_t row, std::int64_t width, float* to) {
   const Weight& w = s.a->w;
-  const std::int64_t width = s.a->x->quant;
   const std::int64_t blocks = s.depth / width;
+  if (w.group == width) {
+    const std::int64_t g = row + s.k0 / width;
+    switch (w.scale_dtype) {
+      case DType::kF16:
+        return copy_factors(static_cast<const F16*>(table) + g, blocks, to);
+      case DType::kBF16:
+        return copy_factors(static_cast<const BF16*>(table) + g, blocks, to);
+      default:
+        return copy_factors(static_cast<const float*>(table) + g, blocks, to);
+    }
+  }
+  // Groups of several blocks, often a whole row: a division a block would cost more than the products.
+  std::int64_t g = s.k0 / w.group;
+  std::int64_t end = (g + 1) * w.group - s.k0;
+  float value = factor_at(table, w.scale_dtype, row + g);
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    if (b * width >= end) {
+      value = factor_at(table, w.scale_dtype, row + ++g);
+      end += w.group;
+    }
+    to[b] = value;
+  }
+  for (std::int64_t b = blocks; b % kLanes != 0; ++b) to[b] = 0;
+}
+
+// Scales and offsets of a strip for the columns of one step.
+template <int Width>
+inline void fill_factors(const CodesStep& s, float* scales, float* offsets) {
+  const Weight& w = s.a->w;
   const V unit = set1(code_unit(w)), zero_point = set1(-static_cast<float>(code_zero(w)));
   for (std::int64_t j = 0; j < kTileRows; ++j) {
     const std::int64_t row = (s.n + (j < s.count ? j : s.count - 1)) / w.group_rows * w.groups_a_row();
-    for (int part = 0; part < (w.mins != nullptr ? 2 : 1); ++part) {
-      const void* table = part == 0 ? w.scales : w.mins;
-      if constexpr (Small) {
-        float* to = (part == 0 ? scales : offsets) + j * kStepBlocks * kLanes;
-        const std::int64_t a_block = 64 / w.group;  // 2 or 4 groups
-        for (std::int64_t b = 0; b < blocks; ++b) {
-          float values[4];
-          store_some(values, load_factors(table, w.scale_dtype, row + s.k0 / w.group + b * a_block, a_block), 4);
-          for (int lane = 0; lane < kLanes; ++lane) to[b * kLanes + lane] = values[lane_group[lane] * 16 / w.group];
-        }
-      } else {
-        float* to = (part == 0 ? scales : offsets) + j * kStepBlocks;
-        if (w.group == width) {
-          const std::int64_t g = row + s.k0 / width;
-          for (std::int64_t b = 0; b < blocks; b += kLanes)
-            store(to + b, load_factors(table, w.scale_dtype, g + b, blocks - b));
-        } else {
-          // Groups of several blocks, often a whole row: a division a block would cost more than the products.
-          std::int64_t g = s.k0 / w.group;
-          std::int64_t end = (g + 1) * w.group - s.k0;
-          float value = factor_at(table, w.scale_dtype, row + g);
-          for (std::int64_t b = 0; b < blocks; ++b) {
-            if (b * width >= end) {
-              value = factor_at(table, w.scale_dtype, row + ++g);
-              end += w.group;
-            }
-            to[b] = value;
-          }
-          for (std::int64_t b = blocks; b < kStepBlocks; ++b) to[b] = 0;
-        }
-      }
-    }
+    float* scale = scales + j * step_blocks(Width);
+    float* offset = offsets + j * step_blocks(Width);
+    step_factors(s, w.scales, row, Width, scale);
+    if (w.mins != nullptr) step_factors(s, w.mins, row, Width, offset);
     // offset = min - zero point · scale
-    const std::int64_t begin = j * kStepBlocks * (Small ? kLanes : 1);
-    const std::int64_t end = begin + blocks * (Small ? kLanes : 1);
-    for (std::int64_t i = begin; i < end; i += kLanes) {
-      const V scale = mul(load(scales + i), unit);
-      store(scales + i, scale);
-      if (s.has_offsets) store(offsets + i, fma(zero_point, scale, w.mins != nullptr ? load(offsets + i) : zero()));
+    for (std::int64_t b = 0; b < s.depth / Width; b += kLanes) {
+      const V v = mul(load(scale + b), unit);
+      store(scale + b, v);
+      if (s.has_offsets) store(offset + b, fma(zero_point, v, w.mins != nullptr ? load(offset + b) : zero()));
     }
   }
 }
 
-template <typename F, int Sub, bool Small>
+template <typename F, int Width>
 void dot_codes(const DotArgs& a) {
-  constexpr std::int64_t kFactors = kTileRows * kStepBlocks * (Small ? kLanes : 1);
   alignas(64) float lanes[kRowChunk * kTileRows * kLanes];
-  alignas(64) float scales[kFactors];
-  alignas(64) float offsets[kFactors];
+  alignas(64) float scales[kTileRows * step_blocks(Width)];
+  alignas(64) float offsets[kTileRows * step_blocks(Width)];
   alignas(64) std::uint8_t tile[kTileRows * kTilePitch];
   const bool unpack = a.m1 - a.m0 > kCodesM;  // else W is used once or twice
   const std::int64_t row_bytes = a.w.cols / 64 * F::kBytes;
   const auto* codes = static_cast<const std::uint8_t*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kTileRows) {
-    for (std::int64_t k = 0; k < a.w.cols; k += kStepCols) {
+    for (std::int64_t k = 0; k < a.w.cols; k += step_cols(Width)) {
       CodesStep s{};
       s.a = &a;
       s.n = n;
       s.count = a.n1 - n < kTileRows ? a.n1 - n : kTileRows;
       s.k0 = k;
-      s.depth = a.w.cols - k < kStepCols ? a.w.cols - k : kStepCols;
+      s.depth = a.w.cols - k < step_cols(Width) ? a.w.cols - k : step_cols(Width);
       s.first = k == 0;
       s.last = k + s.depth == a.w.cols;
       s.w = codes + n * row_bytes + k / 64 * F::kBytes;
@@ -313,9 +301,9 @@ void dot_codes(const DotArgs& a) {
       s.lanes = lanes;
       s.scales = scales;
       s.offsets = offsets;
-      fill_factors<Small>(s, F::kLaneGroup, scales, offsets);
+      fill_factors<Width>(s, scales, offsets);
       if (!unpack) {
-        codes_all_rows<F, Sub, Small>(s);
+        codes_all_rows<F, Width>(s);
         continue;
       }
       for (std::int64_t j = 0; j < s.count; ++j) {
@@ -324,7 +312,7 @@ void dot_codes(const DotArgs& a) {
       }
       s.w = tile;
       s.w_stride = kTilePitch;
-      codes_all_rows<Tiled<F>, Sub, Small>(s);
+      codes_all_rows<Tiled<F>, Width>(s);
     }
   }
 }
@@ -468,11 +456,16 @@ void dot_decoded(const DotArgs& a) {
 
 template <typename F>
 inline void dot_codes_any(const DotArgs& a) {
-  if (a.w.group < 64) return dot_codes<F, 1, true>(a);
-  if constexpr (F::kBytes == 64 || __is_same(F, Int4Codes)) {
-    if (a.x->quant == 128) return dot_codes<F, 2, false>(a);
+  switch (a.x->quant) {
+    case 16:
+      return dot_codes<F, 16>(a);
+    case 32:
+      return dot_codes<F, 32>(a);
+    case 64:
+      return dot_codes<F, 64>(a);
+    default:  // only W of these formats asks for it
+      if constexpr (F::kBytes == 64 || __is_same(F, Int4Codes)) return dot_codes<F, 128>(a);
   }
-  dot_codes<F, 1, false>(a);
 }
 
 void dot_quantized(const DotArgs& a) {
@@ -499,41 +492,47 @@ void quantize(const Packed& to, const float* x, std::int64_t x_stride, std::int6
     float* scales = to.scales + m * to.scale_stride;
     float* sums = to.sums + m * to.scale_stride;
     for (std::int64_t b = to.cols / width; b < to.scale_stride; ++b) scales[b] = sums[b] = 0;
-    for (std::int64_t b = 0; b < to.cols / width; ++b) {
-      const float* from = x + (m - m0) * x_stride + b * width;
-      V high = zero(), not_finite = zero();
-      for (std::int64_t i = 0; i < width; i += kLanes) {
-        const V v = load(from + i);
-        high = larger(high, larger(v, sub(zero(), v)));
-        not_finite = fma(v, zero(), not_finite);
+    alignas(64) float q[128];  // one block, or the 64 columns of several
+    const std::int64_t columns = width < 64 ? 64 : width;
+    for (std::int64_t k = 0; k < to.cols; k += columns) {
+      for (std::int64_t j = 0; j < columns; j += width) {
+        const float* from = x + (m - m0) * x_stride + k + j;
+        V high = zero(), not_finite = zero();
+        for (std::int64_t i = 0; i < width; i += kLanes) {
+          const V v = load(from + i);
+          high = larger(high, larger(v, sub(zero(), v)));
+          not_finite = fma(v, zero(), not_finite);
+        }
+        float tops[kLanes];
+        store(tops, high);
+        float top = 0;
+        for (const float t : tops) top = t > top ? t : top;
+        top += sum(not_finite);
+        constexpr float kSmallest = 1e-35F;  // below it 127 / top could overflow
+        const bool empty = !(top >= kSmallest);
+        const V inverse = set1(empty ? 0.0F : 127.0F / top);
+        V total = zero();  // integers below 2^24: exact
+        for (std::int64_t i = 0; i < width; i += kLanes) {
+          const V v = empty ? zero() : round_even(mul(load(from + i), inverse));
+          store(q + j + i, v);
+          total = add(total, v);
+        }
+        const std::int64_t block = (k + j) / width;
+        scales[block] = empty ? (top < kSmallest ? 0.0F : top) : top / 127.0F;
+        sums[block] = scales[block] * sum(total);
       }
-      float tops[kLanes];
-      store(tops, high);
-      float top = 0;
-      for (const float t : tops) top = t > top ? t : top;
-      top += sum(not_finite);
-      constexpr float kSmallest = 1e-35F;  // below it 127 / top could overflow
-      const bool empty = !(top >= kSmallest);
-      const V inverse = set1(empty ? 0.0F : 127.0F / top);
-      std::int32_t total = 0;
-      for (std::int64_t k = 0; k < width; k += 64) {
-        alignas(64) float q[64];
-        for (std::int64_t i = 0; i < 64; i += kLanes) store(q + i, round_even(mul(load(from + k + i), inverse)));
-        std::int8_t* c = codes + b * width + k;
-        if (empty) {
-          for (int i = 0; i < 64; ++i) c[i] = 0;
-        } else if (to.split) {
+      for (std::int64_t j = 0; j < columns; j += 64) {
+        std::int8_t* c = codes + k + j;
+        const float* from = q + j;
+        if (to.split) {
           for (int i = 0; i < 32; ++i) {
-            c[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[2 * i]));
-            c[32 + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[2 * i + 1]));
+            c[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(from[2 * i]));
+            c[32 + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(from[2 * i + 1]));
           }
         } else {
-          for (int i = 0; i < 64; ++i) c[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[i]));
+          for (int i = 0; i < 64; ++i) c[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(from[i]));
         }
-        for (int i = 0; i < 64; ++i) total += c[i];
       }
-      scales[b] = empty ? (top < kSmallest ? 0.0F : top) : top / 127.0F;
-      sums[b] = scales[b] * static_cast<float>(total);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Integer dot products for AVX2. Included inside the kernel namespace, after the vector wrapper.
 //
 // A step is 64 columns: `a` holds the first 32 codes in the order of Packed, `b` the other 32. Every function returns
-// kLanes sums of int32, exact; lane_group_* say which 16 columns of the 64 a lane covers.
+// kLanes sums of int32, exact; kLaneGroup* say which 16 columns of the 64 a lane covers.
 
 using I = __m256i;
 struct W64 {
@@ -9,8 +9,8 @@ struct W64 {
 };
 inline constexpr int kSignedBias = 0;  // what is added to signed codes to make them unsigned: here they stay signed
 inline constexpr int kCodesN = 2;      // rows of W in a tile with 4 rows of x: 8 accumulators, 4 of w
-inline constexpr int kLaneGroupSplit[kLanes] = {0, 0, 1, 1, 2, 2, 3, 3};  // even columns first
-inline constexpr int kLaneGroupBytes[kLanes] = {0, 0, 2, 2, 1, 1, 3, 3};  // after the hadd of dot_lanes
+alignas(32) inline constexpr int kLaneGroupSplit[kLanes] = {0, 0, 1, 1, 2, 2, 3, 3};  // even columns first
+alignas(32) inline constexpr int kLaneGroupBytes[kLanes] = {0, 0, 2, 2, 1, 1, 3, 3};  // after the hadd of dot_lanes
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline W64 load64(const std::uint8_t* p) { return {load_bytes(p), load_bytes(p + 32)}; }
@@ -32,7 +32,6 @@ inline W64 look_up(W64 w, const std::uint8_t* table) {
   return {_mm256_shuffle_epi8(t, w.a), _mm256_shuffle_epi8(t, w.b)};
 }
 inline W64 signed_codes(W64 w) { return w; }
-inline W64 all_ones() { return {_mm256_set1_epi8(1), _mm256_set1_epi8(1)}; }
 
 // Unsigned codes up to 24: four products of 24 · 127 · 2 fit int16, so pairs are added before they are widened.
 template <int Sub>
@@ -66,3 +65,17 @@ inline I dot_lanes(W64 w, const std::int8_t* x) {
 }
 
 inline V to_floats(I v) { return _mm256_cvtepi32_ps(v); }
+
+// The factors of the 2 or 4 groups of 64 columns, each in the lanes that cover it.
+template <int Groups>
+inline V spread_factors(const float* p, const int (&lane_group)[kLanes]) {
+  const __m256i group = load_bytes(lane_group);
+  if constexpr (Groups == 4) {
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_permutevar_ps(_mm256_castsi256_ps(all), group);
+  } else {
+    static_assert(Groups == 2);
+    const __m256i both = _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_permutevar_ps(_mm256_castsi256_ps(both), _mm256_srli_epi32(group, 1));
+  }
+}

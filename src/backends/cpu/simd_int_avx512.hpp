@@ -27,7 +27,6 @@ inline W64 look_up(W64 w, const std::uint8_t* table) {
   const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), w);
 }
-inline W64 all_ones() { return _mm512_set1_epi8(1); }
 
 #ifdef GLINT_VNNI
 inline W64 signed_codes(W64 w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
@@ -67,3 +66,15 @@ inline I dot_lanes(W64 w, const std::int8_t* x) {
 }
 
 inline V to_floats(I v) { return _mm512_cvtepi32_ps(v); }
+
+template <int Groups>
+inline V spread_factors(const float* p, const int (&lane_group)[kLanes]) {
+  const __m512i group = _mm512_loadu_si512(lane_group);
+  if constexpr (Groups == 4) {
+    return _mm512_permutexvar_ps(group, _mm512_castps128_ps512(_mm_loadu_ps(p)));
+  } else {
+    static_assert(Groups == 2);
+    const __m128 both = _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(group, 1), _mm512_castps128_ps512(both));
+  }
+}

@@ -37,11 +37,6 @@ inline W64 look_up(W64 w, const std::uint8_t* table) {
   return w;
 }
 inline W64 signed_codes(const W64& w) { return w; }
-inline W64 all_ones() {
-  W64 w;
-  for (std::uint8_t& c : w.codes) c = 1;
-  return w;
-}
 
 // Signed codes serve unsigned ones too: those are below 128.
 template <int Sub>
@@ -72,3 +67,10 @@ inline I dot_lanes(const W64& w, const std::int8_t* x) {
 }
 
 inline V to_floats(I v) { return __builtin_convertvector(v, V); }
+
+template <int Groups>
+inline V spread_factors(const float* p, const int (&lane_group)[kLanes]) {
+  V v;
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = p[lane_group[lane] * Groups / 4];
+  return v;
+}
