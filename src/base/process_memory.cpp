@@ -10,7 +10,7 @@
 namespace glint {
 namespace {
 
-// "RssAnon:	  123 kB"
+// "RssAnon:  123 kB"
 void read_kib(std::string_view line, std::string_view name, std::int64_t* bytes) {
   if (!line.starts_with(name)) return;
   const std::size_t digit = line.find_first_of("0123456789");
