@@ -4,8 +4,10 @@
 Usage: .venv/bin/python tools/serve_soak.py [--minutes 10] [--clients 32] [--json FILE] [-- FLAGS OF glint serve]
 
 First it fills the cache: its memory is taken page by page, so that before every page was used nothing can be said of
-growth. What the server remembers of recent conversations (64 MB at most, more than some minutes fill) is taken off. Passes when every whole answer was whole, everything is idle at the end, handles and threads are as many as before,
-and the memory of the last quarter is at most 3 % above that of the second (the first warms arenas up).
+growth. What the server remembers of recent conversations (64 MB at most, more than some minutes fill) is taken off.
+Passes when every whole answer was whole, everything is idle at the end, handles and threads are as many as before, and
+the memory of the last quarter is at most 3 % above that of the second (the first warms arenas up). The result keeps
+where the memory was, as /metrics tells it: `anonymous`, `file`, and `heap` with `heap_free` as parts of anonymous.
 """
 
 import argparse
@@ -20,9 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "server"))
 
-from serving import Server  # noqa: E402  pylint: disable=wrong-import-position
+from serving import WORDS, Server  # noqa: E402  pylint: disable=wrong-import-position
 
-WORDS = "the a little girl boy dog cat house tree garden and but then went saw found big red blue happy".split()
 NONSENSE = (
     b"GET / HTTP/9.9\r\n\r\n",
     b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
@@ -112,6 +113,10 @@ def client(number: int, address, until: float, tally: Tally) -> None:
             tally.add("failed", failure=repr(error))
 
 
+PARTS = {"anonymous": 'glint_resident_bytes{kind="anonymous"}', "file": 'glint_resident_bytes{kind="file"}',
+         "heap": "glint_heap_bytes", "heap_free": "glint_heap_free_bytes", "replay": "glint_replay_bytes"}
+
+
 def resident_mb(pid: int) -> float:
     fields = Path(f"/proc/{pid}/status").read_text().split("\n")
     return next(int(line.split()[1]) / 1024 for line in fields if line.startswith("VmRSS:"))
@@ -121,42 +126,25 @@ def held(pid: int) -> tuple:
     return len(list(Path(f"/proc/{pid}/fd").iterdir())), len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-def cache_share(server: Server) -> float:
-    """Of the cache's pages, those that were used and not given up."""
-    metrics = server.metrics()
-    return (metrics["glint_cache_tokens_used"] + metrics["glint_cache_tokens_kept"]) / metrics["glint_cache_tokens"]
-
-
-def fill_cache(server: Server) -> float:
-    """Reads prompts that have nothing in common until every page was used; the share that is."""
-    choice = random.Random(0)
-    share = cache_share(server)
-    while share < 0.99:
-        text = " ".join(choice.choice(WORDS) for _ in range(1000))
-        status, answer = server.request("/v1/completions", {"prompt": text, "max_tokens": 1})
-        assert status == 200, answer
-        before, share = share, cache_share(server)
-        if share <= before:  # evicted as much as it brought: no page is left that was never used
-            break
-    return share
-
-
 def soak(minutes: float, clients: int, flags: list) -> dict:
     with Server("--no-log", *flags) as server:
         host, port = server.url.removeprefix("http://").rsplit(":", 1)
         server.request("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4})
         server.wait_idle()
-        filled = fill_cache(server)
+        filled = server.fill_cache()
         before, tally, begin = held(server.process.pid), Tally(), time.monotonic()
         until = begin + 60 * minutes
         threads = [threading.Thread(target=client, args=(n, (host, int(port)), until, tally)) for n in range(clients)]
         for thread in threads:
             thread.start()
-        memory, replay = [], []
+        memory: list = []
+        parts: dict = {part: [] for part in PARTS}
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 60 * minutes / 60))
-            replay.append(server.metrics()["glint_replay_bytes"] / 2**20)
-            memory.append(resident_mb(server.process.pid) - replay[-1])
+            metrics = server.metrics()
+            for part, name in PARTS.items():
+                parts[part].append(round(metrics[name] / 2**20, 1))
+            memory.append(resident_mb(server.process.pid) - metrics["glint_replay_bytes"] / 2**20)
             if sys.stderr.isatty():
                 print(f"\r{len(memory)}/60 · {memory[-1]:.0f} MB · {tally.counts}\x1b[K", end="", file=sys.stderr)
         for thread in threads:
@@ -169,7 +157,7 @@ def soak(minutes: float, clients: int, flags: list) -> dict:
         result = {
             "minutes": minutes, "clients": clients, "cache_filled": round(filled, 3), **tally.counts, "tokens": tally.tokens, "failures": tally.failures,
             "handles": [before[0], after[0]], "threads": [before[1], after[1]],
-            "memory_mb": [round(m, 1) for m in memory], "replay_mb": [round(m, 1) for m in replay],
+            "memory_mb": [round(m, 1) for m in memory], **{f"{part}_mb": values for part, values in parts.items()},
             "second_quarter_mb": sum(second) / len(second), "last_quarter_mb": sum(last) / len(last),
         }
     result["passed"] = bool(filled > 0.9 and tally.counts["failed"] == 0 and tally.counts["whole"] > 0 and after[0] <= before[0] + 1

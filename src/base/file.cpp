@@ -84,6 +84,15 @@ void MappedFile::prefetch(std::size_t offset, std::size_t length) const {
   ::madvise(const_cast<std::byte*>(data_) + begin, std::min(length + (offset - begin), size_ - begin), MADV_WILLNEED);
 }
 
+void MappedFile::drop_pages(const void* data, std::size_t length) const {
+  const std::size_t offset = reinterpret_cast<std::uintptr_t>(data) - reinterpret_cast<std::uintptr_t>(data_);
+  if (data_ == nullptr || length == 0 || offset >= size_) return;  // data before the map: offset wraps round
+  const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+  const std::size_t begin = offset / page * page;  // a map begins at a page
+  const std::size_t end = offset + std::min(length, size_ - offset);
+  ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);  // advice: may fail
+}
+
 void MappedFile::swap(MappedFile& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);

@@ -32,6 +32,10 @@ class MappedFile {
   const std::string& path() const { return path_; }
   // Asks the kernel to read [offset, offset+length) ahead; advice only.
   void prefetch(std::size_t offset, std::size_t length) const;
+  // Gives up the memory of the pages that hold a part of the file, or of all of it: they stop counting as this
+  // process's and come back from the file when they are read again. A part outside the map is nothing.
+  void drop_pages(const void* data, std::size_t length) const;
+  void drop_pages() const { drop_pages(data_, size_); }
 
  private:
   void swap(MappedFile& other) noexcept;

@@ -9,7 +9,7 @@
 namespace glint {
 
 struct KvStoreOptions {
-  std::int64_t n_layers = 0;  // cache layers: the model's and the MTP layer
+  std::int64_t n_layers = 0;  // whose rows it holds
   std::int32_t n_pages = 0;
   KvCodec codec = KvCodec::kBF16;
 };

@@ -60,7 +60,7 @@ void probe_logits(Runtime& runtime, std::span<const std::int32_t> ids, const Pro
 void probe_draft_logits(Runtime& runtime, std::span<const std::int32_t> ids, const ProbeOptions& options,
                         const OnLogits& on_logits) {
   Model& model = runtime.model();
-  CHECK(model.has_mtp());
+  CHECK(model.has_mtp() && runtime.store().n_layers() > model.config().n_layers, "RuntimeOptions::mtp");
   const auto n = static_cast<std::int64_t>(ids.size());
   if (n < 2) return;
   const OneSequence sequence(runtime, n);

@@ -37,7 +37,7 @@ std::int32_t pages_of(std::int64_t tokens) {
 Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& options)
     : ops_(ops),
       model_(weights, ops, options.model),
-      store_(ops, {.n_layers = weights.config.n_cache_layers(),
+      store_(ops, {.n_layers = weights.config.n_cache_layers() + (options.mtp ? weights.config.n_mtp_layers : 0),
                    .n_pages = pages_of(options.cache_tokens),
                    .codec = options.codec}),
       batch_(ops, {.max_rows = model_.options().max_rows,

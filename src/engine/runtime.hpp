@@ -22,6 +22,7 @@ struct RuntimeOptions {
   KvCodec codec = KvCodec::kBF16;
   std::int64_t cache_tokens = 0;  // rounded up to whole pages
   std::int64_t max_seqs = 64;     // sequences in one batch
+  bool mtp = false;               // the MTP layer will be run: the cache has its rows too
   Placement placement = Placement::kHost;
 };
 

@@ -54,7 +54,8 @@ std::shared_ptr<Exchange> get_health(const std::shared_ptr<Call>& call) {
 std::shared_ptr<Exchange> get_metrics(const std::shared_ptr<Call>& call) {
   Service& service = call->service();
   const ServiceState state{.in_flight = service.in_flight(),
-                           .replay_bytes = static_cast<std::int64_t>(service.replay().bytes())};
+                           .replay_bytes = static_cast<std::int64_t>(service.replay().bytes()),
+                           .memory = process_memory()};
   std::string text;
   if (Engine* engine = service.engine()) {
     const EngineStats stats = engine->stats();

@@ -77,10 +77,20 @@ std::string Metrics::print(const EngineStats* stats, const ModelInfo* model, std
   single("glint_generations_in_flight", "gauge", "Generations that run or wait.", service.in_flight, out);
   single("glint_replay_bytes", "gauge", "Memory of the ids of recent conversations, 64 MB at most.",
          service.replay_bytes, out);
+  head("glint_resident_bytes", "gauge", "Memory of the process: its own, and pages of files that the kernel may drop.",
+       out);
+  out += fmt::format("glint_resident_bytes{{kind=\"anonymous\"}} {}\nglint_resident_bytes{{kind=\"file\"}} {}\n",
+                     service.memory.anonymous, service.memory.mapped_files);
+  single("glint_heap_bytes", "gauge", "What malloc has taken from the system.", service.memory.heap, out);
+  single("glint_heap_free_bytes", "gauge", "Of it, what nobody uses now.", service.memory.heap_free, out);
   if (stats != nullptr) {
     single("glint_running_requests", "gauge", "Requests that hold cache pages.", stats->running_requests, out);
     single("glint_waiting_requests", "gauge", "Requests in the engine's queue.", stats->waiting_requests, out);
     single("glint_cache_tokens", "gauge", "Tokens that the cache can hold.", stats->cache_tokens, out);
+    if (model != nullptr) {
+      single("glint_cache_bytes", "gauge", "Memory of the cache, anonymous, taken as its pages are first used.",
+             stats->cache_tokens * model->cache_bytes_a_token, out);
+    }
     single("glint_cache_tokens_used", "gauge", "Tokens of pages in use.", stats->cache_tokens_used, out);
     single("glint_cache_tokens_kept", "gauge", "Tokens kept for prompts that begin with them.",
            stats->cache_tokens_kept, out);

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/process_memory.hpp"
 #include "glint/engine.hpp"
 
 namespace glint::server {
@@ -30,6 +31,7 @@ class Histogram {
 struct ServiceState {
   std::int64_t in_flight = 0;     // generations that run or wait
   std::int64_t replay_bytes = 0;  // ReplayMemory
+  ProcessMemory memory;
 };
 
 class Metrics {

@@ -50,6 +50,7 @@ void ReplayMemory::remember(const Engine& engine, std::span<const std::int32_t> 
     c->text += engine.decode({&id, 1});
     c->ends.push_back(static_cast<std::uint32_t>(c->text.size()));
   }
+  c->text.shrink_to_fit();  // it grew by doubling
   const std::size_t size = c->bytes();
   if (size > max_bytes_) return;
   const std::lock_guard lock(mutex_);

@@ -105,6 +105,14 @@ const Checkpoint::Tensor* Checkpoint::find(std::string_view name) const {
   return it == by_name_.end() ? nullptr : &tensors_[it->second];
 }
 
+void Checkpoint::drop_pages(const void* data, std::size_t bytes) const {
+  for (const SafetensorsFile& file : files_) file.map().drop_pages(data, bytes);
+}
+
+void Checkpoint::drop_pages() const {
+  for (const SafetensorsFile& file : files_) file.map().drop_pages();
+}
+
 namespace {
 
 // The exponent bits all set mean NaN or infinity in F32, F16 and BF16.

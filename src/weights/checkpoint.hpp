@@ -35,6 +35,10 @@ class Checkpoint {
   const Tensor* find(std::string_view name) const;  // null when absent
   std::uint64_t data_bytes() const { return data_bytes_; }
 
+  // For who reads a model once: MappedFile::drop_pages of a range, if it lies in one of the files, or of every file.
+  void drop_pages(const void* data, std::size_t bytes) const;
+  void drop_pages() const;
+
  private:
   void open_shards(const std::string& index_path);
   void list_tensors();

@@ -1,8 +1,5 @@
 #include "weights/gguf.hpp"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 
@@ -43,13 +40,6 @@ std::string part_path(const SplitName& name, std::int64_t number) {
 constexpr std::int64_t kMaxParts = 65535;
 
 }  // namespace
-
-void GgufModel::Tensor::drop_pages() const {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data()) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data()) + bytes()) / page * page;
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // advice: may fail
-}
 
 GgufModel::GgufModel(const std::string& path) : path_(path) {
   files_.emplace_back(path);

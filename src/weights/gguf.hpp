@@ -108,7 +108,7 @@ class GgufModel {
     // "DIR/model.gguf: tensor NAME", the subject of an Error.
     std::string what() const { return file->path() + ": tensor " + entry->name; }
     // Tells the kernel that these pages are done with: they stay in the page cache, not in this process.
-    void drop_pages() const;
+    void drop_pages() const { file->drop_pages(data(), bytes()); }
   };
 
   const std::string& path() const { return path_; }

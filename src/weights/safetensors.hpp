@@ -50,6 +50,7 @@ class SafetensorsFile {
   const SafetensorsEntry* find(std::string_view name) const;  // null when absent
   ConstView view(const SafetensorsEntry& entry) const;
   ConstView get(std::string_view name) const;  // throws Error when absent
+  const MappedFile& map() const { return file_; }
 
  private:
   MappedFile file_;

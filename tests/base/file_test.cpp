@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/resident.hpp"
 
 namespace glint {
 namespace {
@@ -66,6 +67,36 @@ TEST_F(FileTest, PrefetchTakesAnyRange) {
   map.prefetch(19999, 1U << 30);
   map.prefetch(20000, 1);
   EXPECT_EQ(static_cast<char>(map.bytes()[19999]), 'p');
+}
+
+// A dropped page costs no memory and is there again when it is read. The kernel may map 2 MiB in one piece, and then
+// drops it in one.
+TEST_F(FileTest, DroppedPagesAreNotResident) {
+  constexpr std::size_t kSize = 8 << 20;
+  std::string content(kSize, '\0');
+  for (std::size_t i = 0; i < kSize; ++i) content[i] = static_cast<char>(i >> 12);
+  const std::string path = write("large", content);
+  const MappedFile map(path);
+  const auto read_all = [&] { return std::memcmp(map.bytes().data(), content.data(), kSize) == 0; };
+  const auto resident = [&] { return resident_bytes(path); };
+  EXPECT_TRUE(read_all());
+  EXPECT_EQ(resident(), kSize);
+  map.drop_pages(map.bytes().data() + (1 << 20), 2 << 20);
+  EXPECT_LE(resident(), kSize - (2 << 20));
+  EXPECT_GE(resident(), kSize - (4 << 20));
+  map.drop_pages(map.bytes().data() + (4 << 20) + 1, 1);  // the page that holds it
+  const std::size_t left = resident();
+  EXPECT_LE(left, kSize - (2 << 20) - 4096);
+  map.drop_pages(content.data(), kSize);  // not of the map
+  map.drop_pages(map.bytes().data() + kSize, 4096);
+  EXPECT_EQ(resident(), left);
+  map.drop_pages(map.bytes().data() + kSize - 1, kSize);  // no further than the end
+  EXPECT_LT(resident(), left);
+  EXPECT_EQ(content[5000], '\1');
+  EXPECT_TRUE(read_all());
+  map.drop_pages();
+  EXPECT_EQ(resident(), 0U);
+  EXPECT_TRUE(read_all());
 }
 
 TEST_F(FileTest, MoveHandsTheMapOn) {

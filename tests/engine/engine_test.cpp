@@ -394,7 +394,7 @@ TEST(Engine, TextAndInfo) {
   EXPECT_EQ(info.eos_ids, (std::vector<std::int32_t>{8128, 8135, 8137}));
   EXPECT_GT(info.n_parameters, 37'000'000);
   EXPECT_LT(info.n_parameters, 42'000'000);
-  EXPECT_EQ(info.cache_bytes_a_token, 8 * 1152);
+  EXPECT_EQ(info.cache_bytes_a_token, 7 * 1152);
 }
 
 }  // namespace

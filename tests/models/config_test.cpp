@@ -232,7 +232,7 @@ TEST(LoadConfig, TheBundledModel) {
   EXPECT_EQ(c.hidden, 256);
   EXPECT_EQ(c.n_layers, 7);
   EXPECT_EQ(c.n_mtp_layers, 1);
-  EXPECT_EQ(c.n_cache_layers(), 8);
+  EXPECT_EQ(c.n_cache_layers(), 7);
   EXPECT_EQ(c.eos_ids, (std::vector<std::int32_t>{8128, 8135, 8137}));
 }
 

@@ -75,8 +75,8 @@ TEST(MemoryPlan, RealModelAtFullContext) {
   ModelConfig c = real_config();
   const MemoryPlan plan = plan_memory(c, {.context_tokens = 202752});
   EXPECT_EQ(plan.weight_bytes, 62'442'983'168);
-  EXPECT_EQ(plan.cache_bytes_per_token, 48 * 1152);
-  EXPECT_EQ(plan.cache_bytes, 202752LL * 48 * 1152);
+  EXPECT_EQ(plan.cache_bytes_per_token, 47 * 1152);
+  EXPECT_EQ(plan.cache_bytes, 202752LL * 47 * 1152);
   EXPECT_EQ(plan.total_bytes, plan.weight_bytes + plan.cache_bytes + plan.workspace_bytes);
   EXPECT_GT(plan.workspace_bytes, 512 * 4 * c.hidden);
   c.n_mtp_layers = 0;

@@ -80,7 +80,8 @@ struct TinyModel {
             .model = {.max_rows = o.max_rows, .max_logits = 64, .max_context = 4096, .latent_eps = o.latent_eps},
             .codec = o.codec,
             .cache_tokens = 4096,
-            .max_seqs = 16});
+            .max_seqs = 16,
+            .mtp = true});
   }
 
   // All logits [n, vocab] of a prompt.

@@ -84,7 +84,7 @@ def test_supported_families_do_the_real_thing(plugin):
     stats = plugin.get_memory_stats()
     assert stats["cache_tokens"] >= 4096 and stats["weight_bytes"] > 70e6 and stats["process_rss_bytes"] > 1e6
     assert stats["cache_bytes"] == stats["cache_tokens"] * stats["cache_bytes_a_token"]
-    assert stats["cache_bytes_a_token"] == info["cache_bytes_a_token"] == 8 * 576 * 4  # seven layers and MTP, fp32
+    assert stats["cache_bytes_a_token"] == info["cache_bytes_a_token"] == 7 * 576 * 4  # seven layers, fp32
     assert plugin.setup_memory_management(nonsense=1) is False
     assert plugin.setup_adaptive_batching(max_batch_size=2)
     assert plugin.get_optimal_batch_size(10.0, 100) == 2 and plugin.adjust_batch_size()[:2] == (2, False)

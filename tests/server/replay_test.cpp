@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "base/process_memory.hpp"
 #include "server/fake_engine.hpp"
 
 namespace glint::testing {
@@ -142,6 +143,28 @@ TEST(Replay, MemoryIsBoundedAndALaterTurnTakesThePlaceOfTheEarlierOne) {
   EXPECT_EQ(memory.encode(engine, kPrompt + "ab</think>99<|user|>").size(),
             sampled(engine, kPrompt, "ab</think>99").size() + 1);
 }
+
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// The limit is one of real memory, also for short conversations.
+TEST(Replay, BytesAreWhatTheHeapHolds) {
+  const TagEngine engine;
+  constexpr std::size_t kBytes = 128 << 10;
+  for (const std::size_t n : {20U, 400U}) {
+    const auto in_use = [] {
+      const ProcessMemory m = process_memory();
+      return static_cast<double>(m.heap - m.heap_free);
+    };
+    ReplayMemory memory;
+    memory.remember(engine, sampled(engine, kPrompt, "first"));  // the tags are looked up once
+    const double before = in_use() - static_cast<double>(memory.bytes());
+    for (std::size_t i = 0; memory.bytes() < kBytes; ++i) {
+      const std::string text = std::to_string(i) + std::string(n, 'x');
+      memory.remember(engine, sampled(engine, kPrompt, text));
+    }
+    EXPECT_NEAR(static_cast<double>(memory.bytes()), in_use() - before, 0.1 * kBytes) << n;
+  }
+}
+#endif
 
 TEST(Replay, TheIdsAlwaysSpellTheText) {
   const TagEngine engine;

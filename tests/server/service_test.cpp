@@ -243,6 +243,10 @@ TEST(Service, MetricsCount) {
                            "\nglint_time_to_first_token_seconds_count 1\n"}) {
     EXPECT_NE(r.body.find(line), std::string::npos) << line << r.body;
   }
+  for (const char* name : {"\nglint_resident_bytes{kind=\"anonymous\"} ", "\nglint_resident_bytes{kind=\"file\"} ",
+                           "\nglint_heap_bytes ", "\nglint_heap_free_bytes ", "\nglint_cache_bytes "}) {
+    EXPECT_NE(r.body.find(name), std::string::npos) << name << r.body;
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 """Starts the built `glint serve` on a free port and talks to it."""
 
 import json
+import random
 import re
 import subprocess
 import threading
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+WORDS = "the a little girl boy dog cat house tree garden and but then went saw found big red blue happy".split()
 
 
 def binary() -> Path:
@@ -95,6 +97,24 @@ class Server:
         text = self.request("/metrics")[1]
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
+
+    def cache_share(self) -> float:
+        """Of the cache's pages, those that were used and not given up."""
+        metrics = self.metrics()
+        return (metrics["glint_cache_tokens_used"] + metrics["glint_cache_tokens_kept"]) / metrics["glint_cache_tokens"]
+
+    def fill_cache(self) -> float:
+        """Reads prompts that have nothing in common until every page was used; the share that is."""
+        choice = random.Random(0)
+        share = self.cache_share()
+        while share < 0.99:
+            text = " ".join(choice.choice(WORDS) for _ in range(1000))
+            status, answer = self.request("/v1/completions", {"prompt": text, "max_tokens": 1})
+            assert status == 200, answer
+            before, share = share, self.cache_share()
+            if share <= before:  # evicted as much as it brought: no page is left that was never used
+                break
+        return share
 
     def wait_idle(self) -> None:
         """Fails unless soon nothing runs, nothing waits and no cache page is held."""

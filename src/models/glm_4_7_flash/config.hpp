@@ -35,8 +35,8 @@ struct ModelConfig {
   std::string dtype;                    // dtype or torch_dtype, informative
 
   bool is_dense(std::int64_t layer) const { return layer < first_dense_layers; }
-  // Layers that own cache rows: the main ones and the MTP layer.
-  std::int64_t n_cache_layers() const { return n_layers + n_mtp_layers; }
+  // Layers whose rows a cache holds. The MTP layer's are only kept by who runs it (RuntimeOptions::mtp).
+  std::int64_t n_cache_layers() const { return n_layers; }
 };
 
 // Parses config.json. `source` names the file in errors. Refuses, with found and expected, a model_type other than

@@ -67,9 +67,8 @@ class Placer {
 };
 
 struct Storage {
-  Checkpoint checkpoint;
+  std::shared_ptr<const Checkpoint> checkpoint;
   std::vector<Buffer> buffers;
-  explicit Storage(const std::string& dir) : checkpoint(dir) {}
 };
 
 bool is_float(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16 || t == DType::kF8E4M3; }
@@ -351,13 +350,15 @@ class Loader {
 }  // namespace
 
 ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress) {
+  return load_weights(std::make_shared<const Checkpoint>(model_dir), ops, progress);
+}
+
+ModelWeights load_weights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops, const LoadProgress& progress) {
   ModelWeights model;
-  model.config = load_config(model_dir);
-  auto storage = std::make_shared<Storage>(model_dir);
-  Loader loader(storage->checkpoint, model, ops, progress);
+  model.config = load_config(checkpoint->dir());
+  Loader loader(*checkpoint, model, ops, progress);
   loader.load();
-  storage->buffers = loader.take_buffers();
-  model.storage = std::move(storage);
+  model.storage = std::make_shared<Storage>(Storage{std::move(checkpoint), loader.take_buffers()});
   return model;
 }
 

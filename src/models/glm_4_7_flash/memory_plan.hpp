@@ -36,7 +36,7 @@ struct MemoryPlanOptions {
 struct MemoryPlan {
   std::int64_t weight_bytes = 0;
   std::int64_t active_bytes = 0;           // weights that one decoded token reads, head included
-  std::int64_t cache_bytes_per_token = 0;  // over all layers, MTP included
+  std::int64_t cache_bytes_per_token = 0;  // over the layers that a step runs
   std::int64_t cache_bytes = 0;            // whole pages of kPageTokens
   std::int64_t workspace_bytes = 0;        // estimate: F32 activations of one chunk
   std::int64_t total_bytes = 0;

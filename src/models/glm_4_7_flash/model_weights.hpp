@@ -62,6 +62,9 @@ using LoadProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t 
 // backends; F8_E4M3 without scales becomes BF16 (exact); norms, router and bias become F32. Checks every tensor's name,
 // dtype and shape. Throws Error with found / expected / file.
 ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress = {});
+// The same of files that the caller has mapped already, and goes on using.
+class Checkpoint;
+ModelWeights load_weights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops, const LoadProgress& progress = {});
 
 struct SyntheticOptions {
   ModelConfig config;  // real_config() with any number of layers

@@ -191,7 +191,7 @@ RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config) {
       if (t.role != Role::kHead || !config.tie_embeddings) add(t, -1);
       continue;
     }
-    for (std::int64_t layer = 0; layer < config.n_cache_layers(); ++layer) {
+    for (std::int64_t layer = 0; layer < config.n_layers + config.n_mtp_layers; ++layer) {
       const bool mtp = layer == config.n_layers, dense = !mtp && config.is_dense(layer);
       if (t.scope == Scope::kLayer || (t.scope == Scope::kMtp && mtp) || (t.scope == Scope::kDense && dense) ||
           ((t.scope == Scope::kMoe || t.scope == Scope::kExpert) && !dense))

@@ -63,10 +63,11 @@ class Job {
     if (fs::exists(job_.output_dir)) {
       throw Error({.what = job_.output_dir, .found = "something there already", .expected = "a new name"});
     }
-    model_ = load_weights(job_.input_dir, ops_);
-    checkpoint_ = std::make_unique<Checkpoint>(job_.input_dir);
+    checkpoint_ = std::make_shared<const Checkpoint>(job_.input_dir);
+    model_ = load_weights(checkpoint_, ops_);
     plan();
     open_partial();
+    checkpoint_->drop_pages();  // a page of every tensor was looked at, with its neighbours
     if (job_.method == QuantMethod::kGptq)
       calibrator_ = std::make_unique<Calibrator>(
           model_, ops_, CalibrationOptions{job_.calibration, job_.window_tokens, job_.background}, pool_);
@@ -197,10 +198,8 @@ class Job {
   }
 
   static std::string hash_of(const std::string& path) {
-    const MappedFile file(path);
-    const std::string h = std::to_string(hash64(file.bytes().data(), file.bytes().size()));
-    release_pages(file.bytes().data(), file.bytes().size());
-    return h + ":" + std::to_string(file.bytes().size());
+    const FileHash h = hash_file(path);
+    return std::to_string(h.hash) + ":" + std::to_string(h.bytes);
   }
 
   bool is_finished(const Shard& shard) const { return state_.at("shards").get_object().contains(shard.file); }
@@ -241,11 +240,13 @@ class Job {
               [&](const Item& i) { return i.tensor.spec->field == field && i.spec && gains_by_calibration(*i.spec); });
         });
         report_.starved_experts += stats_->starved();
+        checkpoint_->drop_pages();  // the whole layer was read; now it comes back matrix by matrix
       }
       std::vector<QuantizedWeight> made;  // what the next layers' calibration runs on
       for (std::size_t i = first; i < last; ++i) write(items_[i], writer, calibrated(layer) ? &made : nullptr);
       stats_.reset();
       if (calibrated(layer)) calibrator_->advance(layer);
+      checkpoint_->drop_pages();  // vectors, what the next layer's run needed, and neighbours of what was read
     });
     writer.finish();
     note_finished(shard);
@@ -266,7 +267,10 @@ class Job {
         }
         advance_progress(item);
       }
-      if (calibrated(layer)) calibrator_->advance(layer);
+      if (!calibrated(layer)) return;
+      calibrator_->advance(layer);
+      checkpoint_->drop_pages();
+      file->map().drop_pages();
     });
   }
 
@@ -284,7 +288,7 @@ class Job {
       QuantizedWeight q = quantise(item, values);
       write_quantized(writer, *item.spec, t.base(), q);
       add_error(role, q, values);
-      release_pages(source.data, static_cast<std::size_t>(source.rows * source.row_bytes()));
+      done_with(source);
       if (made != nullptr) *t.weight = made->emplace_back(std::move(q)).w;
     } else {
       write_kept(t, writer);
@@ -323,13 +327,22 @@ class Job {
     const Weight& w = *t.weight;
     if (!has_scales(w.format)) {
       writer.write(t.name(), w.data, static_cast<std::size_t>(w.bytes()));
-      release_pages(w.data, static_cast<std::size_t>(w.bytes()));
+      done_with(w);
       return;
     }
     const std::vector<float> values = weight_values(w, pool_);
     std::vector<BF16> out(values.size());
     for (std::size_t i = 0; i < out.size(); ++i) out[i] = to_bf16(values[i]);
     writer.write(t.name(), out.data(), out.size() * sizeof(BF16));
+    done_with(w);
+  }
+
+  // The machine gets the pages back, and they no longer count as this process's: both, since the kernel may keep what
+  // it was asked to page out.
+  void done_with(const Weight& w) const {
+    const auto bytes = static_cast<std::size_t>(w.rows * w.row_bytes());
+    release_pages(w.data, bytes);
+    checkpoint_->drop_pages(w.data, bytes);
   }
 
   static void add_error(QuantizedRole& role, const QuantizedWeight& q, const std::vector<float>& values) {
@@ -397,7 +410,7 @@ class Job {
   ThreadPool pool_;
   std::string partial_;
   ModelWeights model_;
-  std::unique_ptr<Checkpoint> checkpoint_;
+  std::shared_ptr<const Checkpoint> checkpoint_;  // the model's own
   std::vector<Item> items_;
   std::vector<Shard> shards_;
   std::uint64_t layer_bytes_ = 0;
