@@ -42,6 +42,7 @@ void EngineFlags::add_to(CLI::App& command) {
 }
 
 void EngineFlags::add_to_server(CLI::App& command) {
+  serves = true;
   command.add_option("--max-requests", options.max_requests, "Generations that run at the same time; more wait")
       ->capture_default_str();
   add_to(command);
@@ -64,6 +65,7 @@ void EngineFlags::resolve() {
     if (layers < 2)
       throw Error({.what = "--synthetic", .found = "'" + synthetic + "'", .expected = "layers=N with N ≥ 2"});
     options.synthetic_layers = layers;
+    if (serves) options.model_dir = resolve_model_dir(options.model_dir);  // its tokenizer
   } else {
     options.model_dir = resolve_model_dir(options.model_dir);
   }

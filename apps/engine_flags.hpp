@@ -15,6 +15,7 @@ struct EngineFlags {
   EngineOptions options;
   bool quiet = false;     // no progress, no closing line
   std::string synthetic;  // "layers=6": random weights of the real shape
+  bool serves = false;    // a server needs a tokenizer, with random weights too: that of the model directory
   std::uint64_t cache_dir_bytes = 0;
 
   void add_to(CLI::App& command);

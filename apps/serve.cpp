@@ -57,9 +57,6 @@ void print_line(const std::string& line) {
 }
 
 void prepare(ServeFlags& f) {
-  if (!f.engine.synthetic.empty()) {
-    throw Error({.what = "--synthetic", .found = "a model of random weights", .expected = "a model with a tokenizer"});
-  }
   f.engine.options.on_notice = [](const std::string& line) { print_line("glint serve: " + line); };
   f.engine.resolve();
   f.service.model_name = f.name.empty() ? default_name(f.engine.options.model_dir) : f.name;

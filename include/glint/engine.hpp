@@ -16,7 +16,7 @@
 namespace glint {
 
 struct EngineOptions {
-  std::string model_dir;             // a checkpoint directory in the official layout; empty with synthetic_layers > 0
+  std::string model_dir;             // a checkpoint directory; with synthetic_layers > 0: whose tokenizer, or empty
   std::string device = "cpu";        // "cpu" or "reference"
   std::string isa;                   // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16
   int threads = 0;                   // cpu: 0 = one a core

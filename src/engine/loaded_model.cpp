@@ -64,9 +64,7 @@ LoadedModel load_model(const EngineOptions& options) {
     throw Error({.what = "kv", .found = options.kv, .expected = "a cache format of " + model.ops->name()});
   }
   if (options.synthetic_layers > 0) {
-    if (!options.model_dir.empty()) {
-      throw Error({.what = "options", .found = "both model_dir and synthetic_layers", .expected = "one of them"});
-    }
+    if (!options.model_dir.empty()) model.tokenizer = Tokenizer::from_file(options.model_dir + "/tokenizer.json");
     SyntheticOptions synthetic;
     synthetic.config = real_config();
     synthetic.config.n_layers = options.synthetic_layers;

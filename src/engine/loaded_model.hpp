@@ -13,7 +13,7 @@ namespace glint {
 struct LoadedModel {
   std::unique_ptr<Ops> ops;  // first: weights and buffers must go before the backend
   ModelWeights weights;
-  std::optional<Tokenizer> tokenizer;  // none for synthetic weights
+  std::optional<Tokenizer> tokenizer;  // none for synthetic weights without a directory
   // Real tokens of the vocabulary: ids below it may be used. The embedding may have padding rows above.
   std::int64_t valid_vocab = 0;
 };
