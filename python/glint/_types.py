@@ -29,7 +29,7 @@ class EngineOptions(TypedDict, total=False):
     prefix_cache: bool  # default True: prompts that begin as earlier ones did start behind what is still in the cache
     cache_dir: str  # what the prefix cache kept is written here and found again after a restart; "": nowhere
     cache_dir_bytes: int  # at most; 0: 16 GiB
-    synthetic_layers: int  # > 0: random weights of the real shape, no tokenizer, no model_dir
+    synthetic_layers: int  # > 0: random weights of the real shape, no tokenizer without model_dir
 
 
 class Sampling(TypedDict, total=False):

@@ -350,6 +350,9 @@ TEST(Engine, OptionsThatCannotBe) {
   EXPECT_NE(refusal([](EngineOptions& o) { o.cache_tokens = 1 << 30; }).find("free memory"), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.model_dir = "no/such/model"; }).find("no/such/model"), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.model_dir.clear(); }).find("model_dir"), std::string::npos);
+  // Random weights take a directory's tokenizer, which is looked for before they are made.
+  const std::string random = refusal([](EngineOptions& o) { o.model_dir = "no/such/model", o.synthetic_layers = 2; });
+  EXPECT_NE(random.find("no/such/model/tokenizer.json"), std::string::npos) << random;
 }
 
 TEST(Engine, ScoreInWindows) {

@@ -33,7 +33,7 @@ struct CudaOptions {
   // tokens at most. As measured on an H100 this is where it is faster than the ops one by one
   // (docs/experiments/2026-11-24-cuda-decode-step.md).
   bool one_kernel = true;
-  int one_kernel_tokens = 8192;
+  int one_kernel_tokens = 32768;
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.
