@@ -178,6 +178,8 @@ bool step_reads(const Mat& m) {
   if (!has_scales(shape.format)) return true;
   if (m.at.mins != nullptr || shape.group_rows != 1 || !aligned(m.at.scales)) return false;
   if (s.group_shift == kWholeRow) return true;
+  // A step that goes past its row's end finds a scale only as a warp's first in the first chunk.
+  if (s.row_bytes % kStepBytes != 0 && s.row_bytes > kStepWarps * kStepBytes) return false;
   if (shape.group < s.step_cols / 4 || shape.group > kStepWarps * s.step_cols || shape.group != 1 << s.group_shift)
     return false;
   if (s.row_bytes <= kSplitBytes) return true;
