@@ -350,6 +350,7 @@ class Loader {
 }  // namespace
 
 ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress) {
+  load_config(model_dir);  // first: of a directory that is no model at all, its config says what is wrong
   return load_weights(std::make_shared<const Checkpoint>(model_dir), ops, progress);
 }
 
