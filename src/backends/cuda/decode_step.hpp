@@ -71,7 +71,7 @@ struct DecodeStep {
   float* scores = nullptr;       // [experts]
   float* h = nullptr;            // [top_k + 1, inner_stride]
   unsigned* counters = nullptr;  // [2], zero between steps
-  unsigned* trace = nullptr;    // decode_trace.cuh; null: none
+  unsigned* trace = nullptr;     // decode_trace.cuh; null: none
 };
 
 // Whether the kernel reads such a matrix, and as what. Formats with minima or with scales of several rows it does not.
