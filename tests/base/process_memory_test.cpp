@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/file.hpp"
+#include "base/glibc_heap.hpp"
 
 namespace glint {
 namespace {
@@ -27,7 +28,7 @@ TEST(ProcessMemory, TellsWhatIsTakenAndWhatIsKept) {
   }
   const ProcessMemory taken = process_memory();
   EXPECT_GE(taken.anonymous, before.anonymous - before.heap_free + kAll - kSlack);  // what was free serves first
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if GLINT_GLIBC_HEAP
   EXPECT_GE(taken.heap - taken.heap_free, before.heap - before.heap_free + kAll);
   for (std::size_t i = 0; i + 1 < kMany; ++i) pieces[i].reset();  // the last one keeps malloc from giving them back
   const ProcessMemory kept = process_memory();

@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "base/glibc_heap.hpp"
 #include "base/process_memory.hpp"
 #include "server/fake_engine.hpp"
 
@@ -144,7 +145,7 @@ TEST(Replay, MemoryIsBoundedAndALaterTurnTakesThePlaceOfTheEarlierOne) {
             sampled(engine, kPrompt, "ab</think>99").size() + 1);
 }
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if GLINT_GLIBC_HEAP
 // The limit is one of real memory, also for short conversations.
 TEST(Replay, BytesAreWhatTheHeapHolds) {
   const TagEngine engine;
