@@ -65,10 +65,8 @@ void EngineFlags::resolve() {
     if (layers < 2)
       throw Error({.what = "--synthetic", .found = "'" + synthetic + "'", .expected = "layers=N with N ≥ 2"});
     options.synthetic_layers = layers;
-    if (serves) options.model_dir = resolve_model_dir(options.model_dir);  // its tokenizer
-  } else {
-    options.model_dir = resolve_model_dir(options.model_dir);
   }
+  if (synthetic.empty() || serves) options.model_dir = resolve_model_dir(options.model_dir);
 }
 
 std::unique_ptr<Engine> EngineFlags::open() {

@@ -182,10 +182,11 @@ std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec
 }
 
 const std::vector<std::vector<Sequence>> kBatches{
-    {{1, 1}},    // nothing cached before
-    {{70, 1}},   // three blocks of tokens
-    {{700, 1}},  // more pieces than are merged directly
-    {{5000, 1}}  // more blocks of tokens than blocks of the grid
+    {{1, 1}},     // nothing cached before
+    {{70, 1}},    // three blocks of tokens
+    {{700, 1}},   // more pieces than warps
+    {{2500, 1}},  // more than are merged directly
+    {{5000, 1}}   // more blocks of tokens than blocks of the grid
 };
 
 void compare(const Sizes& sizes, const char* attention, const char* shared, const char* experts, KvCodec codec,

@@ -347,20 +347,27 @@ class Loader {
   std::uint64_t done_bytes_ = 0;
 };
 
-}  // namespace
-
-ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress) {
-  load_config(model_dir);  // first: of a directory that is no model at all, its config says what is wrong
-  return load_weights(std::make_shared<const Checkpoint>(model_dir), ops, progress);
-}
-
-ModelWeights load_weights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops, const LoadProgress& progress) {
+ModelWeights load(ModelConfig config, std::shared_ptr<const Checkpoint> checkpoint, Ops& ops,
+                  const LoadProgress& progress) {
   ModelWeights model;
-  model.config = load_config(checkpoint->dir());
+  model.config = std::move(config);
   Loader loader(*checkpoint, model, ops, progress);
   loader.load();
   model.storage = std::make_shared<Storage>(Storage{std::move(checkpoint), loader.take_buffers()});
   return model;
+}
+
+}  // namespace
+
+ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress) {
+  // The config first: of a directory that is no model at all, it says what is wrong.
+  ModelConfig config = load_config(model_dir);
+  return load(std::move(config), std::make_shared<const Checkpoint>(model_dir), ops, progress);
+}
+
+ModelWeights load_weights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops, const LoadProgress& progress) {
+  ModelConfig config = load_config(checkpoint->dir());
+  return load(std::move(config), std::move(checkpoint), ops, progress);
 }
 
 }  // namespace glint
