@@ -129,11 +129,13 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
               .n0 = n0,
               .n1 = n1,
               .out = gate,
-              .out_stride = kStrip};
+              .out_stride = kStrip,
+              .next = rows_of(w.up, n0)};
     table_.dot(a);
     a.x = &x_by_kind[pack_kind(w.up).index()];
     a.w = w.up;
     a.out = up;
+    a.next = rows_of(w.gate, n0 > 0 ? n0 - strip : w.gate.rows);
     table_.dot(a);
     for (std::int64_t m = a.m0; m < a.m1; ++m)
       table_.silu_mul(gate + (m - a.m0) * kStrip, up + (m - a.m0) * kStrip, n1 - n0, values[g], m, n0);
@@ -159,7 +161,8 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
                     .n0 = n0,
                     .n1 = n0 + n,
                     .out = y,
-                    .out_stride = kStrip});
+                    .out_stride = kStrip,
+                    .next = g + 1 < n_groups ? rows_of(groups[g + 1].w->down, n0) : nullptr});
         for (std::int64_t m = m0; m < m1; ++m)
           table_.add_scaled(columns + (group.index != nullptr ? group.index[m] : m) * hidden, y + (m - m0) * kStrip,
                             group.weights != nullptr ? group.weights[m] : 1.0F, n);

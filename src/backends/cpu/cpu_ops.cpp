@@ -142,6 +142,11 @@ std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks) const 
   return strip;
 }
 
+// Where row n lies, null if there is none.
+const void* rows_of(const Weight& w, std::int64_t n) {
+  return n < w.rows ? static_cast<const std::byte*>(w.data) + n * w.row_bytes() : nullptr;
+}
+
 void CpuOps::dot(std::span<const DotJob> jobs) {
   const std::int64_t chunks = row_chunks(jobs[0].x.rows);  // all jobs have the same rows
   if (chunks == 0) return;
@@ -171,7 +176,8 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
                 .n0 = n0,
                 .n1 = std::min(j->w.rows, n0 + strip),
                 .out = j->out + m0 * j->out_stride + n0,
-                .out_stride = j->out_stride});
+                .out_stride = j->out_stride,
+                .next = rows_of(j->w, n0 + strip * (chunks == 1 ? pool_.size() : 1))});
   });
 }
 

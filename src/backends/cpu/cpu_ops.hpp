@@ -135,6 +135,9 @@ class CpuOps final : public Ops {
   float rope_theta_ = 0;
 };
 
+// Where row n of a matrix lies, null if it has no such row.
+const void* rows_of(const Weight& w, std::int64_t n);
+
 // Floats of a packed matrix of that size, of values and of codes.
 std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols);

@@ -40,12 +40,13 @@ Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, Pa
   p.data = arena.take<std::int8_t>(rows * p.code_stride);
   p.scales = arena.take<float>(rows * p.scale_stride);
   p.sums = arena.take<float>(rows * p.scale_stride);
+  p.counts = arena.take<std::int32_t>(rows * p.scale_stride);
   return p;
 }
 
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols) {
-  constexpr std::int64_t kRounding = 3 * 16;  // of the arena's pieces to 64 bytes
-  return rows * ((cols + 64 + 3) / 4 + 2 * scale_stride(cols, 16)) + kRounding;
+  constexpr std::int64_t kRounding = 4 * 16;  // of the arena's pieces to 64 bytes
+  return rows * ((cols + 64 + 3) / 4 + 3 * scale_stride(cols, 16)) + kRounding;
 }
 
 }  // namespace glint::cpu

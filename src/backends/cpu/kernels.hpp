@@ -41,6 +41,7 @@ struct Packed {
   std::int64_t scale_stride = 0;  // a multiple of 16
   float* scales = nullptr;
   float* sums = nullptr;
+  std::int32_t* counts = nullptr;
 
   void* at(std::int64_t m, std::int64_t k) const {
     const std::int64_t i = (k / block) * rows * block + m * block + k % block;
@@ -57,6 +58,7 @@ struct DotArgs {
   std::int64_t n0 = 0, n1 = 0;
   float* out = nullptr;
   std::int64_t out_stride = 0;
+  const void* next = nullptr;  // rows of codes, as wide as w's, that are likely read after these: fetched ahead
 };
 
 // out[m][n] = scale · Σ_k a[m][k] w[k][n] for n < w.cols, k < w.rows: W read along its rows (W_UKᵀ q).

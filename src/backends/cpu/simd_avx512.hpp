@@ -73,4 +73,8 @@ inline VB load_pairs(const BF16* p) { return (VB)_mm512_loadu_si512(p); }
 inline V dot_pairs(V c, VB a, VB b) { return _mm512_dpbf16_ps(c, a, b); }
 #endif
 
+#ifdef GLINT_VNNI
+#include "backends/cpu/simd_int_vnni.hpp"
+#else
 #include "backends/cpu/simd_int_avx512.hpp"
+#endif

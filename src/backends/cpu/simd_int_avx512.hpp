@@ -1,13 +1,10 @@
-// Integer dot products for AVX-512 (BW), and with GLINT_VNNI its own instruction. Included inside the kernel namespace,
+// Integer dot products for AVX-512 (BW). Included inside the kernel namespace,
 // after the vector wrapper. See simd_int_avx2.hpp; only intrinsics that SIMDe or emulated/shim.inl.hpp has.
 
 using I = __m512i;
 using W64 = __m512i;
-#ifdef GLINT_VNNI
-inline constexpr int kSignedBias = 128;  // dpbusd wants unsigned codes: 128 is added, and taken off by Σ x
-#else
 inline constexpr int kSignedBias = 0;
-#endif
+inline constexpr std::int64_t kSplitCols = 64;  // of Packed::split
 inline constexpr int kCodesN = 4;
 inline constexpr int kLaneGroupSplit[kLanes] = {0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3};
 inline constexpr int kLaneGroupBytes[kLanes] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
@@ -28,19 +25,6 @@ inline W64 look_up(W64 w, const std::uint8_t* table) {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), w);
 }
 
-#ifdef GLINT_VNNI
-inline W64 signed_codes(W64 w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
-template <int Sub>
-inline I dot_unsigned(const W64 (&w)[Sub], const std::int8_t* x) {
-  I sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w[0], _mm512_loadu_si512(x));
-  if constexpr (Sub == 2) sum = _mm512_dpbusd_epi32(sum, w[1], _mm512_loadu_si512(x + 64));
-  return sum;
-}
-template <int Sub>
-inline I dot_signed(const W64 (&w)[Sub], const std::int8_t* x) {
-  return dot_unsigned<Sub>(w, x);
-}
-#else
 inline W64 signed_codes(W64 w) { return w; }
 template <int Sub>
 inline I dot_unsigned(const W64 (&w)[Sub], const std::int8_t* x) {
@@ -59,7 +43,6 @@ inline I dot_signed(const W64 (&w)[Sub], const std::int8_t* x) {
   if constexpr (Sub == 2) sum = _mm512_add_epi32(sum, dot_signed_step(w[1], x + 64));
   return sum;
 }
-#endif
 inline I dot_lanes(W64 w, const std::int8_t* x) {
   const W64 one[1] = {w};
   return dot_signed<1>(one, x);

@@ -1,0 +1,88 @@
+// Integer vectors for AVX-512 VNNI. Included inside the kernel namespace, after the vector wrapper. Only intrinsics that
+// SIMDe or emulated/shim.inl.hpp has. A quad is 128 bits: most integer instructions work within one.
+
+using I = __m512i;
+inline constexpr int kSignedBias = 128;          // dpbusd wants unsigned codes of W
+inline constexpr std::int64_t kSplitCols = 128;  // of Packed::split
+
+inline I zero_ints() { return _mm512_setzero_si512(); }
+inline I set1_ints(std::int32_t v) { return _mm512_set1_epi32(v); }
+inline I load_ints(const void* p) { return _mm512_loadu_si512(p); }
+inline void store_ints(void* p, I v) { _mm512_storeu_si512(p, v); }
+// 32 bytes, and zeros above them.
+inline I load_half(const void* p) {
+  return _mm512_inserti64x4(zero_ints(), _mm256_loadu_si256(static_cast<const __m256i*>(p)), 0);
+}
+inline I sub_ints(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I multiply_ints(I a, I b) { return _mm512_mullo_epi32(a, b); }
+inline I as_ints(V v) { return _mm512_castps_si512(v); }
+inline I low_nibbles(I v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+inline I high_nibbles(I v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+inline I flip_signs(I v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }  // v + 128 as unsigned bytes
+inline I look_up(I nibbles, const std::uint8_t* table) {
+  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), nibbles);
+}
+inline V to_floats(I v) { return _mm512_cvtepi32_ps(v); }
+inline V first_lanes(V v, std::int64_t n) {  // zeros after the first n
+  return n >= kLanes ? v : _mm512_maskz_mov_ps(static_cast<__mmask16>((1U << n) - 1U), v);
+}
+
+// c + sums of four products of unsigned and signed bytes, a lane each.
+// As the instruction itself: of the intrinsic, GCC 12 copies each accumulator in every round of a loop (96 moves beside 24
+// products, seen in the tile of 6 x 4).
+inline I dot_bytes(I c, I u, I s) {
+#ifdef SIMDE_ENABLE_NATIVE_ALIASES
+  return _mm512_dpbusd_epi32(c, u, s);
+#else
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(u), "v"(s));
+  return c;
+#endif
+}
+
+// Lanes 2i and 2i + 1 of a added, then those of b, quad by quad: [a01 a23 b01 b23]. Small: all fit 16 bits.
+template <bool Small>
+inline I pair_sums(I a, I b) {
+  if constexpr (Small) return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
+  const V fa = _mm512_castsi512_ps(a), fb = _mm512_castsi512_ps(b);
+  return _mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0x88)),
+                          _mm512_castps_si512(_mm512_shuffle_ps(fa, fb, 0xDD)));
+}
+// Quads 0 and 1 of a added, 2 and 3 of a, then those of b.
+inline I quad_pair_sums(I a, I b) {
+  return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+}
+inline I permute_lanes(I v, const std::int32_t (&from)[kLanes]) {
+  return _mm512_permutexvar_epi32(_mm512_loadu_si512(from), v);
+}
+
+// v[i] lane j ↔ v[j] lane i.
+[[gnu::always_inline]] inline void transpose_lanes(I (&v)[16]) {
+  I t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 4) {  // v[i + k]: lane k of each quad, of the rows i … i + 3
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < 4; ++k) {  // quads 0, 2 and 1, 3 of the rows 0-7 and 8-15
+    t[k] = _mm512_shuffle_i32x4(v[k], v[4 + k], 0x88);
+    t[4 + k] = _mm512_shuffle_i32x4(v[k], v[4 + k], 0xDD);
+    t[8 + k] = _mm512_shuffle_i32x4(v[8 + k], v[12 + k], 0x88);
+    t[12 + k] = _mm512_shuffle_i32x4(v[8 + k], v[12 + k], 0xDD);
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < 4; ++k) {
+    v[k] = _mm512_shuffle_i32x4(t[k], t[8 + k], 0x88);
+    v[4 + k] = _mm512_shuffle_i32x4(t[4 + k], t[12 + k], 0x88);
+    v[8 + k] = _mm512_shuffle_i32x4(t[k], t[8 + k], 0xDD);
+    v[12 + k] = _mm512_shuffle_i32x4(t[4 + k], t[12 + k], 0xDD);
+  }
+}
