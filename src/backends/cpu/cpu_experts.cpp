@@ -57,7 +57,12 @@ struct CpuOps::ExpertGroup {
   std::int64_t count = 0;
   const std::int32_t* index = nullptr;  // [count] rows of x; null: all rows
   const float* weights = nullptr;       // [count]; null: 1
+  bool rounded = true;                  // x may be rounded to bfloat16
 };
+
+PackKind CpuOps::kind_of(const ExpertGroup& group, const Weight& w) const {
+  return group.rounded ? rounded_kind(w) : pack_kind(w);
+}
 
 // The inner activations whose down reads codes, one item a row of a group. A block of codes can be wider than the
 // strips of the loop before, whose width depends on the batch.
@@ -89,11 +94,11 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   double work = 0;
   for (std::int64_t g = 0; g < n_groups; ++g) {
     const ExpertWeights& w = *groups[g].w;
-    for (const PackKind kind : {pack_kind(w.gate), pack_kind(w.up)}) {
+    for (const PackKind kind : {kind_of(groups[g], w.gate), kind_of(groups[g], w.up)}) {
       Packed& xs = x_by_kind[kind.index()];
       if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, kind);
     }
-    const PackKind kind = pack_kind(w.down);
+    const PackKind kind = kind_of(groups[g], w.down);
     inner[g] = make_packed(arena, groups[g].count, w.gate.rows, kind);
     values[g] = inner[g];
     if (kind.quant != 0) {
@@ -121,7 +126,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
     alignas(64) float gate[kRowChunk * kStrip];
     alignas(64) float up[kRowChunk * kStrip];
-    DotArgs a{.x = &x_by_kind[pack_kind(w.gate).index()],
+    DotArgs a{.x = &x_by_kind[kind_of(group, w.gate).index()],
               .index = group.index,
               .m0 = chunk_begin(group.count, chunk),
               .m1 = chunk_begin(group.count, chunk + 1),
@@ -132,7 +137,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
               .out_stride = kStrip,
               .next = rows_of(w.up, n0)};
     table_.dot(a);
-    a.x = &x_by_kind[pack_kind(w.up).index()];
+    a.x = &x_by_kind[kind_of(group, w.up).index()];
     a.w = w.up;
     a.out = up;
     a.next = rows_of(w.gate, n0 > 0 ? n0 - strip : w.gate.rows);
@@ -209,7 +214,7 @@ void CpuOps::moe(const MoeParams& p) {
 void CpuOps::mlp(const MlpParams& p) {
   fit({.max_rows = p.x.shape[0], .hidden = p.x.shape[1], .dense_inner = p.mlp.gate.rows});
   Arena arena(workspace_);
-  const ExpertGroup all{&p.mlp, p.x.shape[0], nullptr, nullptr};
+  const ExpertGroup all{.w = &p.mlp, .count = p.x.shape[0], .rounded = false};
   run_experts(arena, {&all, 1}, p.x, p.out);
 }
 

@@ -93,8 +93,10 @@ class CpuOps final : public Ops {
   // Bytes of weights, or flops / 8, below which waking another core costs more than it saves (about 10 µs).
   static constexpr double kSharedWork = 96 << 10;
 
-  // How the kernels that read `w` want x: as floats, as bfloat16, or as int8 codes (cpu_quant.cpp).
+  // How the kernels that read `w` want x: as floats, or as int8 codes (cpu_quant.cpp).
   PackKind pack_kind(const Weight& w) const;
+  // The same where x may be rounded to bfloat16.
+  PackKind rounded_kind(const Weight& w) const;
   // Rows of x in that form: where they lie if possible, else a packed copy.
   Packed packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind);
   // An empty packed matrix.
@@ -109,6 +111,7 @@ class CpuOps final : public Ops {
   void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
 
   struct ExpertGroup;
+  PackKind kind_of(const ExpertGroup& group, const Weight& w) const;
   void quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
                       std::int64_t rows);
   void run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out);

@@ -33,8 +33,8 @@ struct Packed {
   bool bf16 = false;
   // For block-format weights: int8 codes q = round(x / scale), a scale and scale · Σ q for every `quant` columns (16,
   // 32, 64 or 128; cols is a multiple of it and of 64). Code (m, k) lies at m · code_stride + k; if split, every 64
-  // columns are stored even ones first, as nibbles are. Row m of scales and sums begins at m · scale_stride and is
-  // filled up with zeros.
+  // columns (128 with VNNI) are stored even ones first, as nibbles are. Row m of scales, sums and counts (Σ q) begins
+  // at m · scale_stride and is filled up with zeros.
   std::int64_t quant = 0;  // 0: values, as above
   bool split = false;
   std::int64_t code_stride = 0;

@@ -1,10 +1,10 @@
 // Dot products with block-format weights. Included inside the kernel namespace, after linear.inl.hpp.
 //
 // Integer path: x is int8 with a scale a block of Width columns (Packed::quant: 16, 32, 64 or 128); codes of W and x
-// meet in integer instructions, whose sums are exact, and each block's sum is scaled in floats, in an order that depends
-// on the block alone: quant_vnni.inl.hpp for AVX-512 VNNI, quant_lanes.inl.hpp for the others. Float path, for FP8 and
-// for shapes that blocks do not fit: W is decoded a tile at a time, scale included, and meets float x in the tiles of
-// linear.inl.hpp.
+// meet in integer instructions, whose sums are exact, and each block's sum is scaled in floats, in an order that
+// depends on the block alone: quant_vnni.inl.hpp for AVX-512 VNNI, quant_lanes.inl.hpp for the others. Float path, for
+// FP8 and for shapes that blocks do not fit: W is decoded a tile at a time, scale included, and meets float x in the
+// tiles of linear.inl.hpp.
 
 inline constexpr float kNf4Scale = 112.03F;  // see cpu_quant.cpp
 

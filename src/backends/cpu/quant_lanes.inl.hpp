@@ -3,9 +3,9 @@
 // Each block's sums are scaled in floats, lane by lane:
 //   acc += float(Σ u q) · (s_w s_x)        64 or 128 columns of W and x at a time, in ascending order
 //   acc += offset · (s_x Σ q)              after each step of columns, where codes have a zero point or a min
-// so that a row's bits depend neither on the tile it is in nor on whether W was unpacked before. No lane's sum crosses 16
-// columns: where 64 of them hold two or four groups, x's blocks are as narrow as they are, and each lane is scaled by its
-// own group's factor (spread).
+// so that a row's bits depend neither on the tile it is in nor on whether W was unpacked before. No lane's sum crosses
+// 16 columns: where 64 of them hold two or four groups, x's blocks are as narrow as they are, and each lane is scaled
+// by its own group's factor (spread).
 
 inline constexpr std::int64_t kStepCols = 2048;  // most columns of a step: 8 rows of codes are 16 KB, half of L1
 inline constexpr std::int64_t step_cols(int width) { return width == 16 ? kStepCols / 2 : kStepCols; }

@@ -4,14 +4,14 @@
 //   p_b = float(Σ w q) · (s_w s_x) [+ min · (s_x Σ q)]    one for each block b of Width columns; Σ is exact
 //   t_j = the p_b of 16 blocks, a step, added as sum() adds the lanes of a vector; blocks beyond the last are zeros
 //   out = t_0 + t_1 + …
-// Few rows of x: W's rows are read where they lie; 16 block sums come to lie in the lanes of one vector (block_sums). Many:
-// 16 rows of W lie across the lanes of a tile and x is broadcast, so that a block's sum needs no additions across lanes;
-// blocks come in the order of kLeaves and meet in the same tree.
+// Few rows of x: W's rows are read where they lie; 16 block sums come to lie in the lanes of one vector (block_sums).
+// Many: 16 rows of W lie across the lanes of a tile and x is broadcast, so that a block's sum needs no additions across
+// lanes; blocks come in the order of kLeaves and meet in the same tree.
 //
 // W's codes are unsigned: 128 is added to signed ones, and what that, or a zero point, adds to a sum is taken off in
 // integers, by the sum of x's codes. The order of x's codes for 4-bit W (Packed::split): of every 128 columns the even
-// ones, then the odd ones, as low and high halves of 64 bytes hold them; 64 columns at a row's end are filled up with 64
-// zeros.
+// ones, then the odd ones, as low and high halves of 64 bytes hold them; 64 columns at a row's end are filled up with
+// 64 zeros.
 
 struct Int4Codes {
   static constexpr bool kNibbles = true;
@@ -36,9 +36,9 @@ struct Int8Codes {
 };
 
 inline constexpr std::int64_t kStepBlocks = 16;
-inline constexpr std::int64_t kFewCodes = 4;     // rows of x up to which W is read where it lies
+inline constexpr std::int64_t kFewCodes = 2;        // rows of x up to which W is read where it lies
 inline constexpr std::int64_t kAheadBytes = 12288;  // that W is fetched ahead
-inline constexpr std::int64_t kWholeSteps = 8;  // steps of a row whose sums are kept before they are added up
+inline constexpr std::int64_t kWholeSteps = 8;      // steps of a row whose sums are kept before they are added up
 
 template <typename F, int Width>
 struct Codes {
@@ -47,47 +47,75 @@ struct Codes {
   static constexpr std::int64_t kCols = F::kNibbles || Width == 128 ? 128 : 64;
   static constexpr int kVectors = static_cast<int>(kStep / kCols);
   static constexpr std::int64_t bytes(std::int64_t cols) { return F::kNibbles ? cols / 2 : cols; }
-  static constexpr int kParts = F::kNibbles ? 2 : 1;     // even and odd columns lie apart
-  static constexpr int kWords = Width / 4;               // of four codes, in a block
+  static constexpr int kParts = F::kNibbles ? 2 : 1;  // even and odd columns lie apart
+  static constexpr int kWords = Width / 4;            // of four codes, in a block
 };
 
 inline const std::int32_t* x_counts(const DotArgs& a, std::int64_t m) {
   return a.x->counts + (a.index != nullptr ? a.index[m] : m) * a.x->scale_stride;
 }
 
-// Factors of `n` blocks of a row, from block b on, in the lanes; `at` is the row's first in the table.
-template <typename T>
-inline V load_factors(const void* table, std::int64_t i, std::int64_t n, std::int64_t all) {
-  const T* from = static_cast<const T*>(table) + i;
-  return i + kLanes <= all ? load(from) : load_some(from, n);
-}
-inline V block_factors(const Weight& w, const void* table, std::int64_t row, std::int64_t width, std::int64_t b,
-                       std::int64_t n) {
-  const std::int64_t groups = w.groups_a_row();
-  const std::int64_t at = row / w.group_rows * groups;
-  if (w.group == width) {
-    const std::int64_t all = (w.rows + w.group_rows - 1) / w.group_rows * groups;
-    switch (w.scale_dtype) {
-      case DType::kF16:
-        return load_factors<F16>(table, at + b, n, all);
-      case DType::kBF16:
-        return load_factors<BF16>(table, at + b, n, all);
-      default:
-        return load_factors<float>(table, at + b, n, all);
-    }
+// Scales or mins of a matrix, 16 blocks at a time. Divisions only where groups are not blocks: one a row would cost as
+// much as half its products.
+template <int Width>
+struct Factors {
+  const void* table;
+  DType type;
+  std::int64_t group, groups, group_rows, all;
+
+  Factors(const Weight& w, const void* of)
+      : table(of), type(w.scale_dtype), group(w.group), groups(w.groups_a_row()), group_rows(w.group_rows) {
+    all = (group_rows == 1 ? w.rows : (w.rows + group_rows - 1) / group_rows) * groups;
   }
-  if (groups == 1) return set1(factor_at(table, w.scale_dtype, at));
-  float v[kLanes] = {};
-  for (std::int64_t i = 0; i < n; ++i) v[i] = factor_at(table, w.scale_dtype, at + (b + i) * width / w.group);
-  return load(v);
-}
+  // Of the n blocks of a row from block b on, zeros beyond them or what follows in the table.
+  [[gnu::always_inline]] V at(std::int64_t row, std::int64_t b, std::int64_t n) const {
+    const std::int64_t first = (group_rows == 1 ? row : row / group_rows) * groups;
+    if (group == Width) {
+      switch (type) {
+        case DType::kF16:
+          return some<F16>(first + b, n);
+        case DType::kBF16:
+          return some<BF16>(first + b, n);
+        default:
+          return some<float>(first + b, n);
+      }
+    }
+    if (groups == 1) return set1(factor_at(table, type, first));
+    float v[kLanes] = {};
+    for (std::int64_t i = 0; i < n; ++i) v[i] = factor_at(table, type, first + (b + i) * Width / group);
+    return load(v);
+  }
+  template <typename T>
+  V some(std::int64_t i, std::int64_t n) const {
+    const T* from = static_cast<const T*>(table) + i;
+    return i + kLanes <= all ? load(from) : load_some(from, n);
+  }
+};
+
+// A matrix of codes, and what does not change from row to row.
+template <int Width>
+struct CodesMatrix {
+  const DotArgs* a;
+  Factors<Width> scales, mins;
+  V unit;
+  bool has_mins;
+  std::int32_t zero_point;
+
+  explicit CodesMatrix(const DotArgs& args)
+      : a(&args),
+        scales(args.w, args.w.scales),
+        mins(args.w, args.w.mins),
+        unit(set1(code_unit(args.w))),
+        has_mins(args.w.mins != nullptr),
+        zero_point(code_zero(args.w)) {}
+};
 
 // One step of one row of W and one row of x.
 struct RowStep {
-  const std::uint8_t* w;   // as stored, or unpacked: even and odd columns as in x, a byte each
+  const std::uint8_t* w;  // as stored, or unpacked: even and odd columns as in x, a byte each
   const std::int8_t* x;
-  std::int64_t cols;       // left, at most a step
-  std::int64_t ahead;      // bytes from w to what is fetched meanwhile
+  std::int64_t cols;   // left, at most a step
+  std::int64_t ahead;  // bytes from w to what is fetched meanwhile
 };
 
 // Lane l of what block_sums adds up belongs to the block whose place here is l.
@@ -158,25 +186,23 @@ inline void unpack_row(const std::uint8_t* w, std::int64_t ahead, std::int64_t c
 
 // p_b of the 16 blocks from b on of row n of W and row m of x.
 struct RowProduct {
-  const DotArgs* a;
   std::int64_t n, m, b;
-  std::int64_t ahead;
+  std::int64_t ahead;  // see RowStep
 };
 template <typename F, int Width, bool Stored>
-[[gnu::always_inline]] inline V block_products(const RowProduct& r, const std::uint8_t* w, std::int32_t zero_point) {
+[[gnu::always_inline]] inline V block_products(const CodesMatrix<Width>& matrix, const RowProduct& r,
+                                               const std::uint8_t* w) {
   using C = Codes<F, Width>;
-  const DotArgs& a = *r.a;
+  const DotArgs& a = *matrix.a;
   const std::int64_t k = r.b * Width;
   const std::int64_t left = a.w.cols - k;
   const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, r.ahead};
   const std::int64_t blocks = s.cols / Width;
   I sums = left >= C::kStep ? block_sums<F, Width, Stored, true>(s) : block_sums<F, Width, Stored, false>(s);
-  if (zero_point != 0)
-    sums = sub_ints(sums, multiply_ints(load_ints(x_counts(a, r.m) + r.b), set1_ints(zero_point)));
-  const V factors = mul(block_factors(a.w, a.w.scales, r.n, Width, r.b, blocks), set1(code_unit(a.w)));
+  sums = sub_ints(sums, multiply_ints(load_ints(x_counts(a, r.m) + r.b), set1_ints(matrix.zero_point)));
+  const V factors = mul(matrix.scales.at(r.n, r.b, blocks), matrix.unit);
   V p = mul(to_floats(sums), mul(factors, load(x_factors(a, a.x->scales, r.m, r.b))));
-  if (a.w.mins != nullptr)
-    p = fma(block_factors(a.w, a.w.mins, r.n, Width, r.b, blocks), load(x_factors(a, a.x->sums, r.m, r.b)), p);
+  if (matrix.has_mins) p = fma(matrix.mins.at(r.n, r.b, blocks), load(x_factors(a, a.x->sums, r.m, r.b)), p);
   return first_lanes(p, blocks);
 }
 
@@ -196,7 +222,7 @@ void codes_few(const DotArgs& a) {
   alignas(64) std::uint8_t row[kWholeSteps * C::kStep];
   const std::int64_t rows = a.m1 - a.m0;
   const std::int64_t row_bytes = C::bytes(a.w.cols);
-  const std::int32_t zero_point = code_zero(a.w);
+  const CodesMatrix<Width> matrix(a);
   const auto* codes = static_cast<const std::uint8_t*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += 4) {
     const std::int64_t count = a.n1 - n < 4 ? a.n1 - n : 4;
@@ -208,9 +234,9 @@ void codes_few(const DotArgs& a) {
         if (rows > 1) unpack_row<F>(w, ahead, cols, row);
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t at = 0; at < cols; at += C::kStep) {
-            const RowProduct r{&a, n + j, a.m0 + i, (k + at) / Width, ahead};
-            const V p = rows == 1 ? block_products<F, Width, true>(r, w + C::bytes(at), zero_point)
-                                  : block_products<F, Width, false>(r, row + at, zero_point);
+            const RowProduct r{n + j, a.m0 + i, (k + at) / Width, ahead};
+            const V p = rows == 1 ? block_products<F, Width, true>(matrix, r, w + C::bytes(at))
+                                  : block_products<F, Width, false>(matrix, r, row + at);
             store(products[i][at / C::kStep][j], p);
           }
         }
@@ -233,7 +259,7 @@ inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
 struct CodesTile {
   const DotArgs* a;
   std::int64_t n, count, groups;
-  std::int64_t b, blocks;         // first block, and how many: at most a step
+  std::int64_t b, blocks;  // first block, and how many: at most a step
   std::int32_t zero_point;
   const std::uint8_t* codes;
   const float* factors;  // [block][group][16]
@@ -249,8 +275,8 @@ inline constexpr std::uint8_t kLeaves[kStepBlocks] = {0, 8, 4, 12, 1, 9, 5, 13, 
 template <typename F, int Width>
 inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* tile) {
   using C = Codes<F, Width>;
-  constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;                      // columns of 64 bytes
-  constexpr int kPart = C::kWords / C::kParts;                                 // words of a part of a block
+  constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;  // columns of 64 bytes
+  constexpr int kPart = C::kWords / C::kParts;             // words of a part of a block
   const std::int64_t cols = t.blocks * Width;
   const std::int64_t row_bytes = C::bytes(t.a->w.cols);
   const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + C::bytes(t.b * Width);
@@ -291,14 +317,14 @@ inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* tile) {
 }
 
 // Scales or mins of a step, [block][group][16].
-inline void fill_factors(const CodesTile& t, const void* table, std::int64_t width, float unit, float* to) {
+template <int Width>
+inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit, float* to) {
   for (std::int64_t g = 0; g < t.groups; ++g) {
     I v[16];
 #pragma GCC unroll 1
     for (int i = 0; i < 16; ++i) {
       const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
-      const V f = block_factors(t.a->w, table, t.n + n, width, t.b, t.blocks);
-      v[i] = as_ints(mul(f, set1(unit)));
+      v[i] = as_ints(mul(table.at(t.n + n, t.b, t.blocks), unit));
     }
     transpose_lanes(v);
 #pragma GCC unroll 16
@@ -459,10 +485,11 @@ void codes_many(const DotArgs& a) {
   alignas(64) std::uint8_t codes[kStrip * C::kStep];
   alignas(64) float factors[kStepBlocks * kStrip];
   alignas(64) float mins[kStepBlocks * kStrip];
+  const CodesMatrix<Width> matrix(a);
   const std::int64_t row_bytes = C::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
-    CodesTile t{.a = &a, .n = n, .zero_point = code_zero(a.w), .codes = codes, .factors = factors};
+    CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
     Fetch fetch{.row = static_cast<const char*>(n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next),
@@ -474,12 +501,13 @@ void codes_many(const DotArgs& a) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
       for (std::int64_t g = 0; g < t.groups; ++g) fill_codes<F, Width>(t, g, codes);
-      fill_factors(t, a.w.scales, Width, code_unit(a.w), factors);
+      fill_factors(t, matrix.scales, matrix.unit, factors);
       if (a.w.mins != nullptr) {
-        fill_factors(t, a.w.mins, Width, 1, mins);
+        fill_factors(t, matrix.mins, set1(1), mins);
         t.mins = mins;
       }
-      const std::int64_t passes = (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
+      const std::int64_t passes =
+          (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
       const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
       t.fetch = fetch.rows > 0 ? &fetch : nullptr;
       t.fetch_lines = fetch.bytes / 64 / (passes * kStepBlocks * steps) + 1;

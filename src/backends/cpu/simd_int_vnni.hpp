@@ -1,5 +1,5 @@
-// Integer vectors for AVX-512 VNNI. Included inside the kernel namespace, after the vector wrapper. Only intrinsics that
-// SIMDe or emulated/shim.inl.hpp has. A quad is 128 bits: most integer instructions work within one.
+// Integer vectors for AVX-512 VNNI. Included inside the kernel namespace, after the vector wrapper. Only intrinsics
+// that SIMDe or emulated/shim.inl.hpp has. A quad is 128 bits: most integer instructions work within one.
 
 using I = __m512i;
 inline constexpr int kSignedBias = 128;          // dpbusd wants unsigned codes of W
@@ -29,8 +29,8 @@ inline V first_lanes(V v, std::int64_t n) {  // zeros after the first n
 }
 
 // c + sums of four products of unsigned and signed bytes, a lane each.
-// As the instruction itself: of the intrinsic, GCC 12 copies each accumulator in every round of a loop (96 moves beside 24
-// products, seen in the tile of 6 x 4).
+// As the instruction itself: of the intrinsic, GCC 12 copies each accumulator in every round of a loop (96 moves beside
+// 24 products, seen in the tile of 6 x 4).
 inline I dot_bytes(I c, I u, I s) {
 #ifdef SIMDE_ENABLE_NATIVE_ALIASES
   return _mm512_dpbusd_epi32(c, u, s);
