@@ -42,6 +42,8 @@ inline int code_zero(const Weight& w) {
   return w.format == WeightFormat::kF4E2M1 ? 12 : kSignedBias;
 }
 
+inline constexpr std::int64_t kWide = 128;  // columns of x that are rounded together
+
 #ifdef GLINT_VNNI
 #include "backends/cpu/quant_vnni.inl.hpp"
 #else
@@ -212,24 +214,6 @@ void dot_quantized(const DotArgs& a) {
       return dot_codes_any<F4Codes>(a);
     default:
       return;
-  }
-}
-
-// Codes of at most kWide columns, in the order of Packed::split; what is missing there is filled up with zeros.
-inline constexpr std::int64_t kWide = 128;
-inline void store_codes(const float* q, std::int64_t columns, bool split, std::int8_t* to) {
-  if (!split) {
-    for (std::int64_t i = 0; i < columns; ++i) to[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[i]));
-    return;
-  }
-  constexpr std::int64_t kHalf = kSplitCols / 2;
-  for (std::int64_t j = 0; j < columns; j += kSplitCols) {
-    const std::int64_t n = columns - j < kSplitCols ? (columns - j) / 2 : kHalf;
-    for (std::int64_t i = 0; i < n; ++i) {
-      to[j + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[j + 2 * i]));
-      to[j + kHalf + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[j + 2 * i + 1]));
-    }
-    for (std::int64_t i = n; i < kHalf; ++i) to[j + i] = to[j + kHalf + i] = 0;
   }
 }
 

@@ -279,3 +279,17 @@ void dot_codes(const DotArgs& a) {
     }
   }
 }
+
+// Codes of at most kWide columns, in the order of Packed::split.
+inline void store_codes(const float* q, std::int64_t columns, bool split, std::int8_t* to) {
+  if (!split) {
+    for (std::int64_t i = 0; i < columns; ++i) to[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[i]));
+    return;
+  }
+  for (std::int64_t j = 0; j < columns; j += 64) {
+    for (std::int64_t i = 0; i < 32; ++i) {
+      to[j + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[j + 2 * i]));
+      to[j + 32 + i] = static_cast<std::int8_t>(static_cast<std::int32_t>(q[j + 2 * i + 1]));
+    }
+  }
+}

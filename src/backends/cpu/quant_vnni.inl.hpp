@@ -521,3 +521,21 @@ void dot_codes(const DotArgs& a) {
   if (a.m1 - a.m0 <= kFewCodes) return codes_few<F, Width>(a);
   codes_many<F, Width>(a);
 }
+
+// Codes of at most kWide columns, in the order of Packed::split.
+inline void store_codes(const float* q, std::int64_t columns, bool split, std::int8_t* to) {
+  if (!split) {
+    for (std::int64_t i = 0; i < columns; i += kLanes) store_bytes(to + i, small_ints(load(q + i)));
+    return;
+  }
+  static_assert(kWide == 128);
+  for (std::int64_t i = 0; i < columns; i += 2 * kLanes) {
+    const I a = small_ints(load(q + i)), b = small_ints(load(q + i + kLanes));
+    store_bytes(to + i / 2, even_lanes(a, b));
+    store_bytes(to + 64 + i / 2, odd_lanes(a, b));
+  }
+  for (std::int64_t i = columns / 2; i < 64; i += kLanes) {
+    store_bytes(to + i, zero_ints());
+    store_bytes(to + 64 + i, zero_ints());
+  }
+}

@@ -8,8 +8,7 @@ struct W64 {
   __m256i a, b;
 };
 inline constexpr int kSignedBias = 0;  // what is added to signed codes to make them unsigned: here they stay signed
-inline constexpr std::int64_t kSplitCols = 64;  // of Packed::split
-inline constexpr int kCodesN = 2;               // rows of W in a tile with 4 rows of x: 8 accumulators, 4 of w
+inline constexpr int kCodesN = 2;      // rows of W in a tile with 4 rows of x: 8 accumulators, 4 of w
 alignas(32) inline constexpr int kLaneGroupSplit[kLanes] = {0, 0, 1, 1, 2, 2, 3, 3};  // even columns first
 alignas(32) inline constexpr int kLaneGroupBytes[kLanes] = {0, 0, 2, 2, 1, 1, 3, 3};  // after the hadd of dot_lanes
 

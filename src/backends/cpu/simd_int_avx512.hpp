@@ -4,7 +4,6 @@
 using I = __m512i;
 using W64 = __m512i;
 inline constexpr int kSignedBias = 0;
-inline constexpr std::int64_t kSplitCols = 64;  // of Packed::split
 inline constexpr int kCodesN = 4;
 inline constexpr int kLaneGroupSplit[kLanes] = {0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 1, 1, 2, 2, 3, 3};
 inline constexpr int kLaneGroupBytes[kLanes] = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};

@@ -6,7 +6,6 @@ struct W64 {
   std::uint8_t codes[64];
 };
 inline constexpr int kSignedBias = 0;
-inline constexpr std::int64_t kSplitCols = 64;  // of Packed::split
 inline constexpr int kCodesN = 2;
 inline constexpr int kLaneGroupSplit[kLanes] = {0, 1, 2, 3};
 inline constexpr int kLaneGroupBytes[kLanes] = {0, 1, 2, 3};

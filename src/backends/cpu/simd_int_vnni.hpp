@@ -2,8 +2,7 @@
 // that SIMDe or emulated/shim.inl.hpp has. A quad is 128 bits: most integer instructions work within one.
 
 using I = __m512i;
-inline constexpr int kSignedBias = 128;          // dpbusd wants unsigned codes of W
-inline constexpr std::int64_t kSplitCols = 128;  // of Packed::split
+inline constexpr int kSignedBias = 128;  // dpbusd wants unsigned codes of W
 
 inline I zero_ints() { return _mm512_setzero_si512(); }
 inline I set1_ints(std::int32_t v) { return _mm512_set1_epi32(v); }
@@ -26,6 +25,20 @@ inline I look_up(I nibbles, const std::uint8_t* table) {
 inline V to_floats(I v) { return _mm512_cvtepi32_ps(v); }
 inline V first_lanes(V v, std::int64_t n) {  // zeros after the first n
   return n >= kLanes ? v : _mm512_maskz_mov_ps(static_cast<__mmask16>((1U << n) - 1U), v);
+}
+
+// Whole numbers below 2^22, right in the low 16 bits of each lane: SIMDe lacks the conversion.
+inline I small_ints(V v) { return as_ints(add(v, set1(12582912.0F))); }
+inline void store_bytes(std::int8_t* p, I v) {  // the lanes' low bytes
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
+}
+inline I even_lanes(I a, I b) {
+  const I from = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return _mm512_permutex2var_epi32(a, from, b);
+}
+inline I odd_lanes(I a, I b) {
+  const I from = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_permutex2var_epi32(a, from, b);
 }
 
 // c + sums of four products of unsigned and signed bytes, a lane each.

@@ -20,6 +20,10 @@ inline __m256i cvtepi32_epi16(__m512i v) {  // truncates
   const __m256i high = _mm256_and_si256(simde_mm512_extracti64x4_epi64(v, 1), mask);
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
 }
+inline __m128i cvtepi32_epi8(__m512i v) {  // truncates
+  const __m256i words = _mm256_and_si256(cvtepi32_epi16(v), _mm256_set1_epi16(0xff));
+  return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
 inline __m512i cvtepi8_epi32(__m128i v) {
   return join(_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)));
 }
@@ -41,6 +45,7 @@ inline __m512 cvtph_ps(__m256i v) {
 
 #define _mm512_cvtepu16_epi32(a) ::glint::cpu::emulated::cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) ::glint::cpu::emulated::cvtepi32_epi16(a)
+#define _mm512_cvtepi32_epi8(a) ::glint::cpu::emulated::cvtepi32_epi8(a)
 #undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtepi32_ps
