@@ -192,7 +192,7 @@ class Evaluation {
       r.bits = 8.0 * static_cast<double>(row) / static_cast<double>(kKvRow);
       r.real_bytes = static_cast<double>(row * real_config().n_layers);
     } else {
-      const RecipeSize size = recipe_size(spec.recipe(), real_config());
+      const RecipeSize size = recipe_size(spec.recipe(), real_config(), *make_cpu_ops({.threads = 1}));
       r.bits = size.bits();
       r.real_bytes = size.bytes;
       r.active_bytes = size.active_bytes;

@@ -55,18 +55,30 @@ void count(RoleSize& size, const SafetensorsEntry& t) {
   size.bytes += bytes_of(t);
 }
 
-// What a tensor takes in memory. Norms and routers are loaded as F32, kv_b as BF16 if it is quantised, F8 without
-// scales as BF16, FP8 scales of FP4 as F32; the rest as stored. `matrix`: the tensor that stands for a quantised matrix
-// of several.
-std::int64_t loaded_bytes(const TensorSpec& spec, const SafetensorsEntry& t, std::string_view scheme, bool matrix,
-                          std::int64_t params) {
+// What a tensor takes in memory on the host. Norms and routers are loaded as F32, kv_b as BF16 if it is quantised and
+// not `absorbed` as it is, F8 without scales as BF16, FP8 scales of FP4 as F32; the rest as stored. `first`: the tensor
+// that stands for a quantised matrix of several.
+struct StoredAs {
+  std::string scheme = "plain";
+  bool absorbed = false;
+  bool first = true;
+};
+std::int64_t loaded_bytes(const TensorSpec& spec, const SafetensorsEntry& t, const StoredAs& as, std::int64_t params) {
   if (spec.rank == 1) return t.shape.elements() * 4;
-  if (spec.role == Role::kRouter) return matrix ? params * 4 : 0;
-  const bool quantised = scheme != "plain";
-  if (quantised && spec.field == "layers.kv_b") return matrix ? params * 2 : 0;
+  if (spec.role == Role::kRouter) return as.first ? params * 4 : 0;
+  const bool quantised = as.scheme != "plain";
+  if (quantised && spec.field == "layers.kv_b" && !as.absorbed) return as.first ? params * 2 : 0;
   if (t.dtype != DType::kF8E4M3) return bytes_of(t);
   if (!quantised) return bytes_of(t) * 2;
-  return scheme.ends_with("nvfp4") ? bytes_of(t) * 4 : bytes_of(t);
+  return as.scheme.ends_with("nvfp4") ? bytes_of(t) * 4 : bytes_of(t);
+}
+
+// Whether the host's attention reads this kv_b as it lies in the file: INT8, symmetric, a scale a row.
+bool is_absorbed(const Checkpoint& checkpoint, const std::string& base, std::string_view scheme, std::int64_t rows) {
+  if (scheme == "bitsandbytes int8") return true;
+  const Checkpoint::Tensor* scales = checkpoint.find(base + ".weight_scale");
+  return scheme == "compressed-tensors int8" && scales != nullptr && scales->entry->shape.elements() <= rows &&
+         checkpoint.find(base + ".weight_zero_point") == nullptr;
 }
 
 // A quantised matrix is several tensors: its parameters count once, with the first.
@@ -76,12 +88,13 @@ void count_matrix(Contents& c, const Checkpoint& checkpoint, const TensorSpec& s
   const bool first = seen.insert(base).second;
   const MatrixScheme* found = find_scheme(checkpoint, base);
   const std::string scheme(found == nullptr ? "incomplete" : found->name);
+  const bool absorbed = spec.field == "layers.kv_b" && is_absorbed(checkpoint, base, scheme, params / kLatent);
   for (RoleSize* size : {&c.roles[static_cast<std::size_t>(spec.role)], &c.total, &c.schemes[scheme]}) {
     size->tensors += size == &c.schemes[scheme] && !first ? 0 : 1;
     size->params += first ? params : 0;
     size->bytes += bytes_of(entry);
   }
-  c.loaded_bytes += loaded_bytes(spec, entry, scheme, first, params);
+  c.loaded_bytes += loaded_bytes(spec, entry, {scheme, absorbed, first}, params);
 }
 
 Contents survey(const Checkpoint& checkpoint, const ModelConfig& config) {
@@ -102,7 +115,7 @@ Contents survey(const Checkpoint& checkpoint, const ModelConfig& config) {
     } else {
       count(c.total, entry);
       count(c.roles[static_cast<std::size_t>(spec.role)], entry);
-      c.loaded_bytes += loaded_bytes(spec, entry, "plain", true, 0);
+      c.loaded_bytes += loaded_bytes(spec, entry, {}, 0);
     }
     c.mtp |= place->layer == config.n_layers;
     c.mtp_embed |= spec.field == "mtp.embed";

@@ -46,7 +46,7 @@ struct Flags {
   std::int64_t expert_hidden = kHidden, expert_inner = kExpertInner;  // of moe and route; the tiny model: 256,64
 };
 
-// kv_b stays BF16 in every format.
+// kv_b is BF16 in the formats that attention does not read along both axes.
 QuantSpec spec_of(const std::string& name) {
   if (name == "int4") return {.format = WeightFormat::kI4, .group = 128};
   if (name == "int4-g64") return {.format = WeightFormat::kI4, .group = 64};
@@ -287,7 +287,8 @@ class Bench {
     const auto sets = copies(kHeads * (kNope + kValue) * kLatent * 2, [&] {
       auto& cache = caches.emplace_back();
       for (std::int64_t i = 0; i < pages; ++i) cache.insert(cache.end(), page.begin(), page.end());
-      return plain_weight(kHeads * (kNope + kValue), kLatent);
+      constexpr std::int64_t kRows = kHeads * (kNope + kValue);
+      return ops_->supports_absorbed(spec_of(flags_.format)) ? weight(kRows, kLatent) : plain_weight(kRows, kLatent);
     });
     std::vector<std::int32_t> table(static_cast<std::size_t>(pages));
     for (std::size_t i = 0; i < table.size(); ++i) table[i] = static_cast<std::int32_t>(i);

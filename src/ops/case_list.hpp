@@ -19,6 +19,7 @@ void add_many_rows_cases(std::vector<Case>& list);
 void add_prefill_cases(std::vector<Case>& list);
 void add_many_rows_expert_cases(std::vector<Case>& list);
 void add_narrow_group_cases(std::vector<Case>& list);
+void add_absorbed_cases(std::vector<Case>& list);
 
 constexpr OpTag kCaseTag{"case", 0};
 

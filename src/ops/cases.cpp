@@ -97,6 +97,7 @@ const std::vector<Case>& all_cases() {
     add_prefill_cases(list);
     add_many_rows_expert_cases(list);
     add_narrow_group_cases(list);
+    add_absorbed_cases(list);
     for (std::size_t i = 0; i < list.size(); ++i) list[i].seed = 1000 + i;
     return list;
   }();
@@ -118,7 +119,8 @@ OpLimits case_limits() {
 }
 
 bool supported(const Case& c, const Ops& ops) {
-  return (!c.format || ops.supports(*c.format)) && (!c.codec || ops.supports(*c.codec));
+  return (!c.format || ops.supports(*c.format)) && (!c.absorbed || ops.supports_absorbed(*c.absorbed)) &&
+         (!c.codec || ops.supports(*c.codec));
 }
 
 std::vector<Output> run_outputs(const Case& c, Ops& ops, Layout layout) {

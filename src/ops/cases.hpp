@@ -22,6 +22,7 @@ struct Case {
   std::uint64_t seed = 0;
   std::function<void(Stage&)> run;     // builds the data and calls the op once
   std::optional<WeightFormat> format;  // what the backend must support
+  std::optional<QuantSpec> absorbed;   // the same of kv_b
   std::optional<KvCodec> codec;
   double slack = 1;  // multiplies the error limits of products
   const char* slack_reason = "";

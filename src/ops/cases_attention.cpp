@@ -76,7 +76,7 @@ struct Sequence {
 struct AttendShape {
   std::int64_t heads;
   KvCodec codec = KvCodec::kBF16;
-  WeightFormat format = WeightFormat::kBF16;
+  QuantSpec format = {.format = WeightFormat::kBF16};
   int window = 0;
   float q_scale = 1.0F;
 };
@@ -129,7 +129,8 @@ void add_attend(std::vector<Case>& list, const AttendShape& a, const std::vector
                            {text(a.codec), text(a.format), text("N", a.heads), text("window", a.window), rows}),
          .op = "mla_attend",
          .run = [=](Stage& s) { run_attend(s, a, sequences); },
-         .format = a.format,
+         .format = a.format.format,
+         .absorbed = a.format,
          .codec = a.codec};
   if (a.q_scale > 1) {
     c.name += "/sharp";
@@ -186,9 +187,26 @@ void add_attention_cases(std::vector<Case>& list) {
   }
   add_attend(list, {.heads = 4, .window = 1}, {{5, 70}});
   add_attend(list, {.heads = 4}, {{300, 300}});
-  for (const WeightFormat f : kAllFormats) add_attend(list, {.heads = 3, .format = f}, {{2, 66}, {1, 3}});
+  for (const WeightFormat f : kAllFormats) add_attend(list, {.heads = 3, .format = {.format = f}}, {{2, 66}, {1, 3}});
   for (const int window : {0, 100})
     add_attend(list, {.heads = 4, .window = window, .q_scale = 30.0F}, {{1, 257}, {17, 130}});
+}
+
+// kv_b in codes: few rows and many, each kind of scale, and what only the reference reads.
+void add_absorbed_cases(std::vector<Case>& list) {
+  const auto int8 = [](DType scale) { return QuantSpec{WeightFormat::kI8, 0, 1, true, scale}; };
+  for (const DType scale : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const std::int32_t T : {1, 8, 17, 65})
+      add_attend(list, {.heads = 4, .format = int8(scale)}, {{T, T + 200}, {0, 70}, {3, 3}});
+  }
+  for (const KvCodec codec : kKvCodecs) {
+    add_attend(list, {.heads = 20, .codec = codec, .format = int8(DType::kBF16)}, {{1, 1000}});
+    add_attend(list, {.heads = 3, .codec = codec, .format = int8(DType::kBF16), .window = 100}, {{200, 333}, {1, 65}});
+  }
+  add_attend(list, {.heads = 4, .format = int8(DType::kBF16), .q_scale = 30.0F}, {{1, 257}, {17, 130}});
+  for (const QuantSpec& q : kBlockSpecs) {
+    if (q.group_rows == 1) add_attend(list, {.heads = 2, .format = q}, {{2, 66}});
+  }
 }
 
 // Sequences with many rows, which a backend may expand: alone, with a prefix, in company, over several blocks.

@@ -133,7 +133,7 @@ void validate(const MlaAppendParams& p, const CheckPolicy& policy) {
 void validate(const MlaAttendParams& p, const CheckPolicy& policy) {
   Contract c("mla_attend", p.tag, policy);
   c.activation("q", p.q, {"T", "N", kQk});
-  c.weight("kv_b", p.kv_b, c["N"] * (kNope + kValue), kLatent);
+  c.absorbed("kv_b", p.kv_b, c["N"] * (kNope + kValue), kLatent);
   c.activation("out", p.out, {"T", c["N"] * kValue});
   c.pages("pages", p.pages);
   c.range("window_tokens", p.window_tokens, 0, kMaxInt);

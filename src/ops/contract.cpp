@@ -103,6 +103,14 @@ void Contract::weight(std::string_view name, const Weight& w, Dim rows, Dim cols
           "a weight format that " + policy_.backend->name() + " reads");
 }
 
+void Contract::absorbed(std::string_view name, const Weight& w, Dim rows, Dim cols) {
+  weight(name, w, rows, cols);
+  if (policy_.backend == nullptr) return;
+  const QuantSpec spec = quant_spec(w);
+  require(policy_.backend->supports_absorbed(spec), std::string(name), spec.name(),
+          "a format that " + policy_.backend->name() + " reads along both axes");
+}
+
 void Contract::experts(std::string_view name, const ExpertWeights& w, Dim inner, Dim hidden) {
   const std::string prefix = std::string(name) + ".";
   weight(prefix + "gate", w.gate, inner, hidden);

@@ -36,6 +36,8 @@ class Contract {
   void activation(std::string_view name, const ConstView& v, std::initializer_list<Dim> dims);
   void f32(std::string_view name, const ConstView& v, std::initializer_list<Dim> dims);
   void weight(std::string_view name, const Weight& w, Dim rows, Dim cols);
+  // kv_b: a weight whose way of storing attention reads.
+  void absorbed(std::string_view name, const Weight& w, Dim rows, Dim cols);
   void experts(std::string_view name, const ExpertWeights& w, Dim inner, Dim hidden);
   void pages(std::string_view name, const KvPages& p);
   // A plain array of n elements.

@@ -39,6 +39,7 @@ class DecoratedOps : public Ops {
   double stop_timer() override { return inner_->stop_timer(); }
   bool supports(WeightFormat format) const override { return inner_->supports(format); }
   bool supports(KvCodec codec) const override { return inner_->supports(codec); }
+  bool supports_absorbed(const QuantSpec& kv_b) const override { return inner_->supports_absorbed(kv_b); }
 
   void prepare_decoder(std::span<const LayerWeights> layers) override { inner_->prepare_decoder(layers); }
 

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "ops/params.hpp"
+#include "tensor/codec.hpp"
 
 namespace glint {
 
@@ -59,6 +60,11 @@ class Ops {
   // True if this backend reads weights of that format / pages of that codec.
   virtual bool supports(WeightFormat format) const = 0;
   virtual bool supports(KvCodec codec) const = 0;
+  // True if mla_attend reads a kv_b that is stored so: attention reads it along both its axes, and the format alone
+  // does not tell whether a backend can. What is refused here is widened to BF16 at load.
+  virtual bool supports_absorbed(const QuantSpec& kv_b) const {
+    return !has_scales(kv_b.format) && supports(kv_b.format);
+  }
 
   virtual void embed(const EmbedParams& p) = 0;
   virtual void rms_norm(const RmsNormParams& p) = 0;

@@ -85,6 +85,15 @@ std::string QuantSpec::name() const {
   return s;
 }
 
+QuantSpec quant_spec(const Weight& w) {
+  if (!has_scales(w.format)) return {.format = w.format};
+  return {.format = w.format,
+          .group = w.group < w.cols ? w.group : 0,
+          .group_rows = w.group_rows,
+          .symmetric = w.mins == nullptr,
+          .scale_dtype = w.scale_dtype};
+}
+
 double QuantSpec::bits(std::int64_t cols) const {
   double b = weight_code_bits(format);
   if (!has_scales(format)) return b;

@@ -50,6 +50,9 @@ struct QuantSpec {
   double bits(std::int64_t cols) const;
 };
 
+// How `w` is stored.
+QuantSpec quant_spec(const Weight& w);
+
 // A quantised matrix with its memory.
 struct QuantizedWeight {
   Buffer codes;

@@ -16,6 +16,7 @@
 #include "models/glm_4_7_flash/quantize_plan.hpp"
 #include "models/small_checkpoint.hpp"
 #include "models/tiny_model.hpp"
+#include "ops/decorated.hpp"
 
 namespace glint {
 namespace {
@@ -70,7 +71,9 @@ TEST(QuantRecipe, WhatPresetsKeep) {
 
 TEST(QuantRecipe, SizeOfTheRealModel) {
   const ModelConfig real = real_config();
-  const RecipeSize kept = recipe_size(QuantRecipe::parse("bf16"), real);
+  const auto cpu = make_cpu_ops({.threads = 1});
+  const auto size_of = [&](const char* recipe) { return recipe_size(QuantRecipe::parse(recipe), real, *cpu); };
+  const RecipeSize kept = size_of("bf16");
   const ModelSize official = model_size(real);
   const std::int64_t copies = 2 * real.vocab * real.hidden;  // the MTP layer's own embedding and head
   EXPECT_EQ(kept.params, official.total.params - copies);
@@ -78,10 +81,15 @@ TEST(QuantRecipe, SizeOfTheRealModel) {
   const double active = 2.0 * static_cast<double>(official.active_params + real.vocab * real.hidden);
   EXPECT_NEAR(kept.active_bytes / active, 1.0, 1e-3);  // norms and the bias apart
 
-  EXPECT_NEAR(recipe_size(QuantRecipe::preset("q8"), real).bits(), 8.0, 0.05);
-  const RecipeSize g64 = recipe_size(QuantRecipe::parse("bf16:experts=int4-g64"), real);
+  EXPECT_NEAR(size_of("q8").bits(), 8.0, 0.05);
+  const RecipeSize g64 = size_of("bf16:experts=int4-g64");
   const double experts = static_cast<double>(official.roles[static_cast<std::size_t>(Role::kExperts)].params);
   EXPECT_NEAR(kept.bytes - g64.bytes, experts * (16 - 4.25) / 8, 1e-6 * experts);
+
+  // kv_b: read as it is where attention can, else as BF16.
+  const double kv_b = 47.0 * 20 * 448 * 512;
+  EXPECT_NEAR(kept.active_bytes - size_of("bf16:kv_b=int8").active_bytes, kv_b, 0.01 * kv_b);
+  EXPECT_EQ(kept.active_bytes, size_of("bf16:kv_b=int4-g64").active_bytes);
 }
 
 TEST(QuantRecipe, Refusals) {
@@ -263,7 +271,7 @@ TEST(QuantizeCheckpoint, LetsGoOfWhatItHasRead) {
   }
 }
 
-// The backend that `glint quantize` uses reads codes in place, but not those of kv_b; FP8 is calibrated as well.
+// The backend that `glint quantize` uses reads codes in place; FP8 is calibrated as well.
 TEST(QuantizeCheckpoint, CalibratesOnTheFastBackend) {
   const TempDir in;
   SmallCheckpoint(job_config()).write(in);
@@ -343,11 +351,64 @@ TEST(QuantizeInMemory, IsTheCheckpointsRounding) {
   EXPECT_EQ(model.layers[1].experts[0].up.format, WeightFormat::kI4);
   EXPECT_EQ(model.layers[1].experts[0].up.group, 32);
   EXPECT_EQ(model.layers[1].o.format, WeightFormat::kI8);
-  EXPECT_EQ(model.layers[1].kv_b.format, WeightFormat::kBF16);
+  EXPECT_EQ(model.layers[1].kv_b.format, WeightFormat::kI8);
   EXPECT_EQ(model.embed.format, WeightFormat::kI8);
   const Weight& up = model.layers[1].experts[0].up;
   EXPECT_EQ(up.bytes(), up.rows * (up.cols / 2 + up.cols / 32 * 2));  // 4.5 bits
   EXPECT_LT(model.total_bytes(), before);
+}
+
+// A backend that reads kv_b as plain values only, whatever the inner one does.
+class WidensKvB final : public DecoratedOps<WidensKvB> {
+ public:
+  using DecoratedOps::DecoratedOps;
+  bool supports_absorbed(const QuantSpec& kv_b) const override { return Ops::supports_absorbed(kv_b); }
+  template <typename Params, typename Run>
+  void around(std::string_view, const Params&, Run run) {
+    run();
+  }
+};
+
+TEST(QuantizedKvB, StaysInCodesWhereAttentionReadsThem) {
+  const TempDir out;
+  const QuantizeJob job{.input_dir = testing::kTinyDir,
+                        .output_dir = out / "made",
+                        .recipe = QuantRecipe::parse("bf16:kv_b=int8"),
+                        .method = QuantMethod::kRtn};
+  quantize_checkpoint(job, *make_reference_ops());
+  const auto logits = [&](Ops& ops, bool widened) {
+    ModelWeights weights = load_weights(job.output_dir, ops);
+    EXPECT_EQ(weights.report.kv_b_dequantised, widened ? weights.config.n_layers + weights.config.n_mtp_layers : 0);
+    for (const LayerWeights& l : weights.layers)
+      EXPECT_EQ(l.kv_b.format, widened ? WeightFormat::kBF16 : WeightFormat::kI8);
+    Runtime runtime(weights, ops,
+                    {.model = {.max_rows = 512, .max_logits = 64, .max_context = 512},
+                     .codec = KvCodec::kF32,
+                     .cache_tokens = 512,
+                     .max_seqs = 1});
+    std::vector<float> all;
+    probe_logits(runtime, testing::golden_ids("story"), {},
+                 [&](std::int64_t, std::span<float> row) { all.insert(all.end(), row.begin(), row.end()); });
+    return all;
+  };
+  WidensKvB widening(make_cpu_ops({.threads = 2}));
+  const std::vector<float> expected = logits(widening, true), found = logits(widening.inner(), false);
+  double error = 0, square = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(static_cast<double>(found[i]) - expected[i], 2);
+    square += static_cast<double>(expected[i]) * expected[i];
+  }
+  EXPECT_GT(error, 0);
+  EXPECT_LT(error, 1e-5 * square);  // kv_b's values rounded to bf16, where it is widened, in every layer
+}
+
+TEST(QuantizedKvB, OfRandomWeightsAsOfFiles) {
+  const SyntheticOptions options{.config = job_config(), .weights = "int4"};
+  WidensKvB widening(make_reference_ops());
+  EXPECT_EQ(synthetic_weights(options, widening).layers[1].kv_b.format, WeightFormat::kBF16);
+  const ModelWeights model = synthetic_weights(options, widening.inner());
+  EXPECT_EQ(model.layers[1].kv_b.format, WeightFormat::kI8);
+  EXPECT_EQ(model.mtp->block.kv_b.format, WeightFormat::kI8);
 }
 
 TEST(SyntheticBlocks, HaveTheScaleOfPlainOnes) {

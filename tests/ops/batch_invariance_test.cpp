@@ -179,7 +179,8 @@ TEST_P(BatchInvariance, MlaProject) {
 
 // One sequence with 700 tokens before the rows, so that they cross chunk and page borders; alone, and beside another
 // sequence whose rows come first in the batch.
-void check_attend(const std::string& isa, KvCodec codec, int window) {
+void check_attend(const std::string& isa, KvCodec codec, int window,
+                  const QuantSpec& absorbed = {.format = WeightFormat::kBF16}) {
   constexpr std::int64_t kBefore = 700, kContext = kBefore + kRows, kOther = 90;
   constexpr std::int64_t kPages = (kContext + kPageTokens - 1) / kPageTokens + 2;
   const DType type = codec == KvCodec::kF32 ? DType::kF32 : DType::kBF16;
@@ -192,7 +193,7 @@ void check_attend(const std::string& isa, KvCodec codec, int window) {
     table[i] = static_cast<std::int32_t>((i * 5 + 1) % kPages);  // the other sequence
     table[kPages + i] = static_cast<std::int32_t>((i * 3 + 2) % kPages);
   }
-  const OwnedWeight kv_b = random_weight(kHeads * (kNope + kValue), kLatent, WeightFormat::kBF16, 21);
+  const OwnedWeight kv_b = random_weight(kHeads * (kNope + kValue), kLatent, absorbed, 21);
   const Floats q = random_floats((kRows + kOther) * kHeads * kQk, 22);
   constexpr std::int64_t kQWidth = kHeads * kQk, kOutWidth = kHeads * kValue;
 
@@ -212,6 +213,7 @@ void check_attend(const std::string& isa, KvCodec codec, int window) {
     std::memcpy(out, both.data() + other * kOutWidth, static_cast<std::size_t>(n * kOutWidth) * sizeof(float));
   };
 
+  const bool slow = is_slow(isa) || (isa == "generic" && has_scales(absorbed.format));
   const auto one = make_cpu_ops({.isa = isa, .threads = 1});
   const auto two = make_cpu_ops({.isa = isa, .threads = 2});
   const auto five = make_cpu_ops({.isa = isa, .threads = 5});
@@ -220,8 +222,8 @@ void check_attend(const std::string& isa, KvCodec codec, int window) {
   for (Ops* ops : {one.get(), two.get(), five.get()}) {
     for (const std::int64_t other : {0, 30}) {
       if (other == 0 && ops == two.get()) continue;  // the longest test: each choice once is enough
-      if (is_slow(isa) && (other == 0 || ops != five.get())) continue;
-      for (const auto& cut : is_slow(isa) ? all_cuts({7}) : all_cuts({1, 7, 64})) {
+      if (slow && (other == 0 || ops != five.get())) continue;
+      for (const auto& cut : slow ? all_cuts({7}) : all_cuts({1, 7, 64})) {
         Floats out(whole.size());
         std::int64_t at = 0;
         for (const std::int64_t n : cut) {
@@ -238,6 +240,10 @@ void check_attend(const std::string& isa, KvCodec codec, int window) {
 
 TEST_P(BatchInvariance, MlaAttend) { check_attend(GetParam(), KvCodec::kBF16, 0); }
 TEST_P(BatchInvariance, MlaAttendWindow) { check_attend(GetParam(), KvCodec::kF32, 300); }
+// The scales of the rows of W_UK meet the query before the product, and the latent becomes codes row by row.
+TEST_P(BatchInvariance, MlaAttendInt8) {
+  check_attend(GetParam(), KvCodec::kBF16, 0, {.format = WeightFormat::kI8, .group = 0});
+}
 
 struct OwnedExpert {
   OwnedWeight gate, up, down;

@@ -312,6 +312,32 @@ TEST(Checked, RefusesWeightsThatTheBackendDoesNotRead) {
             "linear the.op (layer 3): w: found F8_E4M3, expected a weight format that reference reads");
 }
 
+// A backend that reads every format, but along its rows only.
+class AbsorbsPlain final : public DecoratedOps<AbsorbsPlain> {
+ public:
+  using DecoratedOps::DecoratedOps;
+  bool supports_absorbed(const QuantSpec& kv_b) const override { return Ops::supports_absorbed(kv_b); }
+  template <typename Params, typename Run>
+  void around(std::string_view, const Params&, Run run) {
+    run();
+  }
+};
+
+TEST(Checked, RefusesAKvBThatAttentionDoesNotRead) {
+  Valid v;
+  const float scale = 1;
+  MlaAttendParams p = v.mla_attend();
+  p.kv_b.format = WeightFormat::kI8;
+  p.kv_b.scales = &scale;
+  p.kv_b.group = kLatent;
+  Checked checked(std::make_unique<AbsorbsPlain>(make_reference_ops()));
+  EXPECT_EQ(message_of([&] { checked.mla_attend(p); }),
+            "mla_attend the.op (layer 3): kv_b: found int8-channel, expected a format that reference reads along both "
+            "axes");
+  EXPECT_FALSE(checked.supports_absorbed(quant_spec(p.kv_b)));
+  EXPECT_TRUE(Checked(make_reference_ops()).supports_absorbed(quant_spec(p.kv_b)));
+}
+
 TEST(Checked, DoesNotReadTheArraysOfADevice) {
   Valid v;
   EmbedParams p = v.embed();

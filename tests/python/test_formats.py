@@ -348,9 +348,7 @@ def convert(model, pack):
         assert values.dtype == np.float32 and values.shape == array.shape
         for suffix, tensor in tensors.items():
             quantised[base + suffix] = tensor
-        # Attention absorbs kv_b, which is dequantised to BF16 for it; act-order matrices become floats before.
-        rounded = "kv_b_proj" in name and pack is not gptq_act_order
-        floats[name] = ("BF16", to_bf16(values)) if rounded else ("F32", values)
+        floats[name] = ("F32", values)
     return quantised, floats
 
 

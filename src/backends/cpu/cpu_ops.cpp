@@ -50,9 +50,16 @@ void CpuOps::download(void* host_dst, const void* src, std::size_t bytes) { std:
 void CpuOps::copy(void* dst, const void* src, std::size_t bytes) { std::memmove(dst, src, bytes); }
 
 bool CpuOps::supports(WeightFormat format) const {
-  return weight_code_bits(format) > 0;  // all; kv_b alone must be unquantised (mla_attend)
+  return weight_code_bits(format) > 0;  // all
 }
 bool CpuOps::supports(KvCodec) const { return true; }
+
+// INT8 with one scale a row: the scales of W_UK are factors of the query (CombineArgs), those of W_UV of the sums.
+bool CpuOps::supports_absorbed(const QuantSpec& kv_b) const {
+  if (!has_scales(kv_b.format)) return true;
+  const bool one_a_row = (kv_b.group == 0 || kv_b.group >= kLatent) && kv_b.group_rows == 1;
+  return kv_b.format == WeightFormat::kI8 && kv_b.symmetric && one_a_row;
+}
 
 void CpuOps::reserve(const OpLimits& limits) {
   reserved_ = true;

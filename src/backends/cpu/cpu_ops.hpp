@@ -63,6 +63,7 @@ class CpuOps final : public Ops {
   void reserve(const OpLimits& limits) override;
   bool supports(WeightFormat format) const override;
   bool supports(KvCodec codec) const override;
+  bool supports_absorbed(const QuantSpec& kv_b) const override;
 
   void embed(const EmbedParams& p) override;
   void rms_norm(const RmsNormParams& p) override;

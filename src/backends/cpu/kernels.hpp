@@ -61,7 +61,8 @@ struct DotArgs {
   const void* next = nullptr;  // rows of codes, as wide as w's, that are likely read after these: fetched ahead
 };
 
-// out[m][n] = scale · Σ_k a[m][k] w[k][n] for n < w.cols, k < w.rows: W read along its rows (W_UKᵀ q).
+// out[m][n] = scale · Σ_k a[m][k] w[k][n] for n < w.cols, k < w.rows: W read along its rows (W_UKᵀ q). kI8 with one
+// scale a row, no mins and at most kNope rows: codes meet a[m][k] · scale[k], rounded once whatever the number of rows.
 struct CombineArgs {
   const float* a = nullptr;
   std::int64_t a_stride = 0;

@@ -20,6 +20,8 @@ void dot_quantized(const DotArgs& a);
 
 #include "backends/cpu/linear.inl.hpp"
 
+#include "backends/cpu/combine.inl.hpp"
+
 #include "backends/cpu/quant.inl.hpp"
 
 #include "backends/cpu/elementwise.inl.hpp"

@@ -434,7 +434,30 @@ inline void dot_any(const DotArgs& a) {
   return a.m1 - a.m0 >= kGemmRows ? dot_many<X, W>(a) : dot_few<X, W>(a);
 }
 
+// INT8 with one scale a row and no mins against x in floats (kv_b): the codes are W's values here.
+struct Code8 {
+  std::uint8_t bits;
+};
+inline V load(const Code8* p) { return load_int8(&p->bits); }
+inline float factor_at(const void* table, DType type, std::int64_t i);
+
+// The scales meet the sums.
+void dot_code8(const DotArgs& a) {
+  dot_any<float, Code8>(a);
+  constexpr std::int64_t kN = kStrip;
+  alignas(64) float scales[kN];
+  for (std::int64_t n = a.n0; n < a.n1; n += kN) {
+    const std::int64_t count = a.n1 - n < kN ? a.n1 - n : kN;
+    for (std::int64_t j = 0; j < count; ++j) scales[j] = factor_at(a.w.scales, a.w.scale_dtype, n + j);
+    for (std::int64_t m = a.m0; m < a.m1; ++m) {
+      float* out = a.out + (m - a.m0) * a.out_stride + (n - a.n0);
+      for (std::int64_t j = 0; j < count; ++j) out[j] *= scales[j];
+    }
+  }
+}
+
 void dot(const DotArgs& a) {
+  const bool one_scale_a_row = a.w.mins == nullptr && a.w.group_rows == 1 && a.w.group >= a.w.cols;
   switch (a.w.format) {
     case WeightFormat::kF32:
       return dot_any<float, float>(a);
@@ -445,6 +468,8 @@ void dot(const DotArgs& a) {
       if (a.x->bf16) return dot_any<BF16, BF16>(a);
 #endif
       return dot_any<float, BF16>(a);
+    case WeightFormat::kI8:
+      return a.x->quant == 0 && one_scale_a_row ? dot_code8(a) : dot_quantized(a);
     default:
       return dot_quantized(a);
   }
@@ -471,35 +496,6 @@ void pack(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t 
   pack_rows<float>(to, x, x_stride, m0, m1);
 }
 
-// W read along its rows. For one row of `a` the output (2 KB) stays in L1 and W streams past, four rows at a time; for
-// more, a slab of kTileN vectors of columns is converted and all rows of `a` pass. Both add in ascending k.
-template <typename W>
-inline void combine_few(const CombineArgs& a, std::int64_t m) {
-  const std::int64_t cols = a.w.cols;
-  const W* w = static_cast<const W*>(a.w.data);
-  const float* x = a.a + m * a.a_stride;
-  float* out = a.out + m * a.out_stride;
-  for (std::int64_t c = 0; c < cols; c += kLanes) store(out + c, zero());
-  std::int64_t k = 0;
-  for (; k + 4 <= a.w.rows; k += 4) {
-    const V x0 = set1(x[k]), x1 = set1(x[k + 1]), x2 = set1(x[k + 2]), x3 = set1(x[k + 3]);
-    const W* row = w + k * cols;
-    for (std::int64_t c = 0; c < cols; c += kLanes) {
-      __builtin_prefetch(row + 4 * cols + 4 * c, 0, 2);  // of the next four rows, which follow these in memory
-      V v = load(out + c);
-      v = fma(x0, load(row + c), v);
-      v = fma(x1, load(row + cols + c), v);
-      v = fma(x2, load(row + 2 * cols + c), v);
-      store(out + c, fma(x3, load(row + 3 * cols + c), v));
-    }
-  }
-  for (; k < a.w.rows; ++k) {
-    for (std::int64_t c = 0; c < cols; c += kLanes)
-      store(out + c, fma(set1(x[k]), load(w + k * cols + c), load(out + c)));
-  }
-  for (std::int64_t c = 0; c < cols; c += kLanes) store(out + c, mul(load(out + c), set1(a.scale)));
-}
-
 // acc[m][n] += Σ_k x[m][k] · b[k][n-th vector]: the tile of combine and of softmax(s) · V.
 template <int M, int N, typename T>
 [[gnu::always_inline]] inline void outer_tile(const float* const (&x)[M], const T* b, std::int64_t b_stride,
@@ -514,56 +510,5 @@ template <int M, int N, typename T>
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) acc[m][n] = fma(xv, bv[n], acc[m][n]);
     }
-  }
-}
-
-template <int M>
-inline void combine_rows(const CombineArgs& a, const float* slab, std::int64_t column, std::int64_t m) {
-  constexpr std::int64_t kWidth = kTileN * kLanes;
-  const float* x[M];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) x[i] = a.a + (m + i) * a.a_stride;
-  V acc[M][kTileN];
-  clear(acc);
-  outer_tile(x, slab, kWidth, a.w.rows, acc);
-#pragma GCC unroll 16
-  for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kTileN; ++c)
-      store(a.out + (m + i) * a.out_stride + column + c * kLanes, mul(acc[i][c], set1(a.scale)));
-  }
-}
-
-template <typename W>
-inline void combine_any(const CombineArgs& a) {
-  constexpr std::int64_t kWidth = kTileN * kLanes;
-  if (a.rows < kGemmRows / 3 || a.w.rows > kNope || a.w.cols % kWidth != 0) {
-    for (std::int64_t m = 0; m < a.rows; ++m) combine_few<W>(a, m);
-    return;
-  }
-  alignas(64) float slab[kNope * kWidth];
-  for (std::int64_t column = 0; column < a.w.cols; column += kWidth) {
-    for (std::int64_t k = 0; k < a.w.rows; ++k) {
-      const W* from = static_cast<const W*>(a.w.data) + k * a.w.cols + column;
-#pragma GCC unroll 16
-      for (int c = 0; c < kTileN; ++c) store(slab + k * kWidth + c * kLanes, load(from + c * kLanes));
-    }
-    std::int64_t m = 0;
-    for (; whole_tile(a.rows - m); m += kTileM) combine_rows<kTileM>(a, slab, column, m);
-    for (; m + 2 <= a.rows; m += 2) combine_rows<2>(a, slab, column, m);
-    if (m < a.rows) combine_rows<1>(a, slab, column, m);
-  }
-}
-
-void combine(const CombineArgs& a) {
-  switch (a.w.format) {
-    case WeightFormat::kF32:
-      return combine_any<float>(a);
-    case WeightFormat::kF16:
-      return combine_any<F16>(a);
-    case WeightFormat::kBF16:
-      return combine_any<BF16>(a);
-    default:  // the ops refuse other formats
-      return;
   }
 }

@@ -22,6 +22,7 @@ class ReferenceOps final : public Ops {
   void reserve(const OpLimits&) override {}  // ops take their own temporaries
   bool supports(WeightFormat) const override { return true; }
   bool supports(KvCodec) const override { return true; }
+  bool supports_absorbed(const QuantSpec&) const override { return true; }
 
   void embed(const EmbedParams& p) override { reference::embed(p); }
   void rms_norm(const RmsNormParams& p) override { reference::rms_norm(p); }

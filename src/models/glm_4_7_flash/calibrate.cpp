@@ -283,8 +283,7 @@ void Calibrator::advance(std::int64_t index) {
   LayerWeights layer = model_.layers[static_cast<std::size_t>(index)];
   std::vector<Buffer> buffers;
   const auto readable = [&](Weight& w) {
-    // kv_b is read along both its axes, as the loader gives it: never in codes.
-    const bool in_place = &w == &layer.kv_b ? !has_scales(w.format) : ops_.supports(w.format);
+    const bool in_place = &w == &layer.kv_b ? ops_.supports_absorbed(quant_spec(w)) : ops_.supports(w.format);
     if (!w || in_place) return;
     Buffer& b = buffers.emplace_back(host_buffer(static_cast<std::size_t>(w.rows * w.cols) * sizeof(BF16)));
     const Weight source = w;

@@ -244,7 +244,8 @@ class Loader {
 
   Weight matrix(const TensorSpec& spec, const std::string& base) {
     StoredMatrix m = read(spec, base);
-    if (has_scales(m.weight.format) && spec.field == "layers.kv_b") {  // model facts §7.9
+    const bool absorbed = spec.field == "layers.kv_b";
+    if (absorbed && has_scales(m.weight.format) && !ops_.supports_absorbed(quant_spec(m.weight))) {
       ++model_.report.kv_b_dequantised;
       m = dequantised(std::move(m));
     } else if (m.scheme != "plain" && !ops_.supports(m.weight.format)) {

@@ -30,7 +30,7 @@ struct LoadReport {
     std::uint64_t bytes = 0;  // in the files, scales included
   };
   std::map<std::string, Scheme> schemes;  // by the names of weights/matrix_reader.hpp
-  std::int64_t kv_b_dequantised = 0;      // to BF16, since attention absorbs them
+  std::int64_t kv_b_dequantised = 0;      // to BF16: attention reads them along both axes (Ops::supports_absorbed)
   // Quantised matrices that became BF16 since the backend does not read their format: the memory of an unquantised
   // model. The warning is the caller's.
   std::int64_t dequantised = 0;
@@ -58,7 +58,7 @@ using LoadProgress = std::function<void(std::uint64_t done_bytes, std::uint64_t 
 
 // Loads MODEL_DIR: config.json and safetensors (one file or shards with an index; per-expert or fused experts).
 // Matrices may be quantised, each in any scheme of weights/matrix_reader.hpp; those that the backend does not read
-// become BF16, as kv_b always does. What lies in the file as the ops read it stays memory-mapped in place on host
+// become BF16. What lies in the file as the ops read it stays memory-mapped in place on host
 // backends; F8_E4M3 without scales becomes BF16 (exact); norms, router and bias become F32. Checks every tensor's name,
 // dtype and shape. Throws Error with found / expected / file.
 ModelWeights load_weights(const std::string& model_dir, Ops& ops, const LoadProgress& progress = {});

@@ -169,7 +169,7 @@ std::optional<QuantSpec> QuantRecipe::spec(const TensorSpec& tensor, std::int64_
   return fit_spec(*found, cols);
 }
 
-RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config) {
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config, const Ops& ops) {
   RecipeSize size;
   const auto add = [&](const TensorSpec& t, std::int64_t layer) {
     const Shape shape = t.shape(config);
@@ -181,7 +181,7 @@ RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config) {
     size.params += params;
     size.bytes += static_cast<double>(params) * bits / 8;
     if (layer == config.n_layers || t.role == Role::kEmbed) return;
-    const double read = t.field == "layers.kv_b" ? kept : bits;
+    const double read = spec && t.field == "layers.kv_b" && !ops.supports_absorbed(*spec) ? kept : bits;
     const double share = expert ? static_cast<double>(config.top_k) / static_cast<double>(config.n_experts) : 1.0;
     size.active_bytes += static_cast<double>(params) * share * read / 8;
   };

@@ -53,10 +53,10 @@ class QuantRecipe {
 struct RecipeSize {
   std::int64_t params = 0;
   double bytes = 0;
-  double active_bytes = 0;  // that one decoded token reads: kv_b as BF16, as attention has it, and the head
+  double active_bytes = 0;  // that one decoded token reads, the head too; kv_b as `ops` has it, maybe widened to BF16
   double bits() const { return 8 * bytes / static_cast<double>(params); }
 };
-RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config);
+RecipeSize recipe_size(const QuantRecipe& recipe, const ModelConfig& config, const Ops& ops);
 
 // The keys of QuantRecipe::set.
 std::span<const std::string_view> quant_keys();

@@ -449,10 +449,10 @@ void quantize_in_memory(ModelWeights& model, const QuantRecipe& recipe, Ops& ops
   for (const ModelTensor& t : tensors) {
     if (t.weight == nullptr) continue;
     const Weight source = *t.weight;
-    // kv_b stays: attention absorbs it, and the loader of quantised files has it in BF16 as well.
-    const bool absorbed = t.spec->field == "layers.kv_b";
-    const auto spec = absorbed ? std::nullopt : recipe.spec(*t.spec, t.layer, model.config);
-    if (spec && !has_scales(source.format)) {
+    const auto spec = recipe.spec(*t.spec, t.layer, model.config);
+    // A kv_b that attention could not read in codes stays: the loader of quantised files would widen it as well.
+    const bool stays = t.spec->field == "layers.kv_b" && spec && !ops.supports_absorbed(*spec);
+    if (spec && !stays && !has_scales(source.format)) {
       if (!ops.supports(spec->format)) {
         throw Error({.what = "weights",
                      .found = spec->name() + " for " + t.name(),

@@ -170,10 +170,12 @@ class Generator {
     return spec.rank == 2 && spec.role != Role::kRouter;  // the rest is F32
   }
 
-  // None: in the plain format. kv_b too, as the loader has it, since attention absorbs it.
+  // None: in the plain format. So is a kv_b that the backend does not read in codes, as the loader has it.
   std::optional<QuantSpec> block_spec(const TensorSpec& spec, std::int64_t layer) const {
-    if (!recipe_ || !is_matrix(spec) || spec.field == "layers.kv_b") return std::nullopt;
-    return recipe_->spec(spec, layer, config_);
+    if (!recipe_ || !is_matrix(spec)) return std::nullopt;
+    const auto block = recipe_->spec(spec, layer, config_);
+    if (block && spec.field == "layers.kv_b" && !ops_.supports_absorbed(*block)) return std::nullopt;
+    return block;
   }
 
   std::size_t bytes_of(const TensorSpec& spec, std::int64_t layer) const {
