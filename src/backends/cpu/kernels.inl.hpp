@@ -2,7 +2,7 @@
 //   GLINT_ISA       the namespace (avx2 …), so that no two builds of a function share a name
 //   GLINT_SIMD      its vector wrapper
 //   GLINT_DOT_BF16  if BF16 weights are multiplied as bfloat16
-//   GLINT_VNNI      if AVX-512 VNNI multiplies the codes of block formats
+//   GLINT_VNNI      if AVX-512 VNNI multiplies the codes of block formats and of attention
 // and is compiled with its own flags (isa.cmake). Rules for this code: no standard library templates and no inline
 // functions from outside the namespace (their out-of-line copies, built for this instruction set, could be linked into
 // code for every machine), and no contraction of a·b+c, which would let a row's bits depend on the tile it is in.
@@ -29,6 +29,10 @@ void dot_quantized(const DotArgs& a);
 #include "backends/cpu/kv_codec.inl.hpp"
 
 #include "backends/cpu/attend.inl.hpp"
+
+#ifdef GLINT_VNNI
+#include "backends/cpu/attend_vnni.inl.hpp"
+#endif
 
 #ifdef GLINT_DOT_BF16
 float multiply_bf16(std::int64_t steps) {
@@ -62,7 +66,11 @@ constexpr Table make_table(const char* name) {
   t.combine = combine;
   t.kv_encode = kv_encode;
   t.hadamard = hadamard;
+#ifdef GLINT_VNNI
+  t.attend = attend_codes;
+#else
   t.attend = attend;
+#endif
   t.attend_merge = attend_merge;
   t.attend_finish = attend_finish;
   t.norm = norm;

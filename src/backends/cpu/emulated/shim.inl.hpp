@@ -35,6 +35,11 @@ inline __m512 cvtepi32_ps(__m512i v) {
   const __m256 high = _mm256_cvtepi32_ps(simde_mm512_extracti64x4_epi64(v, 1));
   return simde_mm512_castsi512_ps(join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
 }
+inline __m512i cvtps_epi32(__m512 v) {
+  const __m256i low = _mm256_cvtps_epi32(simde_mm512_castps512_ps256(v));
+  const __m512i bits = simde_mm512_castps_si512(v);
+  return join(low, _mm256_cvtps_epi32(_mm256_castsi256_ps(simde_mm512_extracti64x4_epi64(bits, 1))));
+}
 inline __m512 cvtph_ps(__m256i v) {
   const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(v));
   const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
@@ -52,6 +57,7 @@ inline __m512 cvtph_ps(__m256i v) {
 #define _mm512_cvtepi8_epi32(a) ::glint::cpu::emulated::cvtepi8_epi32(a)
 #define _mm512_cvtepu8_epi32(a) ::glint::cpu::emulated::cvtepu8_epi32(a)
 #define _mm512_cvtepi32_ps(a) ::glint::cpu::emulated::cvtepi32_ps(a)
+#define _mm512_cvtps_epi32(a) ::glint::cpu::emulated::cvtps_epi32(a)
 #define _mm512_cvtph_ps(a) ::glint::cpu::emulated::cvtph_ps(a)
 #undef _mm512_madd_epi16  // SIMDe 0.7 gives it the arguments of the masked form
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
