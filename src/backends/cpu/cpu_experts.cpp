@@ -98,7 +98,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
       Packed& xs = x_by_kind[kind.index()];
       if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, kind);
     }
-    const PackKind kind = kind_of(groups[g], w.down);
+    const PackKind kind = pack_kind(w.down);
     inner[g] = make_packed(arena, groups[g].count, w.gate.rows, kind);
     values[g] = inner[g];
     if (kind.quant != 0) {

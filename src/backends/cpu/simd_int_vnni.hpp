@@ -12,6 +12,13 @@ inline void store_ints(void* p, I v) { _mm512_storeu_si512(p, v); }
 inline I load_half(const void* p) {
   return _mm512_inserti64x4(zero_ints(), _mm256_loadu_si256(static_cast<const __m256i*>(p)), 0);
 }
+// v in a register: where it is used twice the compiler would load it twice, and loads are what is scarce.
+inline I once(I v) {
+#ifndef SIMDE_ENABLE_NATIVE_ALIASES
+  __asm__("" : "+v"(v));
+#endif
+  return v;
+}
 inline I sub_ints(I a, I b) { return _mm512_sub_epi32(a, b); }
 inline I multiply_ints(I a, I b) { return _mm512_mullo_epi32(a, b); }
 inline I as_ints(V v) { return _mm512_castps_si512(v); }
