@@ -16,12 +16,15 @@ TinyModel tiny_with(KvCodec codec) { return TinyModel(make_cpu_ops({.threads = 1
 
 struct Codec {
   KvCodec codec;
-  double max_mean_kl;  // nats a token over the golden prompts; two to three times what was measured (2026-11-24, avx2)
+  // Nats a token over the golden prompts, two to three times what was measured: avx2 (2026-11-24), or avx512bf16
+  // (2026-11-28) where that was more: F16 6.3e-6 there, 2.0e-6 in fp32, since experts round x to bfloat16, which
+  // makes a change in one of its last bits one in the ninth.
+  double max_mean_kl;
 };
 
 class KvQuality : public ::testing::TestWithParam<Codec> {};
 INSTANTIATE_TEST_SUITE_P(, KvQuality,
-                         ::testing::Values(Codec{KvCodec::kF16, 2e-6}, Codec{KvCodec::kFp8, 5e-4},
+                         ::testing::Values(Codec{KvCodec::kF16, 1.5e-5}, Codec{KvCodec::kFp8, 5e-4},
                                            Codec{KvCodec::kInt8, 1e-4}, Codec{KvCodec::kInt4, 8e-3}),
                          [](const auto& i) { return std::string(kv_codec_name(i.param.codec)); });
 

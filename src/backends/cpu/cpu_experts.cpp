@@ -91,6 +91,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   auto* first_item = arena.take<std::int64_t>(n_groups + 1);
   std::int64_t w_rows = 0;
   std::int64_t codes_rows = 0;
+  std::int64_t most = 0;  // rows of a group
   double work = 0;
   for (std::int64_t g = 0; g < n_groups; ++g) {
     const ExpertWeights& w = *groups[g].w;
@@ -106,11 +107,13 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
       values[g] = {.data = data, .rows = groups[g].count, .cols = w.gate.rows, .block = w.gate.rows};
       codes_rows += groups[g].count;
     }
+    most = std::max(most, groups[g].count);
     w_rows += w.gate.rows * row_chunks(groups[g].count);
     work += static_cast<double>(w.gate.bytes()) * std::max(1.0, static_cast<double>(groups[g].count) / 8);
   }
 
-  const std::int64_t strip = strip_rows(w_rows, 1);
+  static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip);  // the items' buffers
+  const std::int64_t strip = strip_rows(w_rows, 1, most);
   first_item[0] = 0;
   for (std::int64_t g = 0; g < n_groups; ++g)
     first_item[g + 1] = first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count);
@@ -134,7 +137,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
               .n0 = n0,
               .n1 = n1,
               .out = gate,
-              .out_stride = kStrip,
+              .out_stride = strip,
               .next = rows_of(w.up, n0)};
     table_.dot(a);
     a.x = &x_by_kind[kind_of(group, w.up).index()];
@@ -143,11 +146,11 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     a.next = rows_of(w.gate, n0 > 0 ? n0 - strip : w.gate.rows);
     table_.dot(a);
     for (std::int64_t m = a.m0; m < a.m1; ++m)
-      table_.silu_mul(gate + (m - a.m0) * kStrip, up + (m - a.m0) * kStrip, n1 - n0, values[g], m, n0);
+      table_.silu_mul(gate + (m - a.m0) * strip, up + (m - a.m0) * strip, n1 - n0, values[g], m, n0);
   });
   if (codes_rows > 0) quantize_inner(groups, values, inner, codes_rows);
 
-  const std::int64_t out_strip = strip_rows(hidden, 1);
+  const std::int64_t out_strip = strip_rows(hidden, 1, most);
   for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {
     const std::int64_t n0 = item * out_strip;
     const std::int64_t n = std::min(hidden, n0 + out_strip) - n0;
@@ -166,10 +169,10 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
                     .n0 = n0,
                     .n1 = n0 + n,
                     .out = y,
-                    .out_stride = kStrip,
+                    .out_stride = out_strip,
                     .next = g + 1 < n_groups ? rows_of(groups[g + 1].w->down, n0) : nullptr});
         for (std::int64_t m = m0; m < m1; ++m)
-          table_.add_scaled(columns + (group.index != nullptr ? group.index[m] : m) * hidden, y + (m - m0) * kStrip,
+          table_.add_scaled(columns + (group.index != nullptr ? group.index[m] : m) * hidden, y + (m - m0) * out_strip,
                             group.weights != nullptr ? group.weights[m] : 1.0F, n);
       }
     }

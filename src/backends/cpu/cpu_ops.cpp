@@ -142,9 +142,9 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
   return to;
 }
 
-std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks) const {
+std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows) const {
   const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
-  std::int64_t strip = kStrip;
+  std::int64_t strip = x_rows <= kFewRowsOfX ? kLongStrip : kStrip;
   while (strip > 8 && w_rows * chunks < enough * strip) strip /= 2;
   return strip;
 }
@@ -163,7 +163,7 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
     w_rows += j.w.rows;
     work += work_of(j.w, j.x.rows);
   }
-  const std::int64_t strip = strip_rows(w_rows, chunks);
+  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows);
   std::int64_t strips = 0;
   for (const DotJob& j : jobs) strips += (j.w.rows + strip - 1) / strip;
   for_items(strips * chunks, work, [&](std::int64_t item, int) {

@@ -107,8 +107,9 @@ class CpuOps final : public Ops {
   void pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const;
 
   void dot(std::span<const DotJob> jobs);
-  // Rows of W an item takes, so that there are enough items for the threads.
-  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks) const;
+  // Rows of W an item takes, so that there are enough items for the threads. One or two rows of x take longer strips:
+  // what is read lies in longer pieces.
+  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks, std::int64_t x_rows) const;
   void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
 
   struct ExpertGroup;

@@ -16,6 +16,8 @@ namespace glint::cpu {
 inline constexpr std::int64_t kBlock = 512;      // k values of a packed block: a W tile of 8 rows is 16 KB, half of L1
 inline constexpr std::int64_t kPad = 32;         // packed rows are padded with zeros to this many values
 inline constexpr std::int64_t kStrip = 64;       // most rows of W in a work item
+inline constexpr std::int64_t kLongStrip = 256;  // the same for at most kFewRowsOfX rows of x
+inline constexpr std::int64_t kFewRowsOfX = 2;
 inline constexpr std::int64_t kRowChunk = 132;   // most rows of x in one kernel call; whole tiles of 2, 3 and 6
 inline constexpr std::int64_t kGemmRows = 28;    // from here on, W is converted to a tile before it is used
 inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
