@@ -81,6 +81,9 @@ Limit limit_of(OutputKind kind, Precision precision, const Case& c) {
                            : "of values times a norm's weight (the cases draw both) 1.3e-4, more in a few outputs; ") +
                     "NF4's codebook as integers adds 2e-5" + because};
       }
+      if (precision == Precision::kI16)
+        return {1e-7 * c.slack, 5e-3 * std::sqrt(c.slack),
+                "attention in 16-bit integers: what rounding the cache to F16 would cost" + because};
       return {5e-5 * c.slack, 5e-2 * std::sqrt(c.slack),
               "activations rounded to bf16 (8 bits: 2^-9 relative) before up to three products in a row" + because};
   }

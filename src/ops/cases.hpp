@@ -13,8 +13,8 @@
 
 namespace glint {
 
-// How a backend multiplies: activations kept in fp32, or rounded to bf16 or int8 on their way into a product.
-enum class Precision : std::uint8_t { kF32, kBF16, kI8 };
+// How a backend multiplies: activations kept in fp32, or rounded to bf16, int8 or int16 on their way into a product.
+enum class Precision : std::uint8_t { kF32, kBF16, kI8, kI16 };
 
 struct Case {
   std::string name;  // "linear/bf16/T=7/2048→768"

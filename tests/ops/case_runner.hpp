@@ -24,7 +24,7 @@ inline const std::vector<Output>& reference_outputs(const Case& c) {
 
 // Fails the current test for every case that is off, and prints the worst errors of each op.
 // `blocks`: the precision with block formats. Where that is int8, FP8 weights and a kv_b in codes meet fp32
-// activations.
+// activations, and attention may have 16-bit integers where plain weights meet bf16.
 inline void expect_all_cases(Ops& tested, Precision plain, Precision blocks) {
   struct Worst {
     int cases = 0;
@@ -36,9 +36,10 @@ inline void expect_all_cases(Ops& tested, Precision plain, Precision blocks) {
   for (const Case& c : all_cases()) {
     if (!supported(c, tested)) continue;
     const bool floats = c.format == WeightFormat::kF8E4M3 || c.absorbed;
-    const Precision precision = !c.format || !has_scales(*c.format)  ? plain
-                                : floats && blocks == Precision::kI8 ? Precision::kF32
-                                                                     : blocks;
+    const Precision precision = !c.format || !has_scales(*c.format)       ? plain
+                                : !floats || blocks != Precision::kI8     ? blocks
+                                : c.absorbed && plain == Precision::kBF16 ? Precision::kI16
+                                                                          : Precision::kF32;
     const CaseResult r = compare(c, run_outputs(c, tested, Layout::kScattered), reference_outputs(c), precision);
     EXPECT_TRUE(r.ok) << tested.name() << ", " << c.name << ": " << r.reason;
     Worst& w = worst[precision == Precision::kI8 ? c.op + "/i8" : c.op];
