@@ -35,11 +35,34 @@ bool reads_layer(const LayerWeights& w) {
   });
 }
 
+// The kernel plans its stages once for all layers of a kind.
+bool of_one_kind(const LayerWeights& a, const LayerWeights& b) {
+  const auto mlp = [](const ExpertWeights& x, const ExpertWeights& y) {
+    return alike(mat_of(x.gate), mat_of(y.gate)) && alike(mat_of(x.down), mat_of(y.down));
+  };
+  for (const auto m :
+       {&LayerWeights::q_a, &LayerWeights::kv_a, &LayerWeights::q_b, &LayerWeights::kv_b, &LayerWeights::o}) {
+    if (!alike(mat_of(a.*m), mat_of(b.*m))) return false;
+  }
+  if (a.dense.gate) return mlp(a.dense, b.dense);
+  return a.experts.size() == b.experts.size() && mlp(a.shared, b.shared) && mlp(a.experts[0], b.experts[0]);
+}
+// Layers without experts come first, and those of a kind are alike.
+bool reads_all(std::span<const LayerWeights> layers) {
+  if (!std::all_of(layers.begin(), layers.end(), reads_layer)) return false;
+  for (std::size_t l = 1; l < layers.size(); ++l) {
+    const bool dense = static_cast<bool>(layers[l].dense.gate), before = static_cast<bool>(layers[l - 1].dense.gate);
+    if (dense && !before) return false;
+    if (dense == before && !of_one_kind(layers[l], layers[l - 1])) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
   decoder_ = {};
-  if (!one_kernel_ || layers.empty() || !std::all_of(layers.begin(), layers.end(), reads_layer)) return;
+  if (!one_kernel_ || layers.empty() || !reads_all(layers)) return;
   DecodeStep s;
   const LayerWeights& first = layers[0];
   s.n_layers = static_cast<int>(layers.size());

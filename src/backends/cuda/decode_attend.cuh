@@ -172,14 +172,18 @@ __device__ __forceinline__ void attend_piece(int layer) {
     step_sync();
     if (b + 1 < c.runs) tile.load(pages, c.seq, token_of(b + 1), begin, end, next);
 
-    // S
+    // S. With one tile of heads only, two warps share a product's contraction, and softmax adds their halves.
+    const bool halves = tiles == 1;
     const int m = warp % 2 * 16, n = warp / 2 * 8;
-    if (warp < 8 && warp % 2 < tiles) {
-      float dots[4][4] = {};
-      const std::uint32_t a_at = step.s.x + (m + lane % 16) * kCacheStride + lane / 16 * 16;
-      const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
+    float dots[4][4] = {};
+    const std::uint32_t a_at = step.s.x + ((halves ? 0 : m) + lane % 16) * kCacheStride + lane / 16 * 16;
+    const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
 #pragma unroll
-      for (int k = 0; k < kRowWidth / 32; ++k) {
+    for (int half = 0; half < 2; ++half) {
+      if (halves && half != warp % 2) continue;
+#pragma unroll
+      for (int i = 0; i < kRowWidth / 64; ++i) {
+        const int k = half * (kRowWidth / 64) + i;
         std::uint32_t a0[4], a1[4], kv[4];
         ldmatrix4(a0, a_at + k * 64);
         ldmatrix4(a1, a_at + k * 64 + 32);
@@ -187,12 +191,12 @@ __device__ __forceinline__ void attend_piece(int layer) {
         mma(dots[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
         mma(dots[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
-      const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
-      sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
-      sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
+    const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
+    sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
+    sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
     step_sync();
 
     // Softmax
@@ -201,9 +205,12 @@ __device__ __forceinline__ void attend_piece(int layer) {
     if (warp * kMine < 16 * tiles) {
       float best[kMine], weight[kMine], factor[kMine], total[kMine];
 #pragma unroll
-      for (int i = 0; i < kMine; ++i)
-        best[i] = weight[i] =
-            seen ? __uint_as_float(lds32(scores + ((warp * kMine + i) * kScoreRow + lane) * 4)) : -INFINITY;
+      for (int i = 0; i < kMine; ++i) {
+        const std::uint32_t score = scores + ((warp * kMine + i) * kScoreRow + lane) * 4;
+        float v = __uint_as_float(lds32(score));
+        if (halves) v += __uint_as_float(lds32(score + 16 * kScoreRow * 4));
+        best[i] = weight[i] = seen ? v : -INFINITY;
+      }
 #pragma unroll
       for (int d = 16; d > 0; d >>= 1) {
 #pragma unroll
@@ -300,7 +307,7 @@ __device__ __forceinline__ void attend_piece_any(int layer) {
 }
 
 // Many pieces: (token, head, 128 columns) a block at a time, a warp every sixteenth piece.
-__device__ __noinline__ void merge_pieces() {
+__device__ __forceinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
   for (int unit = blockIdx.x; unit < heads * kParts; unit += gridDim.x) {

@@ -52,7 +52,7 @@ __device__ __forceinline__ StepCopy copy_of_parts(StepStage s, const StepLayer& 
           scale_bytes_of(m, m.row_bytes - before)};
 }
 
-__device__ __noinline__ void load_stage(StepStage s, const StepLayer& layer, StepRing& ring) {
+__device__ __forceinline__ void load_stage(StepStage s, const StepLayer& layer, StepRing& ring) {
   const StepWork& w = work_of(s, layer.n_experts > 0);
   const bool leads = threadIdx.x % 32 == 0, steps = is_grouped(mat_of(s, layer)) || threadIdx.x % 32 < 16;
   const int chunks = w.chunks;
@@ -128,6 +128,7 @@ __device__ __forceinline__ void load_all() {
       if (s == StepStage::kExpertUp || s == StepStage::kExpertDown) {
         if (!routed) continue;
       }
+      if (s == StepStage::kSharedDown && down_joined(layer)) continue;
       if (s == StepStage::kExpertUp) choose(layer, epoch + (kScoreBarrier + merges) * gridDim.x);
       if (s == StepStage::kValues) {  // attention comes first: there is time
         load_experts(layer);

@@ -11,8 +11,10 @@
 namespace glint::cuda {
 
 // Eight warps work; one more, the loader, only fetches weights. Every warp has the same bookkeeping to do, and two of
-// them on a scheduler do it twice as fast as four.
-constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 32;
+// them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four warps: the loader's group has
+// three that leave at once, and on Hopper what it does not need the others get.
+constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 128;
+constexpr int kWorkerRegisters = 224, kLoaderRegisters = 56;
 
 // Bytes of a row of x in shared memory: whole steps of the contraction, and rows begin half of the banks apart.
 constexpr int kWidestStep = 128;  // columns
@@ -111,6 +113,19 @@ union StepMemory {
   __device__ StepMemory() {}
 };
 static __shared__ StepMemory step;
+
+template <int kRegisters>
+__device__ __forceinline__ void more_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ __forceinline__ void fewer_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
 
 // A barrier of the working warps.
 __device__ __forceinline__ void step_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStepThreads) : "memory"); }

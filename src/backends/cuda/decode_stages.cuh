@@ -14,7 +14,7 @@ __device__ __forceinline__ void prefetch_floats(const float* at, int n, int line
 }
 
 // Into the buffer of a layer that is over. By all threads; a barrier follows before anyone reads it.
-__device__ __noinline__ void fetch_layer(int l) {
+__device__ __forceinline__ void fetch_layer(int l) {
   const StepLayer* from = step.s.p.layers + l;
   StepLayer& to = step.s.layers[l & 1];
   const int tid = static_cast<int>(threadIdx.x), n = from->n_experts;
@@ -37,7 +37,7 @@ __device__ __forceinline__ unsigned char* cache_row(int layer, int slot) {
   return pages + slot / kPageRows * step.s.p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
 }
 // The token's latent, normed, and its rotary key go into the cache. By one block.
-__device__ __noinline__ void append_row(int layer) {
+__device__ __forceinline__ void append_row(int layer) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
   static_assert(2 * kStepThreads == kLatentWidth, "two numbers a thread");
   const float2 by = __ldg(reinterpret_cast<const float2*>(step.s.layers[layer & 1].kv_a_norm) + tid);
@@ -73,7 +73,7 @@ __device__ __noinline__ void append_row(int layer) {
 
 // query = W_UKᵀ q_nope in fp32: a thread has eight columns of a head, and every so manyth row of the 192.
 
-__device__ __noinline__ void latent_query(const StepLayer& layer) {
+__device__ __forceinline__ void latent_query(const StepLayer& layer) {
   constexpr int kPerHead = kLatentWidth / 8;
   const DecodeStep& p = step.s.p;
   const int tid = static_cast<int>(threadIdx.x);
@@ -141,7 +141,7 @@ __device__ __noinline__ void latent_query(const StepLayer& layer) {
 }
 
 // out = RMS(stream), by one block.
-__device__ __noinline__ void normed_out() {
+__device__ __forceinline__ void normed_out() {
   grid_wait();
   if (blockIdx.x != 0) return;
   const int hidden = step.s.p.hidden;

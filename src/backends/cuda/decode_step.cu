@@ -32,8 +32,8 @@ __device__ __forceinline__ void work_layers() {
 #pragma unroll 1
   for (int l = 0; l < n_layers; ++l) {
     const StepLayer& layer = step.s.layers[l & 1];
-    const bool routed = layer.n_experts > 0;
-    float experts = 0;  // of a row of the stream: what the chosen experts add
+    const bool routed = layer.n_experts > 0, joined = down_joined(layer);
+    float experts = 0;  // of a row of the stream: what the chosen experts add, where the shared one comes behind them
                         // One place for the products of all stages: less code than the instruction cache holds.
 #pragma unroll 1
     for (int i = 0; i < kStepStages; ++i) {
@@ -61,6 +61,7 @@ __device__ __forceinline__ void work_layers() {
         continue;
       }
       if (!routed && (s == StepStage::kExpertUp || s == StepStage::kExpertDown)) continue;
+      if (s == StepStage::kSharedDown && joined) continue;
       note_task(s, layer);
       note_output(s, layer);
       if (s != StepStage::kExpertUp && (s != StepStage::kSharedDown || !routed)) stage_x(s, layer);
@@ -68,7 +69,7 @@ __device__ __forceinline__ void work_layers() {
       products(s, layer, ring);
       step.s.trace.note(StepPart::kProducts);
       step_sync();
-      if (s == StepStage::kExpertDown) {
+      if (s == StepStage::kExpertDown && !joined) {
         experts = noted_sum(s, layer);
         continue;
       }
@@ -120,13 +121,18 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   }
   if (tid < kStepThreads) fetch_layer(0);
   __syncthreads();
-  if (tid >= kStepThreads) return load_all();
-  work_layers();
-  // The last block to come here leaves the counters as it found them.
-  step_sync();
-  if (tid == 0 && atomicAdd(step.s.p.counters + 1, 1U) == gridDim.x - 1) {
-    step.s.p.counters[0] = 0;
-    step.s.p.counters[1] = 0;
+  if (tid >= kStepThreads) {
+    fewer_registers<kLoaderRegisters>();
+    if (tid < kStepThreads + 32) load_all();
+  } else {
+    more_registers<kWorkerRegisters>();
+    work_layers();
+    // The last block to come here leaves the counters as it found them.
+    step_sync();
+    if (tid == 0 && atomicAdd(step.s.p.counters + 1, 1U) == gridDim.x - 1) {
+      step.s.p.counters[0] = 0;
+      step.s.p.counters[1] = 0;
+    }
   }
 #endif
 }

@@ -35,6 +35,14 @@ __device__ __forceinline__ const StepMat& mat_of(StepStage s, const StepLayer& l
 __device__ __forceinline__ bool is_grouped(const StepMat& m) { return m.group_shift < kWholeRow; }
 __device__ __forceinline__ bool is_pair(StepStage s) { return s == StepStage::kSharedUp || s == StepStage::kExpertUp; }
 
+// Whether the shared expert's down is one more of the chosen experts': a layer of experts with codes alike.
+__device__ __forceinline__ bool down_joined(const StepLayer& layer) {
+  const StepMat &a = layer.mats[static_cast<int>(StepRole::kDown)],
+                &b = layer.mats[static_cast<int>(StepRole::kSharedDown)];
+  return layer.n_experts > 0 && a.format == b.format && a.cols == b.cols && a.group_shift == b.group_shift &&
+         a.scale_dtype == b.scale_dtype;
+}
+
 struct Range {
   int begin, end;
 };
@@ -54,7 +62,7 @@ __device__ __noinline__ void plan_stage(StepStage s, const StepLayer& layer, Ste
   if (s == StepStage::kQuery) used -= 1;  // the last block fills the cache
   if (s == StepStage::kValues) total = step.s.p.heads * kQkWidth;
   if (s == StepStage::kExpertUp) total *= step.s.p.top_k;
-  if (s == StepStage::kExpertDown) w.items = step.s.p.top_k;
+  if (s == StepStage::kExpertDown) w.items = step.s.p.top_k + (down_joined(layer) ? 1 : 0);
   // Few rows: four each of gate and up, where their scales can be copied.
   if (s == StepStage::kSharedUp && m.row_bytes % 4 == 0 && m.scale_row_bytes % 4 == 0) unit = 4;
   const Range r = share(total, unit, used);
@@ -121,7 +129,8 @@ __device__ __forceinline__ StepHalf half_of(StepStage s, const StepLayer& layer,
     for (; row >= m->rows; ++e) row -= m->rows;
     at = &step.s.experts[half * layer.n_experts + step.s.ids[e]];
   } else if (s == StepStage::kExpertDown) {
-    at = &step.s.experts[2 * layer.n_experts + step.s.ids[item]];
+    at = item == step.s.p.top_k ? &layer.mats[static_cast<int>(StepRole::kSharedDown)].at
+                                : &step.s.experts[2 * layer.n_experts + step.s.ids[item]];
   }
   return {static_cast<const char*>(at->data) + static_cast<std::int64_t>(row) * m->row_bytes,
           static_cast<const char*>(at->scales) + static_cast<std::int64_t>(row) * m->scale_row_bytes, min(8, end - i)};
