@@ -186,42 +186,6 @@ __device__ __forceinline__ float step_sum(float v, int turn) {
 
 // ---- rows of x ------------------------------------------------------------------------------------------------------
 
-// x is held as two BF16 numbers, x ≈ high + low, a row each: products with BF16, INT8, FP8 and INT4 weights lose
-// nothing to the rounding of x. Columns lie in their order, or eights of them as (0, 4) (1, 5) (2, 6) (3, 7), the order
-// in which a shift and a mask take INT4 codes apart.
-__device__ __forceinline__ bool in_nibbles(WeightFormat f) { return f == WeightFormat::kI4; }
-
-__device__ __forceinline__ void put_unit(bool nibbles, std::uint32_t to, const std::uint32_t (&p)[4]) {
-  if (nibbles) {
-    sts128(to, {__byte_perm(p[0], p[2], 0x5410), __byte_perm(p[0], p[2], 0x7632), __byte_perm(p[1], p[3], 0x5410),
-                __byte_perm(p[1], p[3], 0x7632)});
-  } else {
-    sts128(to, {p[0], p[1], p[2], p[3]});
-  }
-}
-// Eight values of two rows: rounded at `to`, and what the rounding left a row further.
-__device__ __forceinline__ void put_split(bool nibbles, std::uint32_t to, int stride, const float (&v)[8]) {
-  std::uint32_t high[4], low[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    high[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
-    low[i] = pack_bf16(v[2 * i] - bf16_low(high[i]), v[2 * i + 1] - bf16_high(high[i]));
-  }
-  put_unit(nibbles, to, high);
-  put_unit(nibbles, to + stride, low);
-}
-// Zeros behind the last column of `rows` rows, up to a whole step. By all working threads, or the first few.
-__device__ __forceinline__ void put_tail(std::uint32_t to, int stride, int rows, int cols) {
-  const int first = cols / 8, n = (stride - 64) / 16 - first;
-  for (int i = threadIdx.x; i < rows * n; i += kStepThreads) sts128(to + i / n * stride + (first + i % n) * 16, {});
-}
-
-// Eight floats that another block wrote.
-__device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
-  const float4 a = __ldcg(reinterpret_cast<const float4*>(from)), b = __ldcg(reinterpret_cast<const float4*>(from) + 1);
-  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-}
-
 __device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
   std::uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
@@ -229,6 +193,95 @@ __device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
 }
 __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, std::uint32_t b) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
+}
+
+// x as the products want it, a row of high and a row of low parts: products with weights that are integers or BF16 lose
+// nothing to the rounding of x that a float would keep.
+//   kPairs    BF16 numbers, x ≈ high + low, in order
+//   kBytes    for INT8: signed bytes, x ≈ scale · (256 high + low), in order; a scale for the columns that a lane takes of
+//             a step, behind both rows
+//   kNibbles  for INT4: the same, eights of columns as 0 2 4 6 1 3 5 7, the order in which masks take codes apart
+enum class XKind : std::uint8_t { kPairs, kBytes, kNibbles };
+__device__ __forceinline__ XKind x_kind(WeightFormat f) {
+  return f == WeightFormat::kI4 ? XKind::kNibbles : f == WeightFormat::kI8 ? XKind::kBytes : XKind::kPairs;
+}
+// Bytes of a row of bytes: whole steps, and rows begin in other banks.
+__host__ __device__ constexpr int byte_stride(int cols) {
+  return (cols + kWidestStep - 1) / kWidestStep * kWidestStep + 16;
+}
+
+// Eight values of two rows: rounded at `to`, and what the rounding left a row further.
+__device__ __forceinline__ void put_pairs(std::uint32_t to, int stride, const float (&v)[8]) {
+  std::uint32_t high[4], low[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    high[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+    low[i] = pack_bf16(v[2 * i] - bf16_low(high[i]), v[2 * i + 1] - bf16_high(high[i]));
+  }
+  sts128(to, {high[0], high[1], high[2], high[3]});
+  sts128(to + stride, {low[0], low[1], low[2], low[3]});
+}
+// By a whole warp, neighbouring lanes with neighbouring eights; `row`: the high row's address. A NaN makes the scale one.
+__device__ __forceinline__ void put_bytes(bool nibbles, std::uint32_t row, int stride, int unit, const float (&v)[8],
+                                          bool mine) {
+  unsigned most = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffU);
+  most = max(most, __shfl_xor_sync(0xffffffffU, most, 1));
+  if (nibbles) most = max(most, __shfl_xor_sync(0xffffffffU, most, 2));
+  constexpr float kLargest = 127 * 256;  // the high part of what is rounded up from it is 127
+  const float top = __uint_as_float(most), inverse = top > 0 ? __fdividef(kLargest, top) : 0.0F;
+  if (!mine) return;
+  std::uint32_t bits[8];  // the last 16: the integer, and 128
+#pragma unroll
+  for (int i = 0; i < 8; ++i) bits[i] = __float_as_uint(fmaf(v[i], inverse, 12582912.0F + 128));
+  const auto put = [&](int at, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+    const std::uint32_t first = __byte_perm(a, b, 0x5410), second = __byte_perm(c, d, 0x5410);
+    sts32(row + at, __byte_perm(first, second, 0x7531));
+    sts32(row + stride + at, __byte_perm(first, second, 0x6420) ^ 0x80808080U);
+  };
+  if (nibbles) {
+    put(unit * 8, bits[0], bits[2], bits[4], bits[6]);
+    put(unit * 8 + 4, bits[1], bits[3], bits[5], bits[7]);
+  } else {
+    put(unit * 8, bits[0], bits[1], bits[2], bits[3]);
+    put(unit * 8 + 4, bits[4], bits[5], bits[6], bits[7]);
+  }
+  // Nibbles are multiplied by 16 as they are taken apart.
+  const int lanes = nibbles ? 4 : 2;
+  if (unit % lanes == 0)
+    sts32(row + 2 * stride + unit / lanes * 4, __float_as_uint(top * (nibbles ? 1 / (16 * kLargest) : 1 / kLargest)));
+}
+__device__ __forceinline__ void put_x(XKind kind, std::uint32_t row, int cols, int unit, const float (&v)[8],
+                                      bool mine) {
+  if (kind != XKind::kPairs) {
+    put_bytes(kind == XKind::kNibbles, row, byte_stride(cols), unit, v, mine);
+  } else if (mine) {
+    put_pairs(row + static_cast<std::uint32_t>(unit * 16), x_stride(cols), v);
+  }
+}
+// Zeros behind the last column of `rows` pairs of rows, up to a whole step. By all working threads.
+__device__ __forceinline__ void put_tail(XKind kind, std::uint32_t to, int rows, int cols) {
+  if (cols % kWidestStep == 0) return;
+  const int n = (kWidestStep - cols % kWidestStep) / 8;  // eights; of pairs, sixteen bytes each
+  const bool pairs = kind == XKind::kPairs;
+  const int stride = pairs ? x_stride(cols) : byte_stride(cols), first = cols * (pairs ? 2 : 1);
+  for (int i = threadIdx.x; i < 2 * rows * n; i += kStepThreads) {
+    const int row = i / n;
+    const std::uint32_t at =
+        to + static_cast<std::uint32_t>(row / 2 * 2 * x_stride(cols) + row % 2 * stride + first + i % n * (pairs ? 16 : 8));
+    sts64(at, 0, 0);
+    if (pairs) sts64(at + 8, 0, 0);
+    const int unit = cols / 8 + i % n, lanes = kind == XKind::kNibbles ? 4 : 2;
+    if (!pairs && row % 2 == 0 && unit % lanes == 0)
+      sts32(to + static_cast<std::uint32_t>(row / 2 * 2 * x_stride(cols) + 2 * stride + unit / lanes * 4), 0);
+  }
+}
+
+// Eight floats that another block wrote.
+__device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
+  const float4 a = __ldcg(reinterpret_cast<const float4*>(from)), b = __ldcg(reinterpret_cast<const float4*>(from) + 1);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
 #endif

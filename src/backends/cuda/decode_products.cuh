@@ -8,7 +8,7 @@
 //               a multiple of 128 bytes apart, and two of them then meet different banks
 //   short codes column 2 t + part has x only where the contraction is lane t's share. The sums of a lane are then those
 //               of its own codes, whose scale is one number: codes enter the product exactly, and scales the sums in
-//               fp32, whatever the group.
+//               fp32, whatever the group. Integers are multiplied as such, with x in two bytes (m16n8k32).
 
 #include "backends/cuda/decode_staging.cuh"
 
@@ -21,35 +21,39 @@ struct StepFormat {
   static constexpr int kCols = 128 / kBits;  // columns of a lane's 16 bytes
   static constexpr int kUnits = kCols / 8;   // eights of them
   static constexpr bool kScaled = kBits <= 8;
+  static constexpr bool kInteger = F == WeightFormat::kI8 || F == WeightFormat::kI4;
 };
 
 __device__ __forceinline__ std::uint32_t word_of(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
-// Unit j of a lane's short codes as four pairs of BF16, in the order in which x lies.
+// Unit j of a lane's short codes as four pairs of BF16.
 template <WeightFormat F>
 __device__ __forceinline__ void unit_of(const uint4& code, int j, std::uint32_t nf4, std::uint32_t (&a)[4]) {
-  if constexpr (F == WeightFormat::kI8 || F == WeightFormat::kF8E4M3) {
+  if constexpr (F == WeightFormat::kF8E4M3) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const std::uint32_t w = word_of(code, 2 * j + i);
-      const std::uint32_t x = __byte_perm(w, 0, 0x4140), y = __byte_perm(w, 0, 0x4342);
-      a[2 * i] = F == WeightFormat::kI8 ? int8_pair(x) : e4m3_pair(x);
-      a[2 * i + 1] = F == WeightFormat::kI8 ? int8_pair(y) : e4m3_pair(y);
+      a[2 * i] = e4m3_pair(__byte_perm(w, 0, 0x4140));
+      a[2 * i + 1] = e4m3_pair(__byte_perm(w, 0, 0x4342));
     }
   } else {
     const std::uint32_t w = word_of(code, j);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (F == WeightFormat::kI4) {
-        // 0x4300 is 128 in BF16, whose last mantissa bit is worth 1: the code lands in it as 128 + u; less 136.
-        a[i] = sub2(((w >> (4 * i)) & 0x000f000fU) | 0x43004300U, 0x43084308U);
-      } else {
-        a[i] = lds32(nf4 + ((w >> (8 * i)) & 255U) * 4);
-      }
-    }
+    for (int i = 0; i < 4; ++i) a[i] = lds32(nf4 + ((w >> (8 * i)) & 255U) * 4);
   }
 }
+
+// A product of integers: sixteen rows of signed bytes by a contraction of 32.
+__device__ __forceinline__ void integer_product(int (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                                std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// A word of INT4 codes, which are stored with 8 added: its lower or upper nibbles as bytes, times 16.
+__device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w) { return ((w << 4) & 0xf0f0f0f0U) ^ 0x80808080U; }
+__device__ __forceinline__ std::uint32_t upper_nibbles(std::uint32_t w) { return (w & 0xf0f0f0f0U) ^ 0x80808080U; }
 
 // The running sums of a warp's tile.
 template <WeightFormat F>
@@ -103,7 +107,8 @@ __device__ __forceinline__ void note_task(StepStage stage, const StepLayer& laye
   const StepMat& m = mat_of(stage, layer);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int in = warp * w.recip >> 8, at = warp - in * w.parts;  // tile and step in a chunk
-  const int lane_cols = m.step_cols / 4, stride = x_stride(m.cols), row = in * 16 + g;
+  const bool pairs = x_kind(m.format) == XKind::kPairs;
+  const int lane_cols = m.step_cols / 4, stride = pairs ? x_stride(m.cols) : byte_stride(m.cols), row = in * 16 + g;
   const bool scaled = m.scale_row_bytes > 0, rotated = !scaled && w.even;
   const bool brings = scaled ? g / 2 == t : g < (rotated ? 4 : 2);
   const int code = row * w.row_bytes + (rotated ? at ^ (g & 1) : at) * kStepBytes + t * 16;
@@ -111,9 +116,10 @@ __device__ __forceinline__ void note_task(StepStage stage, const StepLayer& laye
   const int column = (at * 4 + t) * lane_cols;
   const int group = is_grouped(m) && column < m.cols ? column >> m.group_shift : 0;
   const int scale = kSlotCodes + row * w.scale_row + group * (m.scale_dtype == DType::kF32 ? 4 : 2);
+  const int x_bytes = pairs ? 2 : 1;
   const std::uint32_t x =
-      step.s.x + static_cast<std::uint32_t>(x_offset(stage, layer) + g % 2 * stride + t * lane_cols * 2 +
-                                            (rotated ? at ^ (g >> 1) : at) * m.step_cols * 2);
+      step.s.x + static_cast<std::uint32_t>(x_offset(stage, layer) + g % 2 * stride + t * lane_cols * x_bytes +
+                                            (rotated ? at ^ (g >> 1) : at) * m.step_cols * x_bytes);
   const std::uint32_t sums =
       step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes + (in * w.parts + at) * 64);
   const std::uint32_t tile = in < w.together ? static_cast<std::uint32_t>(in) : 0xffffU;
@@ -221,16 +227,44 @@ __device__ __forceinline__ float scale_at(std::uint32_t at, DType t) {
   return scale_value(bits, t);
 }
 
-// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further.
+// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further. `x_scale`: of
+// integers.
 template <WeightFormat F>
 __device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uint32_t scale, int scale8,
-                                         DType scale_dtype, std::uint32_t x, bool brings, std::uint32_t nf4,
-                                         StepSums<F>& sums) {
+                                         DType scale_dtype, std::uint32_t x, std::uint32_t x_scale, bool brings,
+                                         std::uint32_t nf4, StepSums<F>& sums) {
   using Format = StepFormat<F>;
   const uint4 c0 = lds128(code), c1 = lds128(code + static_cast<std::uint32_t>(code8));
-  if constexpr (Format::kScaled) {
-    const float scale0 = scale_at(scale, scale_dtype),
-                scale1 = scale_at(scale + static_cast<std::uint32_t>(scale8), scale_dtype);
+  if constexpr (!Format::kScaled) {
+    uint4 b{};
+    if (brings) b = lds128(x);
+    product(sums.v, {c0.x, c1.x, c0.y, c1.y}, b.x, b.y);
+    product(sums.v, {c0.z, c1.z, c0.w, c1.w}, b.z, b.w);
+    return;
+  }
+  const float scale0 = scale_at(scale, scale_dtype),
+              scale1 = scale_at(scale + static_cast<std::uint32_t>(scale8), scale_dtype);
+  if constexpr (Format::kInteger) {
+    const float by = __uint_as_float(lds32(x_scale));
+    int part[4] = {};
+    uint4 b{}, b2{};
+    if (brings) b = lds128(x);
+    if constexpr (F == WeightFormat::kI4) {
+      if (brings) b2 = lds128(x + 16);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const std::uint32_t w0 = word_of(c0, j), w1 = word_of(c1, j);
+        const uint4& v = j < 2 ? b : b2;
+        integer_product(part, {lower_nibbles(w0), lower_nibbles(w1), upper_nibbles(w0), upper_nibbles(w1)},
+                        word_of(v, j % 2 * 2), word_of(v, j % 2 * 2 + 1));
+      }
+    } else {
+      integer_product(part, {c0.x, c1.x, c0.y, c1.y}, b.x, b.y);
+      integer_product(part, {c0.z, c1.z, c0.w, c1.w}, b.z, b.w);
+    }
+    sums.v[0] = fmaf(static_cast<float>(256 * part[0] + part[1]) * by, scale0, sums.v[0]);
+    sums.v[1] = fmaf(static_cast<float>(256 * part[2] + part[3]) * by, scale1, sums.v[1]);
+  } else {
     float part[2][4] = {};
 #pragma unroll
     for (int j = 0; j < Format::kUnits; ++j) {
@@ -244,11 +278,6 @@ __device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uin
     }
     sums.v[0] = fmaf((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]), scale0, sums.v[0]);
     sums.v[1] = fmaf((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]), scale1, sums.v[1]);
-  } else {
-    uint4 b{};
-    if (brings) b = lds128(x);
-    product(sums.v, {c0.x, c1.x, c0.y, c1.y}, b.x, b.y);
-    product(sums.v, {c0.z, c1.z, c0.w, c1.w}, b.z, b.w);
   }
 }
 
@@ -260,10 +289,17 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
   const bool leads = threadIdx.x % 32 == 0, rotated = !StepFormat<F>::kScaled && w.even;
   const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
   const int second_tile = w.second_tile, code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
+  constexpr int kBytes = StepFormat<F>::kInteger ? 1 : 2;  // of a column of x
   const std::uint32_t x_item = static_cast<std::uint32_t>(2 * x_stride(m.cols)),
-                      x_chunk = static_cast<std::uint32_t>(kChunkSteps * m.step_cols * 2);
+                      x_chunk = static_cast<std::uint32_t>(kChunkSteps * m.step_cols * kBytes);
   // From a warp's first step in a chunk to its second.
-  constexpr std::uint32_t kCode = kStepWarps * kStepBytes, kX = kStepWarps * StepFormat<F>::kCols * 4 * 2;
+  constexpr std::uint32_t kCode = kStepWarps * kStepBytes, kX = kStepWarps * StepFormat<F>::kCols * 4 * kBytes;
+  // A scale for each lane's columns of a step, behind both rows of bytes.
+  constexpr std::uint32_t kStepScales = 4 * sizeof(float);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, in = warp * w.recip >> 8;
+  const std::uint32_t x_scales = static_cast<std::uint32_t>(
+      (2 - lane / 4 % 2) * byte_stride(m.cols) - lane % 4 * StepFormat<F>::kCols + lane % 4 * 4 +
+      (warp - in * w.parts) * (static_cast<int>(kStepScales) - m.step_cols));
   const std::uint32_t scale_on =
       is_grouped(m) ? static_cast<std::uint32_t>(scale_bytes_of(m, kStepWarps * kStepBytes)) : 0U;
   const DType scale_dtype = m.scale_dtype;
@@ -278,19 +314,21 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
     StepSums<F> sums;
 #pragma unroll 1
     for (int item = 0; item < items; ++item) {
-      std::uint32_t x = first;
+      std::uint32_t x = first, x_scale = first + x_scales;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
         const std::uint32_t slot = ring.at();
         barrier_wait(ring.full(), ring.phase);
         const std::uint32_t code = slot + k.code, scale = slot + k.scale;
-        if (chunk < first_steps) multiply<F>(code, code8, scale, scale8, scale_dtype, x, k.brings, nf4, sums);
+        if (chunk < first_steps) multiply<F>(code, code8, scale, scale8, scale_dtype, x, x_scale, k.brings, nf4, sums);
         if (chunk < second_steps)
-          multiply<F>(code + kCode, code8, scale + scale_on, scale8, scale_dtype, x + kX, k.brings, nf4, sums);
+          multiply<F>(code + kCode, code8, scale + scale_on, scale8, scale_dtype, x + kX,
+                      x_scale + kStepWarps * kStepScales, k.brings, nf4, sums);
         __syncwarp();
         if (leads) barrier_arrive(ring.empty());
         ring.advance();
         x += x_chunk;
+        x_scale += kChunkSteps * kStepScales;
       }
       first += x_item;
     }

@@ -8,7 +8,7 @@
 namespace glint::cuda {
 
 // F32 rows of other blocks, in one order; a factor for each row. Waits for the other blocks.
-__device__ __forceinline__ void put_rows(const float* from, int stride, int rows, int cols, bool nibbles,
+__device__ __forceinline__ void put_rows(const float* from, int stride, int rows, int cols, XKind kind,
                                          std::uint32_t to, const float* factors) {
   const int units = cols / 8, row_stride = x_stride(cols), all = rows * units;
   constexpr int kAtOnce = 4;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void put_rows(const float* from, int stride, int rows
     }
     if (!waited) grid_wait();
     waited = true;
-    float v[kAtOnce][8] = {}, factor[kAtOnce];
+    float v[kAtOnce][8] = {}, factor[kAtOnce] = {};
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {  // the loads overlap
       if (first + k * kStepThreads < all) {
@@ -34,14 +34,14 @@ __device__ __forceinline__ void put_rows(const float* from, int stride, int rows
     }
 #pragma unroll
     for (int k = 0; k < kAtOnce; ++k) {
-      if (first + k * kStepThreads < all) {
+      const bool mine = first + k * kStepThreads < all;
+      if (k > 0 && !__any_sync(0xffffffffU, mine)) break;
 #pragma unroll
-        for (int c = 0; c < 8; ++c) v[k][c] *= factor[k];
-        put_split(nibbles, to + static_cast<std::uint32_t>(2 * row[k] * row_stride + unit[k] * 16), row_stride, v[k]);
-      }
+      for (int c = 0; c < 8; ++c) v[k][c] *= factor[k];
+      put_x(kind, to + static_cast<std::uint32_t>(2 * row[k] * row_stride), cols, unit[k], v[k], mine);
     }
   }
-  put_tail(to, row_stride, 2 * rows, cols);
+  put_tail(kind, to, rows, cols);
 }
 
 __device__ __forceinline__ void weights8(const float* from, float (&v)[8]) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& l
   const DecodeStep& p = step.s.p;
   const bool scores = stage == StepStage::kSharedUp && layer.n_experts > 0;
   const StepMat& m = mat_of(stage, layer);
-  const int cols = m.cols, row_stride = x_stride(cols), u = static_cast<int>(threadIdx.x);
+  const int cols = m.cols, u = static_cast<int>(threadIdx.x);
   const float* from = stage == StepStage::kQuery ? p.low : p.stream;
   const float* weight = stage == StepStage::kLow     ? layer.input_norm
                         : stage == StepStage::kQuery ? layer.q_a_norm
@@ -86,13 +86,13 @@ __device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& l
     }
     grid_arrive();
   }
-  if (mine) {
-    const int second = stage == StepStage::kSharedUp ? expert_x_offset(layer) : 0;
-    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(u * 16);
-    put_split(in_nibbles(m.format), to, row_stride, v);
-    if (second != 0) put_split(!in_nibbles(m.format), to + static_cast<std::uint32_t>(second), row_stride, v);
-  }
-  put_tail(step.s.x, row_stride, 4, cols);
+  put_x(x_kind(m.format), step.s.x, cols, u, v, mine);
+  put_tail(x_kind(m.format), step.s.x, 1, cols);
+  const int second = stage == StepStage::kSharedUp ? expert_x_offset(layer) : 0;
+  if (second == 0) return;
+  const XKind other = x_kind(mat_of(StepStage::kExpertUp, layer).format);
+  put_x(other, step.s.x + static_cast<std::uint32_t>(second), cols, u, v, mine);
+  put_tail(other, step.s.x + static_cast<std::uint32_t>(second), 1, cols);
 }
 
 // Four columns of a lane at a time, 128 columns a warp.
@@ -208,7 +208,7 @@ __device__ __forceinline__ void stage_latents(const StepLayer& layer) {
     float part[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) part[j] = v[8 * k + j];
-    put_split(false, to + 16 * k, kStride, part);
+    put_pairs(to + 16 * k, kStride, part);
   }
 }
 
@@ -221,20 +221,20 @@ __device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer)
       stage_latents(layer);
       break;
     case StepStage::kOut:
-      put_rows(p.attended, m.cols, 1, m.cols, in_nibbles(m.format), step.s.x, nullptr);
+      put_rows(p.attended, m.cols, 1, m.cols, x_kind(m.format), step.s.x, nullptr);
       break;
     case StepStage::kExpertDown:
     case StepStage::kSharedDown: {
       const int items = layer.n_experts > 0 ? p.top_k : 0;
       const StepMat& shared = layer.mats[static_cast<int>(StepRole::kSharedDown)];
-      const bool alike = items == 0 || (in_nibbles(shared.format) == in_nibbles(m.format) && shared.cols == m.cols);
+      const bool alike = items == 0 || (x_kind(shared.format) == x_kind(m.format) && shared.cols == m.cols);
       if (items > 0) {
-        put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, in_nibbles(m.format), step.s.x,
+        put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, x_kind(m.format), step.s.x,
                  step.s.weights);
         if (alike) break;
       }
       put_rows(p.h + static_cast<std::int64_t>(items) * p.inner_stride, p.inner_stride, 1, shared.cols,
-               in_nibbles(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(layer)), nullptr);
+               x_kind(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(layer)), nullptr);
       break;
     }
     default:

@@ -142,7 +142,7 @@ __device__ __forceinline__ StepHalf half_of(StepStage s, const StepLayer& layer,
 __device__ __forceinline__ int expert_x_offset(const StepLayer& layer) {
   const StepMat &shared = layer.mats[static_cast<int>(StepRole::kSharedGate)],
                 &expert = layer.mats[static_cast<int>(StepRole::kGate)];
-  const bool alike = layer.n_experts == 0 || in_nibbles(shared.format) == in_nibbles(expert.format);
+  const bool alike = layer.n_experts == 0 || x_kind(shared.format) == x_kind(expert.format);
   return alike ? 0 : 2 * x_stride(shared.cols);
 }
 // Of the shared expert's hidden row behind the chosen experts'.
