@@ -11,8 +11,8 @@
 namespace glint::cuda {
 
 // Eight warps work; one more, the loader, only fetches weights. Every warp has the same bookkeeping to do, and two of
-// them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four warps: the loader's group has
-// three that leave at once, and on Hopper what it does not need the others get.
+// them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four warps: the loader's group
+// has three that leave at once, and on Hopper what it does not need the others get.
 constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 128;
 constexpr int kWorkerRegisters = 224, kLoaderRegisters = 56;
 
@@ -198,7 +198,8 @@ __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, st
 // x as the products want it, a row of high and a row of low parts: products with weights that are integers or BF16 lose
 // nothing to the rounding of x that a float would keep.
 //   kPairs    BF16 numbers, x ≈ high + low, in order
-//   kBytes    for INT8: signed bytes, x ≈ scale · (256 high + low), in order; a scale for the columns that a lane takes of
+//   kBytes    for INT8: signed bytes, x ≈ scale · (256 high + low), in order; a scale for the columns that a lane takes
+//   of
 //             a step, behind both rows
 //   kNibbles  for INT4: the same, eights of columns as 0 2 4 6 1 3 5 7, the order in which masks take codes apart
 enum class XKind : std::uint8_t { kPairs, kBytes, kNibbles };
@@ -221,7 +222,8 @@ __device__ __forceinline__ void put_pairs(std::uint32_t to, int stride, const fl
   sts128(to, {high[0], high[1], high[2], high[3]});
   sts128(to + stride, {low[0], low[1], low[2], low[3]});
 }
-// By a whole warp, neighbouring lanes with neighbouring eights; `row`: the high row's address. A NaN makes the scale one.
+// By a whole warp, neighbouring lanes with neighbouring eights; `row`: the high row's address. A NaN makes the scale
+// one.
 __device__ __forceinline__ void put_bytes(bool nibbles, std::uint32_t row, int stride, int unit, const float (&v)[8],
                                           bool mine) {
   unsigned most = 0;
@@ -268,8 +270,8 @@ __device__ __forceinline__ void put_tail(XKind kind, std::uint32_t to, int rows,
   const int stride = pairs ? x_stride(cols) : byte_stride(cols), first = cols * (pairs ? 2 : 1);
   for (int i = threadIdx.x; i < 2 * rows * n; i += kStepThreads) {
     const int row = i / n;
-    const std::uint32_t at =
-        to + static_cast<std::uint32_t>(row / 2 * 2 * x_stride(cols) + row % 2 * stride + first + i % n * (pairs ? 16 : 8));
+    const std::uint32_t at = to + static_cast<std::uint32_t>(row / 2 * 2 * x_stride(cols) + row % 2 * stride + first +
+                                                             i % n * (pairs ? 16 : 8));
     sts64(at, 0, 0);
     if (pairs) sts64(at + 8, 0, 0);
     const int unit = cols / 8 + i % n, lanes = kind == XKind::kNibbles ? 4 : 2;

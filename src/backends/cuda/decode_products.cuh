@@ -52,7 +52,9 @@ __device__ __forceinline__ void integer_product(int (&c)[4], const std::uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // A word of INT4 codes, which are stored with 8 added: its lower or upper nibbles as bytes, times 16.
-__device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w) { return ((w << 4) & 0xf0f0f0f0U) ^ 0x80808080U; }
+__device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w) {
+  return ((w << 4) & 0xf0f0f0f0U) ^ 0x80808080U;
+}
 __device__ __forceinline__ std::uint32_t upper_nibbles(std::uint32_t w) { return (w & 0xf0f0f0f0U) ^ 0x80808080U; }
 
 // The running sums of a warp's tile.
@@ -227,8 +229,8 @@ __device__ __forceinline__ float scale_at(std::uint32_t at, DType t) {
   return scale_value(bits, t);
 }
 
-// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further. `x_scale`: of
-// integers.
+// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further. `x_scale`:
+// of integers.
 template <WeightFormat F>
 __device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uint32_t scale, int scale8,
                                          DType scale_dtype, std::uint32_t x, std::uint32_t x_scale, bool brings,
@@ -297,9 +299,9 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
   // A scale for each lane's columns of a step, behind both rows of bytes.
   constexpr std::uint32_t kStepScales = 4 * sizeof(float);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, in = warp * w.recip >> 8;
-  const std::uint32_t x_scales = static_cast<std::uint32_t>(
-      (2 - lane / 4 % 2) * byte_stride(m.cols) - lane % 4 * StepFormat<F>::kCols + lane % 4 * 4 +
-      (warp - in * w.parts) * (static_cast<int>(kStepScales) - m.step_cols));
+  const std::uint32_t x_scales =
+      static_cast<std::uint32_t>((2 - lane / 4 % 2) * byte_stride(m.cols) - lane % 4 * StepFormat<F>::kCols +
+                                 lane % 4 * 4 + (warp - in * w.parts) * (static_cast<int>(kStepScales) - m.step_cols));
   const std::uint32_t scale_on =
       is_grouped(m) ? static_cast<std::uint32_t>(scale_bytes_of(m, kStepWarps * kStepBytes)) : 0U;
   const DType scale_dtype = m.scale_dtype;

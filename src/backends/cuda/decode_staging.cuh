@@ -229,8 +229,7 @@ __device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer)
       const StepMat& shared = layer.mats[static_cast<int>(StepRole::kSharedDown)];
       const bool alike = items == 0 || (x_kind(shared.format) == x_kind(m.format) && shared.cols == m.cols);
       if (items > 0) {
-        put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, x_kind(m.format), step.s.x,
-                 step.s.weights);
+        put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, x_kind(m.format), step.s.x, step.s.weights);
         if (alike) break;
       }
       put_rows(p.h + static_cast<std::int64_t>(items) * p.inner_stride, p.inner_stride, 1, shared.cols,
