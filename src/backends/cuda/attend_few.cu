@@ -10,20 +10,20 @@
 // first for the one after: none waits for another. A ninth warp copies rows into a ring of stages ahead of the others,
 // by the bulk copy engine. Rows of the short codecs are decoded from the ring into BF16 yet a step earlier.
 //
-// Work is counted in steps, over all sequences, and dealt out evenly: a block takes a contiguous range of steps,
-// whichever sequences that meets. A sequence within one block is finished there; the pieces of others lie in the
-// workspace, at most two a block, until merge_kernel adds them in order. Running maxima are whole numbers (see
-// attend.cu): where a range begins changes the order of fp32 sums only.
+// Work is dealt out evenly (attend_work.cuh). A tile within one block is finished there; the pieces of others lie in
+// the workspace, at most two a block, until the blocks add them in order (attend_merge.cuh). Running maxima are whole
+// numbers (see attend.cu): where a range begins changes the order of fp32 sums only.
 
+#include "backends/cuda/attend_merge.cuh"
 #include "backends/cuda/bulk.cuh"
 #include "backends/cuda/kv_codec.cuh"
 
 namespace glint::cuda {
 namespace {
 
-constexpr int kTokens = 32, kWarps = 8, kThreads = 32 * (kWarps + 1);
+constexpr int kWarps = 8, kThreads = 32 * (kWarps + 1);
+static_assert(kMergeThreads == 32 * kWarps);
 constexpr int kRow = kRowWidth * 2 + 16;  // bytes of a BF16 row in shared memory: rows begin in different banks
-constexpr int kMinSteps = 4;              // of a block: fewer are not worth a piece
 constexpr int kScoreStride = kTokens + 4, kWeightStride = kTokens * 2 + 16;
 constexpr float kScaleLog2 = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 
@@ -33,6 +33,7 @@ struct Args {
   int heads, n_blocks;
   float* partial;  // [2 · n_blocks · pairs of a tile, 512]
   float2* partial_ml;
+  unsigned* present;  // [n_blocks], zero between calls
   std::uint16_t* latent;
 };
 
@@ -45,105 +46,12 @@ struct Layout {
   static constexpr int kScores = 4 * kPairs * kScoreStride * 4;  // twice
   static constexpr int kWeights = kPairs * kWeightStride;        // twice
   static constexpr int kDecoded = kShort ? 4 * kTokens * kRow : 0;
-  static constexpr int kFixed = 2 * kScores + 2 * kWeights + kDecoded + 4 * kPairs * 4 + 256;
+  static constexpr int kFixed =
+      2 * kScores + 2 * kWeights + kDecoded + 4 * kPairs * 4 + 256 + static_cast<int>(sizeof(WorkTable));
   static constexpr int kFits = ((227 << 10) - kFixed) / kStage;
   static constexpr int kStages = kFits < 8 ? kFits : 8;
   static constexpr int kBytes = kFixed + kStages * kStage;
 };
-
-// ---- asynchronous copies
-// ---------------------------------------------------------------------------------------------
-
-#if __CUDA_ARCH__ >= 900
-// The eight warps that compute.
-__device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
-#endif
-
-// ---- dealing out the work
-// --------------------------------------------------------------------------------------------
-
-// A tile of pairs of one sequence: steps [first, first + steps) of all, tokens from 32 · low_step on.
-struct Unit {
-  int seq, tile, first, steps, low_step, row0, rows, context;
-};
-
-struct Sequence {
-  int row0, rows, context, low_step, steps, tiles;
-};
-__device__ Sequence sequence(const CacheView& c, int heads, int pairs_a_tile, int s) {
-  Sequence q{};
-  if (s >= c.n_seqs) return q;
-  q.row0 = c.row_offsets[s];
-  q.rows = c.row_offsets[s + 1] - q.row0;
-  q.context = c.context_tokens[s];
-  if (q.rows <= 0) return q;
-  const int low = c.window > 0 ? max(0, q.context - q.rows + 1 - c.window) : 0;
-  q.low_step = low / kTokens;
-  q.steps = (q.context + kTokens - 1) / kTokens - q.low_step;
-  q.tiles = (q.rows * heads + pairs_a_tile - 1) / pairs_a_tile;
-  return q;
-}
-
-__device__ int warp_prefix(int v, int lane) {  // inclusive
-#pragma unroll
-  for (int d = 1; d < 32; d <<= 1) {
-    const int other = __shfl_up_sync(0xffffffffU, v, d);
-    if (lane >= d) v += other;
-  }
-  return v;
-}
-
-// All steps. Every warp counts for itself.
-__device__ int total_steps(const CacheView& c, int heads, int pairs_a_tile) {
-  const int lane = threadIdx.x % 32;
-  int total = 0;
-  for (int base = 0; base < c.n_seqs; base += 32) {
-    const Sequence q = sequence(c, heads, pairs_a_tile, base + lane);
-    int n = q.steps * q.tiles;
-#pragma unroll
-    for (int d = 16; d > 0; d >>= 1) n += __shfl_xor_sync(0xffffffffU, n, d);
-    total += n;
-  }
-  return total;
-}
-
-// The unit that step number `at` belongs to; `at` is below total_steps.
-__device__ Unit unit_of(const CacheView& c, int heads, int pairs_a_tile, int at) {
-  const int lane = threadIdx.x % 32;
-  int before = 0;
-  for (int base = 0;; base += 32) {
-    const Sequence q = sequence(c, heads, pairs_a_tile, base + lane);
-    const int n = q.steps * q.tiles, end = before + warp_prefix(n, lane);
-    const unsigned here = __ballot_sync(0xffffffffU, at < end && at >= end - n);
-    if (here != 0) {
-      const int l = __ffs(here) - 1;
-      const auto from = [&](int v) { return __shfl_sync(0xffffffffU, v, l); };
-      Unit u{.seq = base + l,
-             .steps = from(q.steps),
-             .low_step = from(q.low_step),
-             .row0 = from(q.row0),
-             .rows = from(q.rows),
-             .context = from(q.context)};
-      const int start = from(end - n);
-      u.tile = (at - start) / u.steps;
-      u.first = start + u.tile * u.steps;
-      return u;
-    }
-    before = __shfl_sync(0xffffffffU, end, 31);
-  }
-}
-
-// Block c of n takes the steps [total · c / n, total · (c + 1) / n).
-__device__ int active_blocks(int total, int n_blocks) { return min(n_blocks, (total + kMinSteps - 1) / kMinSteps); }
-__device__ int range_begin(int total, int n, int c) {
-  return static_cast<int>(static_cast<std::int64_t>(total) * c / n);
-}
-__device__ int range_of(int total, int n, int step) {
-  return static_cast<int>(((step + std::int64_t{1}) * n - 1) / total);
-}
-
-// ---- the kernel
-// ------------------------------------------------------------------------------------------------------
 
 template <int kStages>
 struct Ring {
@@ -162,12 +70,14 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   constexpr int kPairs = L::kPairs, kStages = L::kStages;
   extern __shared__ __align__(128) unsigned char smem[];
   const std::uint32_t base = shared_address(smem);
-  // stages | decoded | weights | scores | factors, maxima, sums | barriers
+  // stages | decoded | weights | scores, then what merging needs | factors, maxima, sums | barriers | work
   const std::uint32_t decoded = base + kStages * L::kStage, weights = decoded + L::kDecoded;
   auto* scores = reinterpret_cast<float*>(smem + kStages * L::kStage + L::kDecoded + 2 * L::kWeights);
   float* factors = scores + 2 * L::kScores / 4;  // [2][kPairs]
   float *last_max = factors + 2 * kPairs, *last_sum = last_max + kPairs;
   const std::uint32_t full = shared_address(last_sum + kPairs), empty = full + 8 * kStages;
+  auto& work = *reinterpret_cast<WorkTable*>(last_sum + kPairs + 4 * kStages);
+  static_assert(sizeof(MergeMemory) <= 2 * L::kScores);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 
   if (threadIdx.x == 0) {
@@ -181,7 +91,8 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   pdl_launch();
   pdl_wait();
 
-  const int total = total_steps(a.cache, a.heads, kPairs);
+  count_work(a.cache, a.heads, kPairs, work);
+  const int total = work.starts[a.cache.n_seqs];
   const int n = active_blocks(total, a.n_blocks), c = static_cast<int>(blockIdx.x);
   if (c >= n) return;
   const int begin = range_begin(total, n, c), end = range_begin(total, n, c + 1);
@@ -190,14 +101,13 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
     int stage = 0;
     std::uint32_t phase = 1;  // a fresh barrier's previous phase counts as complete
     for (int at = begin; at < end;) {
-      const Unit u = unit_of(a.cache, a.heads, kPairs, at);
+      const Unit u = unit_of(a.cache, a.heads, kPairs, work, at);
       const int stop = min(end, u.first + u.steps);
-      const int low = a.cache.window > 0 ? max(0, u.context - u.rows + 1 - a.cache.window) : 0;
       const std::int32_t* table = a.cache.page_table + static_cast<std::int64_t>(u.seq) * a.cache.max_pages;
       int page_at = -1;
       const unsigned char* page = nullptr;
       for (; at < stop; ++at) {
-        const int token = (u.low_step + at - u.first) * kTokens;
+        const int token = u.token(at);
         if (token / kPageRows != page_at) {
           page_at = token / kPageRows;
           page = static_cast<const unsigned char*>(a.cache.pages) + table[page_at] * a.cache.page_stride;
@@ -205,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
         barrier_wait(empty + 8 * stage, phase);
         const std::uint32_t to = base + stage * L::kStage, barrier = full + 8 * stage;
         const unsigned char* from = page + token % kPageRows * kCacheRowBytes<kCodec>;
-        const bool whole = token >= low && token + kTokens <= u.context;
+        const bool whole = token >= u.low && token + kTokens <= u.context;
         if (L::kShort && whole) {
           if (lane == 0) {
             barrier_expect(barrier, L::kStage);
@@ -213,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
           } else {
             barrier_arrive(barrier);
           }
-        } else if (token + lane >= low && token + lane < u.context) {
+        } else if (token + lane >= u.low && token + lane < u.context) {
           barrier_expect(barrier, kCacheRowBytes<kCodec>);
           bulk_copy(to + lane * L::kStageRow, from + lane * kCacheRowBytes<kCodec>, kCacheRowBytes<kCodec>, barrier);
         } else {
@@ -232,12 +142,12 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   Ring<kStages> arriving, leaving;  // the stage whose rows are waited for; that which the last product reads
   const int tokens16 = warp % 2 * 16, quarter = warp / 2;  // this warp's part of S
   for (int at = begin; at < end;) {
-    const Unit u = unit_of(a.cache, a.heads, kPairs, at);
+    const Unit u = unit_of(a.cache, a.heads, kPairs, work, at);
     const int start = at, n_steps = min(end, u.first + u.steps) - start;
-    const int first_pair = u.tile * kPairs, pairs = min(kPairs, u.rows * a.heads - first_pair);
-    const std::int64_t global_pair = static_cast<std::int64_t>(u.row0) * a.heads + first_pair;
-    const int low = a.cache.window > 0 ? max(0, u.context - u.rows + 1 - a.cache.window) : 0;
-    const int first_token = (u.low_step + start - u.first) * kTokens;
+    const Pieces pieces = pieces_of(u, total, n, a.heads, kPairs);
+    const int first_pair = u.tile * kPairs, pairs = pieces.pairs;
+    const std::int64_t global_pair = pieces.global_pair;
+    const int first_token = u.token(start);
 
     std::uint32_t q[9][kN8][2];
 #pragma unroll
@@ -274,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
           for (int k = 0; k < kTokens / kWarps; ++k) {
             const int r = warp * (kTokens / kWarps) + k, unit = first_unit<kCodec>(lane);
             RowPart part = decode_part<kCodec>(raw_part<kCodec>(raw_rows + k * L::kStageRow, lane), lane);
-            if (token + r < low || token + r >= u.context) part = {};
+            if (token + r < u.low || token + r >= u.context) part = {};
             sts128(rows + r * kRow + unit * 16, part.unit[0]);
             sts128(rows + r * kRow + (unit + kUnitStep<kCodec>)*16, part.unit[1]);
             sts32(rows + r * kRow + kLatentWidth * 2 + lane * 4, part.rotary);
@@ -390,7 +300,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
     }
     sync_workers();
     const bool direct = n_steps == u.steps;
-    const std::int64_t slot = (2 * static_cast<std::int64_t>(c) + (u.first <= begin ? 0 : 1)) * kPairs;
+    const std::int64_t slot = static_cast<std::int64_t>(pieces.slot(c - pieces.first)) * kPairs;
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
 #pragma unroll
@@ -414,90 +324,20 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
         }
       }
     }
+    if (!direct) announce_piece(a.present, pieces);
   }
+  // The tiles that others have pieces of are the first and the last of the range. All is announced before any is
+  // waited for.
+  auto& memory = *reinterpret_cast<MergeMemory*>(scores);
+  const Unit head = unit_of(a.cache, a.heads, kPairs, work, begin);
+  const Unit tail = unit_of(a.cache, a.heads, kPairs, work, end - 1);
+  const auto merge = [&](const Unit& u) {
+    merge_share<kPairs>(pieces_of(u, total, n, a.heads, kPairs), c, a.partial, a.partial_ml, a.present, a.latent,
+                        memory);
+  };
+  if (head.first < begin || head.first + head.steps > end) merge(head);
+  if (tail.first != head.first && tail.first + tail.steps > end) merge(tail);
 #endif
-}
-
-// Block (pair, 128 columns): eight groups of threads add every eighth piece, then the eight sums are added in order.
-constexpr int kMergeGroups = 8;
-__global__ void __launch_bounds__(32 * kMergeGroups)
-    merge_few_kernel(const __grid_constant__ Args a, int pairs_a_tile) {
-  constexpr int kThreadsHere = 32 * kMergeGroups;
-  __shared__ float4 sums[kMergeGroups][32];
-  __shared__ float factors[kThreadsHere], totals[kMergeGroups], maxima[kMergeGroups];
-  __shared__ int slots[kThreadsHere];
-  pdl_launch();
-  pdl_wait();
-  const int lane = threadIdx.x % 32, group = threadIdx.x / 32;
-  const int row = static_cast<int>(blockIdx.x) / a.heads;
-  const int total = total_steps(a.cache, a.heads, pairs_a_tile);
-  if (total == 0) return;
-  const int n = active_blocks(total, a.n_blocks);
-  // The sequence of this row, and the steps before it.
-  int before = 0;
-  Sequence q{};
-  for (int base = 0; base < a.cache.n_seqs; base += 32) {
-    const Sequence mine = sequence(a.cache, a.heads, pairs_a_tile, base + lane);
-    const int steps = mine.steps * mine.tiles, last = before + warp_prefix(steps, lane);
-    const unsigned here = __ballot_sync(0xffffffffU, row >= mine.row0 && row < mine.row0 + mine.rows);
-    if (here != 0) {
-      const int l = __ffs(here) - 1;
-      const auto from = [&](int v) { return __shfl_sync(0xffffffffU, v, l); };
-      q = {from(mine.row0),     from(mine.rows),  from(mine.context),
-           from(mine.low_step), from(mine.steps), from(mine.tiles)};
-      before = from(last - steps);
-      break;
-    }
-    before = __shfl_sync(0xffffffffU, last, 31);
-  }
-  if (q.rows == 0) return;
-  const int pair = static_cast<int>(blockIdx.x) - q.row0 * a.heads, tile = pair / pairs_a_tile;
-  const int first_step = before + tile * q.steps;
-  const int first = range_of(total, n, first_step), last = range_of(total, n, first_step + q.steps - 1);
-  if (first == last) return;  // finished by its block
-  // A thread a piece: where it lies, and the factor that makes it one of the whole.
-  const int piece = static_cast<int>(threadIdx.x), n_pieces = last - first + 1;
-  int slot = 0;
-  float2 ml{-INFINITY, 0};
-  if (piece < n_pieces) {
-    const int c = first + piece;
-    slot = (2 * c + (first_step <= range_begin(total, n, c) ? 0 : 1)) * pairs_a_tile + pair % pairs_a_tile;
-    ml = a.partial_ml[slot];
-  }
-  float top = ml.x;
-#pragma unroll
-  for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
-  if (lane == 0) maxima[group] = top;
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < kMergeGroups; ++k) top = fmaxf(top, maxima[k]);
-  const float factor = exp2f(ml.x - top), weight = warp_sum(factor * ml.y);
-  factors[piece] = factor;
-  slots[piece] = slot;
-  if (lane == 0) totals[group] = weight;
-  __syncthreads();
-  float4 sum{};
-#pragma unroll 8
-  for (int k = group; k < n_pieces; k += kMergeGroups) {
-    const float w = factors[k];
-    const float4 v = reinterpret_cast<const float4*>(a.partial + static_cast<std::int64_t>(slots[k]) *
-                                                                     kLatentWidth)[blockIdx.y * 32 + lane];
-    sum.x += w * v.x, sum.y += w * v.y, sum.z += w * v.z, sum.w += w * v.w;
-  }
-  sums[group][lane] = sum;
-  __syncthreads();
-  if (group != 0) return;
-  float whole = 0;
-  sum = {};
-#pragma unroll
-  for (int k = 0; k < kMergeGroups; ++k) {
-    const float4 v = sums[k][lane];
-    whole += totals[k];
-    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-  }
-  const float inverse = 1.0F / whole;
-  reinterpret_cast<uint2*>(a.latent + static_cast<std::int64_t>(blockIdx.x) * kLatentWidth)[blockIdx.y * 32 + lane] = {
-      pack_bf16(sum.x * inverse, sum.y * inverse), pack_bf16(sum.z * inverse, sum.w * inverse)};
 }
 
 template <KvCodec kCodec, int kN8>
@@ -508,15 +348,13 @@ void run(const Launch& l, const Attend& j) {
   a.query = static_cast<const std::uint16_t*>(j.query);
   a.cache = j.cache;
   a.heads = j.heads;
-  // No more blocks than merge_few_kernel has threads for their pieces.
-  a.n_blocks =
-      static_cast<int>(std::min<std::int64_t>({l.n_sms, 32 * kMergeGroups, j.partial_rows / (2 * Shape::kPairs)}));
+  // One a multiprocessor: they wait for each other.
+  a.n_blocks = static_cast<int>(std::min<std::int64_t>({l.n_sms, kMaxBlocks, j.partial_rows / (2 * Shape::kPairs)}));
   a.partial = j.partial;
   a.partial_ml = j.partial_ml;
+  a.present = j.present;
   a.latent = static_cast<std::uint16_t*>(j.latent);
   launch(l, attend_few_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), Shape::kBytes, a);
-  launch(l, merge_few_kernel, dim3(static_cast<unsigned>(j.T * j.heads), kLatentWidth / 128), dim3(32 * kMergeGroups),
-         0, a, Shape::kPairs);
 }
 
 template <KvCodec kCodec>
@@ -537,7 +375,8 @@ void run(const Launch& l, const Attend& j) {
 // So much shared memory implies compute capability 9.0.
 bool attend_few_takes(const Launch& l, const Attend& j) {
   return l.smem_limit >= 227 << 10 && j.cache.codec != KvCodec::kF32 && j.cache.n_seqs > 0 &&
-         j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs && j.partial_rows >= 2 * kFewTile;
+         j.cache.n_seqs <= kFewSequences && j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs &&
+         j.partial_rows >= 2 * kFewTile;
 }
 
 void attend_few(const Launch& l, const Attend& j) {

@@ -131,7 +131,11 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
   auto* query = scratch.take<std::uint16_t>(pairs * kKvRow * 2);
   auto* latent = scratch.take<std::uint16_t>(pairs * kLatent * 2);
 
-  if (rows <= kSkinnyRows) {
+  const bool rotated = p.pages.codec == KvCodec::kInt8 || p.pages.codec == KvCodec::kInt4;
+  const bool query_at_once = latent_query_wide_takes(l, kv_b);
+  if (query_at_once) {
+    latent_query_wide(l, kv_b, p.q.as<float>(), rows, heads, rotated, query);
+  } else if (rows <= kSkinnyRows) {
     latent_query(l, kv_b, p.q.as<float>(), rows, heads, query);
   } else {
     auto* nope = scratch.take<>(pairs * kNope * 2);
@@ -153,8 +157,7 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
     tiled(l, t);
   }
 
-  const bool rotated = p.pages.codec == KvCodec::kInt8 || p.pages.codec == KvCodec::kInt4;
-  if (rotated) hadamard_rows(l, query, pairs, kKvRow);
+  if (rotated && !query_at_once) hadamard_rows(l, query, pairs, kKvRow);
   Attend j;
   j.query = query;
   j.T = rows;
@@ -164,6 +167,7 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
   j.partial_rows = partial_rows(limits_);
   j.partial = scratch.take<float>(j.partial_rows * kLatent * 4);
   j.partial_ml = scratch.take<float2>(j.partial_rows * 8);
+  j.present = static_cast<unsigned*>(attend_present_.data());
   j.latent = latent;
   if (attend_few_takes(l, j)) {
     attend_few(l, j);

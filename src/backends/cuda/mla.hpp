@@ -20,6 +20,13 @@ void latent_query(const Launch& l, const Mat& kv_b, const float* q, std::int64_t
 // Only the second part, for many rows; and q_nope as BF16 [T, N, 192].
 void split_query(const Launch& l, const float* q, std::int64_t rows, int heads, void* nope, void* query);
 
+// ---- latent_query_wide.cu: any number of rows, BF16 kv_b, Hopper ---------------------------------------------------
+
+// As latent_query; `rotated`: the first 512 of each row under H.
+bool latent_query_wide_takes(const Launch& l, const Mat& kv_b);
+void latent_query_wide(const Launch& l, const Mat& kv_b, const float* q, std::int64_t rows, int heads, bool rotated,
+                       void* query);
+
 // ---- attention ------------------------------------------------------------------------------------------------------
 
 struct CacheView {
@@ -55,7 +62,8 @@ struct Attend {
   float* partial = nullptr;      // [partial_rows, 512]: pieces of the context
   float2* partial_ml = nullptr;  // [partial_rows]: running maximum and sum
   std::int64_t partial_rows = 0;
-  void* latent = nullptr;  // BF16 [T, N, 512]: the result
+  unsigned* present = nullptr;  // [kMaxPresent], zero between calls: of attend_few
+  void* latent = nullptr;       // BF16 [T, N, 512]: the result
 };
 
 // attend.cu: any batch on any device. For the codecs with H, query and latent are under H as well.
@@ -65,7 +73,9 @@ void attend(const Launch& l, const Attend& j);
 
 // attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as attend().
 inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on average
-inline constexpr int kFewTile = 40;   // pairs of a tile at most; a block has two tiles of pieces at most
+inline constexpr int kFewSequences = 1024;
+inline constexpr int kMaxPresent = 256;  // blocks that may wait for each other
+inline constexpr int kFewTile = 40;      // pairs of a tile at most; a block has two tiles of pieces at most
 bool attend_few_takes(const Launch& l, const Attend& j);
 void attend_few(const Launch& l, const Attend& j);
 
