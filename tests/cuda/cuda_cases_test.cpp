@@ -281,6 +281,10 @@ void expect_attention(const AttentionShape& shape, const std::vector<std::int32_
       p.out.data = out.data();
       ops->mla_attend(p);
       ops->download(got.data(), out.data(), got.size() * 4);
+      std::vector<float> again(got.size());
+      ops->mla_attend(p);
+      ops->download(again.data(), out.data(), again.size() * 4);
+      EXPECT_EQ(0, std::memcmp(got.data(), again.data(), got.size() * 4)) << kv_codec_name(codec) << ": a repeat";
       const double e = nmse(got, want);
       std::printf("  %-5s window %3d: nmse %.2e\n", std::string(kv_codec_name(codec)).c_str(), window, e);
       EXPECT_LT(e, 1e-4) << kv_codec_name(codec);
@@ -300,6 +304,20 @@ TEST(CudaAttention, ManySequencesThroughTheRing) {
   }
   const std::vector<KvCodec> all(std::begin(kKvCodecs), std::end(kKvCodecs));
   expect_attention({.heads = 5, .reserved_context = 2048, .window = 333, .codecs = all}, rows, contexts);
+}
+
+// Several sequences a block, most of them whole within it, and more than a warp counts at a time.
+TEST(CudaAttention, ManyShortSequences) {
+  NEED_GPU();
+  Random random(13);
+  std::vector<std::int32_t> rows, contexts;
+  for (int s = 0; s < 300; ++s) {
+    rows.push_back(s % 50 == 7 ? 0 : 1);
+    contexts.push_back(static_cast<std::int32_t>(1 + random.below(s % 4 == 0 ? 300 : 40)));
+  }
+  const std::vector<KvCodec> all(std::begin(kKvCodecs), std::end(kKvCodecs));
+  expect_attention({.heads = 20, .reserved_rows = 300, .reserved_context = 512, .window = 50, .codecs = all}, rows,
+                   contexts);
 }
 
 // Contexts beyond one block of expanded keys (8,192 tokens), cut by its end; the window leaves blocks without work.
