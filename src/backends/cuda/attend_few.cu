@@ -3,358 +3,121 @@
 //
 // Tokens stand where a product has its 16 rows, (row, head) pairs where it has its columns by eights: 20 heads waste 4
 // of 24 columns. A step takes 32 tokens:
-//   Sᵀ (32 × pairs) = KV (32 × 576) · Qᵀ      a warp: 16 tokens, a quarter of the 576, Q in registers
-//   softmax           a warp: kN8 pairs, a lane a token
-//   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      a warp: 64 of the 512
-// Between two barriers each warp does its parts of the third for one step, of the second for the next step, and of the
-// first for the one after: none waits for another. A ninth warp copies rows into a ring of stages ahead of the others,
-// by the bulk copy engine. Rows of the short codecs are decoded from the ring into BF16 yet a step earlier.
+//   Sᵀ (32 × pairs) = KV (32 × 576) · Qᵀ      a scorer: 16 tokens, a quarter of the 576, Q in registers
+//   softmax           a scorer: kN8 pairs, a lane a token
+//   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      a summer: 64 of the 512
+// Eight warps score, with one barrier among themselves a step: between two of them a warp does the softmax of one step,
+// the products of the next, and reads the scales of the one after. Eight others sum as steps are weighed, and write
+// answers while the next tile is scored. One copies rows into a ring of stages ahead of all, by the bulk copy engine.
+// Rows of the short codecs go to the tensor cores as they are (attend_codes.cuh). A score of eight-bit codes is sums
+// times the row's scale. The scale belongs to the row's weight in the answer as well: weights are relative to the
+// largest product of a weight and a scale then, in FP16, and their sum is of the plain weights.
 //
 // Work is dealt out evenly (attend_work.cuh). A tile within one block is finished there; the pieces of others lie in
 // the workspace, at most two a block, until the blocks add them in order (attend_merge.cuh). Running maxima are whole
 // numbers (see attend.cu): where a range begins changes the order of fp32 sums only.
 
-#include "backends/cuda/attend_merge.cuh"
-#include "backends/cuda/bulk.cuh"
-#include "backends/cuda/kv_codec.cuh"
+#include "backends/cuda/attend_score.cuh"
+#include "backends/cuda/attend_sum.cuh"
 
 namespace glint::cuda {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * (kWarps + 1);
-static_assert(kMergeThreads == 32 * kWarps);
-constexpr int kRow = kRowWidth * 2 + 16;  // bytes of a BF16 row in shared memory: rows begin in different banks
-constexpr int kScoreStride = kTokens + 4, kWeightStride = kTokens * 2 + 16;
-constexpr float kScaleLog2 = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
+// Scorers, summers, and a warpgroup of which one warp copies: the registers of the rest go to the scorers. Of 96 a
+// thread on average, which the summers keep.
+constexpr int kThreads = 64 * kGroupWarps + 128;
+constexpr int kScorerRegisters = 120, kCopierRegisters = 40;
 
-struct Args {
-  const std::uint16_t* query;
-  CacheView cache;
-  int heads, n_blocks;
-  float* partial;  // [2 · n_blocks · pairs of a tile, 512]
-  float2* partial_ml;
-  unsigned* present;  // [n_blocks], zero between calls
-  std::uint16_t* latent;
-};
-
-template <KvCodec kCodec, int kN8>
-struct Layout {
-  static constexpr bool kShort = is_short(kCodec);
-  static constexpr int kPairs = 8 * kN8;
-  static constexpr int kStageRow = kShort ? kCacheRowBytes<kCodec> : kRow;
-  static constexpr int kStage = kTokens * kStageRow;
-  static constexpr int kScores = 4 * kPairs * kScoreStride * 4;  // twice
-  static constexpr int kWeights = kPairs * kWeightStride;        // twice
-  static constexpr int kDecoded = kShort ? 4 * kTokens * kRow : 0;
-  static constexpr int kFixed =
-      2 * kScores + 2 * kWeights + kDecoded + 4 * kPairs * 4 + 256 + static_cast<int>(sizeof(WorkTable));
-  static constexpr int kFits = ((227 << 10) - kFixed) / kStage;
-  static constexpr int kStages = kFits < 8 ? kFits : 8;
-  static constexpr int kBytes = kFixed + kStages * kStage;
-};
-
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  std::uint32_t phase = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == kStages) stage = 0, phase ^= 1U;
-  }
-};
-constexpr int kNothing = -(1 << 20);  // the maximum of no scores
-
-template <KvCodec kCodec, int kN8>
-__global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_constant__ Args a) {
 #if __CUDA_ARCH__ >= 900
-  using L = Layout<kCodec, kN8>;
-  constexpr int kPairs = L::kPairs, kStages = L::kStages;
-  extern __shared__ __align__(128) unsigned char smem[];
-  const std::uint32_t base = shared_address(smem);
-  // stages | decoded | weights | scores, then what merging needs | factors, maxima, sums | barriers | work
-  const std::uint32_t decoded = base + kStages * L::kStage, weights = decoded + L::kDecoded;
-  auto* scores = reinterpret_cast<float*>(smem + kStages * L::kStage + L::kDecoded + 2 * L::kWeights);
-  float* factors = scores + 2 * L::kScores / 4;  // [2][kPairs]
-  float *last_max = factors + 2 * kPairs, *last_sum = last_max + kPairs;
-  const std::uint32_t full = shared_address(last_sum + kPairs), empty = full + 8 * kStages;
-  auto& work = *reinterpret_cast<WorkTable*>(last_sum + kPairs + 4 * kStages);
-  static_assert(sizeof(MergeMemory) <= 2 * L::kScores);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void copy_rows(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int lane) {
+  using M = Memory<kCodec, kN8>;
+  Ring<M::kStages> ring;
+  ring.phase = 1;  // a fresh barrier's previous phase counts as complete
+  for (int at = w.begin; at < w.end;) {
+    const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
+    const int stop = min(w.end, u.first + u.steps);
+    const std::int32_t* table = a.cache.page_table + static_cast<std::int64_t>(u.seq) * a.cache.max_pages;
+    int page_at = -1;
+    const unsigned char* page = nullptr;
+    for (; at < stop; ++at) {
+      const int token = u.token(at);
+      if (token / kPageRows != page_at) {
+        page_at = token / kPageRows;
+        page = static_cast<const unsigned char*>(a.cache.pages) + table[page_at] * a.cache.page_stride;
+      }
+      barrier_wait(shared_address(&m.empty[ring.at]), ring.phase);
+      const std::uint32_t to = shared_address(m.stages[ring.at]), barrier = shared_address(&m.full[ring.at]);
+      const unsigned char* from = page + token % kPageRows * kCacheRowBytes<kCodec>;
+      const bool whole = token >= u.low && token + kTokens <= u.context;
+      if (kIsFour<kCodec> && whole) {
+        if (lane == 0) {
+          barrier_expect(barrier, M::kStage);
+          bulk_copy(to, from, M::kStage, barrier);
+        } else {
+          barrier_arrive(barrier);
+        }
+      } else if (token + lane >= u.low && token + lane < u.context) {
+        barrier_expect(barrier, kCacheRowBytes<kCodec>);
+        bulk_copy(to + lane * M::kRow, from + lane * kCacheRowBytes<kCodec>, kCacheRowBytes<kCodec>, barrier);
+      } else {
+        if constexpr (!is_rotated(kCodec)) {  // where nobody owns the row there may be NaN; INT8 and INT4 have none
+          for (int i = 0; i < M::kRow / 16; ++i) sts128(to + lane * M::kRow + 16 * i, {});
+          fence_async_proxy();
+        }
+        barrier_arrive(barrier);
+      }
+      ring.next();
+    }
+  }
+}
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(full + 8 * i, 32);
-      barrier_init(empty + 8 * i, L::kShort ? 32 * kWarps : kWarps);
+#endif
+
+template <KvCodec kCodec, int kN8>
+__global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_constant__ FewArgs a) {
+#if __CUDA_ARCH__ >= 900
+  using M = Memory<kCodec, kN8>;
+  extern __shared__ __align__(128) unsigned char smem[];
+  M& m = *reinterpret_cast<M*>(smem);
+  const int thread = threadIdx.x, lane = thread % 32;
+  if (thread == 0) {
+    for (int i = 0; i < M::kStages; ++i) {
+      barrier_init(shared_address(&m.full[i]), 32);
+      barrier_init(shared_address(&m.empty[i]), kGroupWarps);
+    }
+    for (int i = 0; i < kSlots; ++i) {
+      barrier_init(shared_address(&m.weighed[i]), kGroupWarps);
+      barrier_init(shared_address(&m.used[i]), kGroupWarps);
     }
     barrier_init_fence();
   }
   __syncthreads();
   pdl_launch();
   pdl_wait();
-
-  count_work(a.cache, a.heads, kPairs, work);
-  const int total = work.starts[a.cache.n_seqs];
-  const int n = active_blocks(total, a.n_blocks), c = static_cast<int>(blockIdx.x);
-  if (c >= n) return;
-  const int begin = range_begin(total, n, c), end = range_begin(total, n, c + 1);
-
-  if (warp == kWarps) {  // the copying warp: a lane a row
-    int stage = 0;
-    std::uint32_t phase = 1;  // a fresh barrier's previous phase counts as complete
-    for (int at = begin; at < end;) {
-      const Unit u = unit_of(a.cache, a.heads, kPairs, work, at);
-      const int stop = min(end, u.first + u.steps);
-      const std::int32_t* table = a.cache.page_table + static_cast<std::int64_t>(u.seq) * a.cache.max_pages;
-      int page_at = -1;
-      const unsigned char* page = nullptr;
-      for (; at < stop; ++at) {
-        const int token = u.token(at);
-        if (token / kPageRows != page_at) {
-          page_at = token / kPageRows;
-          page = static_cast<const unsigned char*>(a.cache.pages) + table[page_at] * a.cache.page_stride;
-        }
-        barrier_wait(empty + 8 * stage, phase);
-        const std::uint32_t to = base + stage * L::kStage, barrier = full + 8 * stage;
-        const unsigned char* from = page + token % kPageRows * kCacheRowBytes<kCodec>;
-        const bool whole = token >= u.low && token + kTokens <= u.context;
-        if (L::kShort && whole) {
-          if (lane == 0) {
-            barrier_expect(barrier, L::kStage);
-            bulk_copy(to, from, L::kStage, barrier);
-          } else {
-            barrier_arrive(barrier);
-          }
-        } else if (token + lane >= u.low && token + lane < u.context) {
-          barrier_expect(barrier, kCacheRowBytes<kCodec>);
-          bulk_copy(to + lane * L::kStageRow, from + lane * kCacheRowBytes<kCodec>, kCacheRowBytes<kCodec>, barrier);
-        } else {
-          if constexpr (!L::kShort) {  // rows that nobody owns may hold anything
-            for (int i = 0; i < kRow / 16; ++i) sts128(to + lane * kRow + 16 * i, {});
-            fence_async_proxy();
-          }
-          barrier_arrive(barrier);
-        }
-        if (++stage == kStages) stage = 0, phase ^= 1U;
-      }
-    }
-    return;
+  count_work(a.cache, a.heads, M::kPairs, m.work);
+  Share w{.total = m.work.starts[a.cache.n_seqs], .c = static_cast<int>(blockIdx.x)};
+  w.n = active_blocks(w.total, a.n_blocks);
+  if (w.c >= w.n) return;
+  w.begin = range_begin(w.total, w.n, w.c), w.end = range_begin(w.total, w.n, w.c + 1);
+  if (thread < 32 * kGroupWarps) {
+    more_registers<kScorerRegisters>();
+    score_steps<kCodec, kN8>(a, w, m, thread / 32, lane);
+  } else if (thread < 64 * kGroupWarps) {
+    sum_steps<kCodec, kN8>(a, w, m, thread - 32 * kGroupWarps);
+  } else {
+    fewer_registers<kCopierRegisters>();
+    if (thread < 64 * kGroupWarps + 32) copy_rows<kCodec, kN8>(a, w, m, lane);
   }
-
-  Ring<kStages> arriving, leaving;  // the stage whose rows are waited for; that which the last product reads
-  const int tokens16 = warp % 2 * 16, quarter = warp / 2;  // this warp's part of S
-  for (int at = begin; at < end;) {
-    const Unit u = unit_of(a.cache, a.heads, kPairs, work, at);
-    const int start = at, n_steps = min(end, u.first + u.steps) - start;
-    const Pieces pieces = pieces_of(u, total, n, a.heads, kPairs);
-    const int first_pair = u.tile * kPairs, pairs = pieces.pairs;
-    const std::int64_t global_pair = pieces.global_pair;
-    const int first_token = u.token(start);
-
-    std::uint32_t q[9][kN8][2];
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const auto* from = reinterpret_cast<const std::uint32_t*>(a.query + (global_pair + 8 * j + g) * kRowWidth);
-#pragma unroll
-      for (int k = 0; k < 9; ++k) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) q[k][j][h] = 8 * j + g < pairs ? from[(quarter * 9 + k) * 8 + 4 * h + t] : 0U;
-      }
-    }
-    // Softmax: this warp's pairs are warp, warp + 8 …
-    int sees_begin[kN8], sees_end[kN8], top[kN8];
-    float sum[kN8];
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const int pair = warp + 8 * j, row = (first_pair + pair) / a.heads;
-      sees_end[j] = pair < pairs ? u.context - u.rows + row + 1 : 0;
-      sees_begin[j] = a.cache.window > 0 ? max(0, sees_end[j] - a.cache.window) : 0;
-      top[j] = kNothing;
-      sum[j] = 0;
-    }
-    float out[4][kN8][4] = {};
-
-    for (int i = L::kShort ? -3 : -2; i < n_steps; ++i) {
-      const int decoding = i + 3, scoring = i + 2, weighing = i + 1;
-      if constexpr (L::kShort) {
-        if (decoding < n_steps) {
-          barrier_wait(full + 8 * arriving.stage, arriving.phase);
-          const unsigned char* raw_rows = smem + arriving.stage * L::kStage + warp * (kTokens / kWarps) * L::kStageRow;
-          const std::uint32_t rows = decoded + decoding % 4 * kTokens * kRow;
-          const int token = first_token + decoding * kTokens;
-#pragma unroll
-          for (int k = 0; k < kTokens / kWarps; ++k) {
-            const int r = warp * (kTokens / kWarps) + k, unit = first_unit<kCodec>(lane);
-            RowPart part = decode_part<kCodec>(raw_part<kCodec>(raw_rows + k * L::kStageRow, lane), lane);
-            if (token + r < u.low || token + r >= u.context) part = {};
-            sts128(rows + r * kRow + unit * 16, part.unit[0]);
-            sts128(rows + r * kRow + (unit + kUnitStep<kCodec>)*16, part.unit[1]);
-            sts32(rows + r * kRow + kLatentWidth * 2 + lane * 4, part.rotary);
-          }
-          barrier_arrive(empty + 8 * arriving.stage);  // each lane for its own reads: racecheck follows that
-          arriving.next();
-        }
-      }
-
-      if (scoring >= 0 && scoring < n_steps) {
-        std::uint32_t rows = decoded + scoring % 4 * kTokens * kRow;
-        if constexpr (!L::kShort) {
-          barrier_wait(full + 8 * arriving.stage, arriving.phase);
-          rows = base + arriving.stage * L::kStage;
-          arriving.next();
-        }
-        float s[2][kN8][4] = {};  // two chains of sums: half the waiting
-        const std::uint32_t from = rows + (tokens16 + lane % 16) * kRow + quarter * 9 * 32 + lane / 16 * 16;
-#pragma unroll
-        for (int k = 0; k < 9; ++k) {
-          std::uint32_t v[4];
-          ldmatrix4(v, from + k * 32);
-#pragma unroll
-          for (int j = 0; j < kN8; ++j) product(s[k % 2][j], v, q[k][j][0], q[k][j][1]);
-        }
-        float* to = scores + scoring % 2 * (L::kScores / 4) + (quarter * kPairs + 2 * t) * kScoreStride + tokens16 + g;
-#pragma unroll
-        for (int j = 0; j < kN8; ++j) {
-          to[8 * j * kScoreStride] = s[0][j][0] + s[1][j][0];
-          to[(8 * j + 1) * kScoreStride] = s[0][j][1] + s[1][j][1];
-          to[8 * j * kScoreStride + 8] = s[0][j][2] + s[1][j][2];
-          to[(8 * j + 1) * kScoreStride + 8] = s[0][j][3] + s[1][j][3];
-        }
-      }
-
-      if (i >= 0) {
-        const std::uint32_t rows = L::kShort ? decoded + i % 4 * kTokens * kRow : base + leaving.stage * L::kStage;
-        float2 factor[kN8];
-        bool same = true;
-#pragma unroll
-        for (int j = 0; j < kN8; ++j) {
-          factor[j] = *reinterpret_cast<const float2*>(factors + i % 2 * kPairs + 8 * j + 2 * t);
-          same = same && factor[j].x == 1.0F && factor[j].y == 1.0F;
-        }
-        std::uint32_t p[kN8][4];
-#pragma unroll
-        for (int j = 0; j < kN8; ++j)
-          ldmatrix4(p[j], weights + i % 2 * L::kWeights + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
-        if (!__all_sync(0xffffffffU, same)) {
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-#pragma unroll
-            for (int j = 0; j < kN8; ++j) {
-              out[m][j][0] *= factor[j].x, out[m][j][1] *= factor[j].y;
-              out[m][j][2] *= factor[j].x, out[m][j][3] *= factor[j].y;
-            }
-          }
-        }
-        const std::uint32_t from = rows + (lane / 16 * 8 + lane % 8) * kRow + (warp * 64 + lane / 8 % 2 * 8) * 2;
-#pragma unroll
-        for (int k = 0; k < kTokens / 16; ++k) {
-#pragma unroll
-          for (int m = 0; m < 4; ++m) {
-            std::uint32_t v[4];
-            ldmatrix4_trans(v, from + k * 16 * kRow + m * 32);
-#pragma unroll
-            for (int j = 0; j < kN8; ++j) product(out[m][j], v, p[j][2 * k], p[j][2 * k + 1]);
-          }
-        }
-        if constexpr (!L::kShort) {
-          __syncwarp();
-          if (lane == 0) barrier_arrive(empty + 8 * leaving.stage);
-          leaving.next();
-        }
-      }
-
-      if (weighing >= 0 && weighing < n_steps) {
-        const int token = first_token + weighing * kTokens + lane;
-        const float* from = scores + weighing % 2 * (L::kScores / 4) + warp * kScoreStride + lane;
-        const std::uint32_t to = weights + weighing % 2 * L::kWeights + warp * kWeightStride + lane * 2;
-        float v[kN8];
-        int m[kN8];
-#pragma unroll
-        for (int j = 0; j < kN8; ++j) {
-          const float* at_pair = from + 8 * j * kScoreStride;
-          v[j] = (at_pair[0] + at_pair[kPairs * kScoreStride]) +
-                 (at_pair[2 * kPairs * kScoreStride] + at_pair[3 * kPairs * kScoreStride]);
-          const bool seen = token >= sees_begin[j] && token < sees_end[j];
-          v[j] = seen ? v[j] * kScaleLog2 : -INFINITY;
-          m[j] = seen ? __float2int_ru(v[j]) : kNothing;
-        }
-#pragma unroll
-        for (int j = 0; j < kN8; ++j) m[j] = max(top[j], __reduce_max_sync(0xffffffffU, m[j]));
-#pragma unroll
-        for (int j = 0; j < kN8; ++j) {
-          // Where nothing is seen so far, m is far below: every weight is 2^-inf = 0 and the factor 2^0.
-          const float factor = power_of_two(static_cast<float>(top[j] - m[j]));
-          const __nv_bfloat16 p = __float2bfloat16_rn(power_of_two(v[j] - static_cast<float>(m[j])));
-          top[j] = m[j];
-          sum[j] = sum[j] * factor + __bfloat162float(p);
-          asm volatile("st.shared.b16 [%0], %1;" ::"r"(to + 8 * j * kWeightStride), "h"(__bfloat16_as_ushort(p)));
-          if (lane == 0) factors[weighing % 2 * kPairs + warp + 8 * j] = factor;
-        }
-      }
-      sync_workers();
-    }
-    at += n_steps;
-
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const float total_sum = warp_sum(sum[j]);
-      if (lane == 0) last_max[warp + 8 * j] = static_cast<float>(top[j]), last_sum[warp + 8 * j] = total_sum;
-    }
-    sync_workers();
-    const bool direct = n_steps == u.steps;
-    const std::int64_t slot = static_cast<std::int64_t>(pieces.slot(c - pieces.first)) * kPairs;
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int pair = 8 * j + 2 * t + e;
-        if (pair >= pairs) continue;
-        const int column = warp * 64 + g;
-        if (direct) {
-          const float inverse = 1.0F / last_sum[pair];
-          auto* to = reinterpret_cast<__nv_bfloat16*>(a.latent) + (global_pair + pair) * kLatentWidth + column;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            to[16 * i] = __float2bfloat16_rn(out[i][j][e] * inverse);
-            to[16 * i + 8] = __float2bfloat16_rn(out[i][j][2 + e] * inverse);
-          }
-        } else {
-          float* to = a.partial + (slot + pair) * kLatentWidth + column;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) to[16 * i] = out[i][j][e], to[16 * i + 8] = out[i][j][2 + e];
-          if (warp == 0 && g == 0) a.partial_ml[slot + pair] = {last_max[pair], last_sum[pair]};
-        }
-      }
-    }
-    if (!direct) announce_piece(a.present, pieces);
-  }
-  // The tiles that others have pieces of are the first and the last of the range. All is announced before any is
-  // waited for.
-  auto& memory = *reinterpret_cast<MergeMemory*>(scores);
-  const Unit head = unit_of(a.cache, a.heads, kPairs, work, begin);
-  const Unit tail = unit_of(a.cache, a.heads, kPairs, work, end - 1);
-  const auto merge = [&](const Unit& u) {
-    merge_share<kPairs>(pieces_of(u, total, n, a.heads, kPairs), c, a.partial, a.partial_ml, a.present, a.latent,
-                        memory);
-  };
-  if (head.first < begin || head.first + head.steps > end) merge(head);
-  if (tail.first != head.first && tail.first + tail.steps > end) merge(tail);
 #endif
 }
 
 template <KvCodec kCodec, int kN8>
 void run(const Launch& l, const Attend& j) {
-  using Shape = Layout<kCodec, kN8>;
-  static_assert(Shape::kStages >= 2 && Shape::kBytes <= 227 << 10);
-  Args a{};
-  a.query = static_cast<const std::uint16_t*>(j.query);
-  a.cache = j.cache;
-  a.heads = j.heads;
-  // One a multiprocessor: they wait for each other.
-  a.n_blocks = static_cast<int>(std::min<std::int64_t>({l.n_sms, kMaxBlocks, j.partial_rows / (2 * Shape::kPairs)}));
-  a.partial = j.partial;
-  a.partial_ml = j.partial_ml;
-  a.present = j.present;
-  a.latent = static_cast<std::uint16_t*>(j.latent);
-  launch(l, attend_few_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), Shape::kBytes, a);
+  using M = Memory<kCodec, kN8>;
+  static_assert(sizeof(M) <= 227 << 10);
+  const FewArgs a = few_args(l, j, M::kPairs);
+  launch(l, attend_few_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), sizeof(M), a);
 }
 
 template <KvCodec kCodec>
@@ -362,21 +125,17 @@ void run(const Launch& l, const Attend& j) {
   const std::int64_t pairs = (j.T + j.cache.n_seqs - 1) / j.cache.n_seqs * j.heads;  // of a sequence, on average
   if (pairs <= 8) return run<kCodec, 1>(l, j);
   if (pairs <= 16) return run<kCodec, 2>(l, j);
-  if (pairs <= 24) return run<kCodec, 3>(l, j);
-  if constexpr (is_short(kCodec)) {
-    run<kCodec, 3>(l, j);
-  } else {
-    run<kCodec, 5>(l, j);
-  }
+  if (pairs <= 24 || is_short(kCodec)) return run<kCodec, 3>(l, j);
+  attend_pairs(l, j);
 }
 
 }  // namespace
 
 // So much shared memory implies compute capability 9.0.
 bool attend_few_takes(const Launch& l, const Attend& j) {
-  return l.smem_limit >= 227 << 10 && j.cache.codec != KvCodec::kF32 && j.cache.n_seqs > 0 &&
-         j.cache.n_seqs <= kFewSequences && j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs &&
-         j.partial_rows >= 2 * kFewTile;
+  return l.smem_limit >= 227 << 10 && (j.cache.codec == KvCodec::kBF16 || is_short(j.cache.codec)) &&
+         j.cache.n_seqs > 0 && j.cache.n_seqs <= kFewSequences &&
+         j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs && j.partial_rows >= 2 * kFewTile;
 }
 
 void attend_few(const Launch& l, const Attend& j) {

@@ -10,6 +10,39 @@ namespace glint::cuda {
 constexpr int kMergeThreads = 256, kMaxBlocks = kMaxPresent;
 constexpr int kMergeFactors = kFewTile + 2 * kMaxBlocks, kMergePairs = kFewTile;
 
+// Of attend_few's kernels.
+struct FewArgs {
+  const std::uint16_t* query;
+  CacheView cache;
+  int heads, n_blocks;
+  float* partial;  // [2 · n_blocks · pairs of a tile, 512]
+  float2* partial_ml;
+  unsigned* present;  // [n_blocks], zero between calls
+  std::uint16_t* latent;
+};
+// With one block a multiprocessor at most: they wait for each other.
+inline FewArgs few_args(const Launch& l, const Attend& j, int pairs_a_tile) {
+  return {
+      .query = static_cast<const std::uint16_t*>(j.query),
+      .cache = j.cache,
+      .heads = j.heads,
+      .n_blocks = static_cast<int>(std::min<std::int64_t>({l.n_sms, kMaxBlocks, j.partial_rows / (2 * pairs_a_tile)})),
+      .partial = j.partial,
+      .partial_ml = j.partial_ml,
+      .present = j.present,
+      .latent = static_cast<std::uint16_t*>(j.latent)};
+}
+
+// Buffers that are filled and emptied in turn.
+template <int kCount>
+struct Ring {
+  int at = 0;
+  std::uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++at == kCount) at = 0, phase ^= 1U;
+  }
+};
+
 // What merge_share keeps in shared memory.
 struct MergeMemory {
   float4 sums[kMergeThreads];
@@ -38,22 +71,26 @@ __device__ __forceinline__ Pieces pieces_of(const Unit& u, int total, int n, int
 }
 
 #if __CUDA_ARCH__ >= 900
-// The eight warps that compute.
-__device__ __forceinline__ void sync_workers() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+// Eight warps that have a barrier of their own.
+template <int kBarrier = 1>
+__device__ __forceinline__ void sync_workers() {
+  asm volatile("bar.sync %0, 256;" ::"n"(kBarrier) : "memory");
+}
 
-// Each worker, its part of a piece written.
-__device__ __forceinline__ void announce_piece(unsigned* present, const Pieces& p) {
+// Each worker (number `thread` of 256), its part of a piece written.
+template <int kBarrier = 1>
+__device__ __forceinline__ void announce_piece(unsigned* present, const Pieces& p, int thread) {
   __threadfence();
-  sync_workers();
-  if (threadIdx.x == 0) atomicAdd(present + p.first, 1U);
+  sync_workers<kBarrier>();
+  if (thread == 0) atomicAdd(present + p.first, 1U);
 }
 
 // The workers of block `c`. present[first] counts up to n, then again up to 2 n, and is zero again.
-template <int kPairs>
+template <int kPairs, int kBarrier = 1>
 __device__ __forceinline__ void merge_share(const Pieces& p, int c, const float* partial, const float2* partial_ml,
-                                            unsigned* present, std::uint16_t* latent, MergeMemory& m) {
+                                            unsigned* present, std::uint16_t* latent, MergeMemory& m, int thread) {
   constexpr int kQuads = kLatentWidth / 4;
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int lane = thread % 32, warp = thread / 32;
   const auto n = static_cast<unsigned>(p.n);
   if (thread == 0) {
     unsigned seen;
@@ -61,7 +98,7 @@ __device__ __forceinline__ void merge_share(const Pieces& p, int c, const float*
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(present + p.first) : "memory");
     } while (seen < n);
   }
-  sync_workers();
+  sync_workers<kBarrier>();
   // Quads of columns, counted over the pairs: this block's are [low, high).
   const int rank = c - p.first, all = p.pairs * kQuads;
   const int low = all * rank / p.n, high = all * (rank + 1) / p.n;
@@ -87,7 +124,7 @@ __device__ __forceinline__ void merge_share(const Pieces& p, int c, const float*
     sum = warp_sum(sum);
     if (lane == 0) m.inverse[k] = 1.0F / sum;
   }
-  sync_workers();
+  sync_workers<kBarrier>();
   // Few quads: groups of threads share the pieces of one, so that all reads are under way at once.
   int groups = 1;
   while (2 * groups * (high - low) <= kMergeThreads && 2 * groups <= p.n) groups *= 2;
@@ -108,20 +145,36 @@ __device__ __forceinline__ void merge_share(const Pieces& p, int c, const float*
     }
     if (groups > 1) {
       m.sums[thread] = sum;
-      sync_workers();
+      sync_workers<kBarrier>();
       for (int i = 1; group == 0 && i < groups; ++i) {
         const float4 v = m.sums[i * at_once + thread];
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
-      sync_workers();
+      sync_workers<kBarrier>();
     }
     if (quad >= high || group != 0) continue;
     const float inverse = m.inverse[k];
     reinterpret_cast<uint2*>(latent + p.global_pair * kLatentWidth)[quad] = {
         pack_bf16(sum.x * inverse, sum.y * inverse), pack_bf16(sum.z * inverse, sum.w * inverse)};
   }
-  sync_workers();
+  sync_workers<kBarrier>();
   if (thread == 0 && atomicAdd(present + p.first, 1U) == 2 * n - 1) present[p.first] = 0;
+}
+
+// The last thing that the workers of block `c` do: the tiles that others have pieces of are the first and the last of
+// its range. All is announced before any is waited for.
+template <int kPairs, int kBarrier>
+__device__ __forceinline__ void merge_tiles(const FewArgs& a, int total, int n, int c, const WorkTable& work,
+                                            MergeMemory& m, int thread) {
+  const int begin = range_begin(total, n, c), end = range_begin(total, n, c + 1);
+  const auto merge = [&](const Unit& u) {
+    merge_share<kPairs, kBarrier>(pieces_of(u, total, n, a.heads, kPairs), c, a.partial, a.partial_ml, a.present,
+                                  a.latent, m, thread);
+  };
+  const Unit head = unit_of(a.cache, a.heads, kPairs, work, begin);
+  const Unit tail = unit_of(a.cache, a.heads, kPairs, work, end - 1);
+  if (head.first < begin || head.first + head.steps > end) merge(head);
+  if (tail.first != head.first && tail.first + tail.steps > end) merge(tail);
 }
 #endif
 

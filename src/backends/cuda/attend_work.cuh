@@ -66,6 +66,8 @@ struct Unit {
   __device__ int token(int step) const { return (low / kTokens + step - first) * kTokens; }
 };
 
+__device__ __forceinline__ int end_of(const Unit& u) { return u.first + u.steps; }
+
 // The unit that step number `at` belongs to, which some sequence has. All lanes of a warp.
 __device__ __forceinline__ Unit unit_of(const CacheView& c, int heads, int pairs_a_tile, const WorkTable& work,
                                         int at) {

@@ -132,9 +132,9 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
   auto* latent = scratch.take<std::uint16_t>(pairs * kLatent * 2);
 
   const bool rotated = p.pages.codec == KvCodec::kInt8 || p.pages.codec == KvCodec::kInt4;
-  const bool query_at_once = latent_query_wide_takes(l, kv_b);
-  if (query_at_once) {
-    latent_query_wide(l, kv_b, p.q.as<float>(), rows, heads, rotated, query);
+  const bool products_at_once = latent_products_take(l, kv_b);
+  if (products_at_once) {
+    latent_queries(l, kv_b, p.q.as<float>(), rows, heads, rotated, query);
   } else if (rows <= kSkinnyRows) {
     latent_query(l, kv_b, p.q.as<float>(), rows, heads, query);
   } else {
@@ -157,7 +157,7 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
     tiled(l, t);
   }
 
-  if (rotated && !query_at_once) hadamard_rows(l, query, pairs, kKvRow);
+  if (rotated && !products_at_once) hadamard_rows(l, query, pairs, kKvRow);
   Attend j;
   j.query = query;
   j.T = rows;
@@ -173,9 +173,10 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
     attend_few(l, j);
   } else {
     attend(l, j);
+    if (rotated) hadamard_rows(l, latent, pairs, kLatent);
   }
-  if (rotated) hadamard_rows(l, latent, pairs, kLatent);
 
+  if (products_at_once) return latent_values(l, kv_b, latent, rows, heads, p.out.as<float>());
   const bool few = rows <= kSkinnyRows && skinny_fits(kv_b);
   if (few || wide_takes(kv_b, rows)) {
     SkinnyHeads h;
