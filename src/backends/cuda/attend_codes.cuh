@@ -36,10 +36,10 @@ __device__ __forceinline__ void product_half(float (&c)[4], const std::uint32_t 
 template <KvCodec kCodec>
 __device__ __forceinline__ void code_product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                                              std::uint32_t b1) {
-  if constexpr (kIsFour<kCodec>) {
-    product(c, a, b0, b1);
-  } else {
+  if constexpr (kIsHalf<kCodec>) {
     product_half(c, a, b0, b1);
+  } else {
+    product(c, a, b0, b1);
   }
 }
 
