@@ -103,11 +103,12 @@ struct RowScales {
   float rotary[4][32], latent[32], log_latent[32];
 };
 
-// Eight warps, eight lanes a row. A lane combines a part of the row's codes, the lanes their parts.
+// A warp, four rows from number `first` on, eight lanes a row. A lane combines a part of the row's codes, the lanes
+// their parts.
 template <KvCodec kCodec, int kRow>
-__device__ __forceinline__ void read_scales(const unsigned char* rows, int warp, int lane, RowScales& out) {
-  const int r = warp * 4 + lane / 8, half = lane / 4 % 2, part = lane % 4;
-  const unsigned char* row = rows + r * kRow;
+__device__ __forceinline__ void read_scales(const unsigned char* rows, int first, int lane, RowScales& out) {
+  const int r = first + lane / 8, half = lane / 4 % 2, part = lane % 4;
+  const unsigned char* row = rows + lane / 8 * kRow;
   std::uint32_t word;  // of the side word: its part of 16 bits in the upper or the lower half
   if constexpr (kIsFour<kCodec>) {
     uint2 x{};
@@ -141,7 +142,7 @@ __device__ __forceinline__ void read_scales(const unsigned char* rows, int warp,
   } else if (!kIsFour<kCodec> && part == 0) {
     const float scale = __uint_as_float(low << 16);
     out.latent[r] = scale;
-    out.log_latent[r] = log2f(scale);
+    out.log_latent[r] = __log2f(scale);
   }
 }
 

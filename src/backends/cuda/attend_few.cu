@@ -4,11 +4,11 @@
 // Tokens stand where a product has its 16 rows, (row, head) pairs where it has its columns by eights: 20 heads waste 4
 // of 24 columns. A step takes 32 tokens:
 //   Sᵀ (32 × pairs) = KV (32 × 576) · Qᵀ      a scorer: 16 tokens, a quarter of the 576, Q in registers
-//   softmax           a scorer: kN8 pairs, a lane a token
+//   softmax           a summer: kN8 pairs, a lane a token
 //   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      a summer: 64 of the 512
-// Eight warps score, with one barrier among themselves a step: between two of them a warp does the softmax of one step,
-// the products of the next, and reads the scales of the one after. Eight others sum as steps are weighed, and write
-// answers while the next tile is scored. One copies rows into a ring of stages ahead of all, by the bulk copy engine.
+// Eight warps score. Eight others have one barrier among themselves a step: between two of them a warp does the softmax
+// of one step and the sums of the step before; they write answers while the next tile is scored. One copies rows into a
+// ring of stages ahead of all, by the bulk copy engine, and three read the scales of what has arrived.
 // Rows of the short codecs go to the tensor cores as they are (attend_codes.cuh). A score of eight-bit codes is sums
 // times the row's scale. The scale belongs to the row's weight in the answer as well: weights are relative to the
 // largest product of a weight and a scale then, in FP16, and their sum is of the plain weights.
@@ -23,10 +23,9 @@
 namespace glint::cuda {
 namespace {
 
-// Scorers, summers, and a warpgroup of which one warp copies: the registers of the rest go to the scorers. Of 96 a
-// thread on average, which the summers keep.
-constexpr int kThreads = 64 * kGroupWarps + 128;
-constexpr int kScorerRegisters = 120, kCopierRegisters = 40;
+// Scorers, summers, and the warpgroup of readers and copier. Of 96 registers a thread on average.
+constexpr int kThreads = 64 * kGroupWarps + 32 * (kReaderWarps + 1);
+constexpr int kScorerRegisters = 112, kSummerRegisters = 104, kOtherRegisters = 40;
 
 #if __CUDA_ARCH__ >= 900
 template <KvCodec kCodec, int kN8>
@@ -84,11 +83,12 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
   if (thread == 0) {
     for (int i = 0; i < M::kStages; ++i) {
       barrier_init(shared_address(&m.full[i]), 32);
+      barrier_init(shared_address(&m.scaled[i]), kReaderWarps);
       barrier_init(shared_address(&m.empty[i]), kGroupWarps);
     }
-    for (int i = 0; i < kSlots; ++i) {
-      barrier_init(shared_address(&m.weighed[i]), kGroupWarps);
-      barrier_init(shared_address(&m.used[i]), kGroupWarps);
+    for (int i = 0; i < kPlanes; ++i) {
+      barrier_init(shared_address(&m.scored[i]), kGroupWarps);
+      barrier_init(shared_address(&m.taken[i]), kGroupWarps);
     }
     barrier_init_fence();
   }
@@ -104,10 +104,16 @@ __global__ void __launch_bounds__(kThreads, 1) attend_few_kernel(const __grid_co
     more_registers<kScorerRegisters>();
     score_steps<kCodec, kN8>(a, w, m, thread / 32, lane);
   } else if (thread < 64 * kGroupWarps) {
+    more_registers<kSummerRegisters>();
     sum_steps<kCodec, kN8>(a, w, m, thread - 32 * kGroupWarps);
   } else {
-    fewer_registers<kCopierRegisters>();
-    if (thread < 64 * kGroupWarps + 32) copy_rows<kCodec, kN8>(a, w, m, lane);
+    fewer_registers<kOtherRegisters>();
+    const int warp = thread / 32 - 2 * kGroupWarps;
+    if (warp == kReaderWarps) {
+      copy_rows<kCodec, kN8>(a, w, m, lane);
+    } else if (is_short(kCodec)) {
+      scale_steps<kCodec, kN8>(w, m, warp, lane);
+    }
   }
 #endif
 }

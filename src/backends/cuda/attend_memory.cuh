@@ -7,17 +7,22 @@
 
 namespace glint::cuda {
 
-constexpr int kGroupWarps = 8;             // of scorers, and of summers
-constexpr int kScorers = 1, kSummers = 2;  // their barriers
-constexpr int kSlots = 4;                  // steps between softmax and sums
+constexpr int kGroupWarps = 8;   // of scorers, and of summers
+constexpr int kReaderWarps = 3;  // that read scales of rows
+constexpr int kSummers = 1;      // their barrier
+constexpr int kPlanes = 2;       // steps between scorers and summers
 constexpr int kScoreStride = kTokens + 4, kWeightStride = kTokens * 2 + 16;
 
-// What is between scorers and summers for a step.
+// Softmax of a step, as the sums take it.
 template <int kPairs>
-struct Slot {
+struct Weighed {
   unsigned char weights[kPairs * kWeightStride];  // [pairs][32 tokens], 16 bits each
   float factors[kPairs];                          // of the sums so far
-  float maxima[kPairs], sums[kPairs];             // after a tile's last step
+};
+// What a tile's softmax ends with.
+template <int kPairs>
+struct Totals {
+  float maxima[kPairs], sums[kPairs];
 };
 
 template <KvCodec kCodec, int kN8>
@@ -29,15 +34,18 @@ struct Memory {
   static constexpr int kStages = kIsFour<kCodec> ? 10 : kCodec == KvCodec::kBF16 ? 5 : 7;
 
   unsigned char stages[kStages][kStage];
-  Slot<kPairs> slots[kSlots];
-  RowScales scales[is_short(kCodec) ? 4 : 1];
+  Weighed<kPairs> weighed[2];
+  RowScales scales[is_short(kCodec) ? kStages : 1];
   union {
-    float scores[2][4][kPairs][kScoreStride];  // sums of quarters
-    MergeMemory merge;                         // when all is scored
+    float scores[kPlanes][4][kPairs][kScoreStride];  // sums of quarters
+    MergeMemory merge;                               // when all is scored
   };
   float exchange[is_rotated(kCodec) ? kPairs * kLatentWidth : 4];  // for H
+  Totals<kPairs> totals[2];
+  int2 sees[kPairs];  // tokens from … to
   WorkTable work;
-  std::uint64_t full[kStages], empty[kStages], weighed[kSlots], used[kSlots];
+  // Rows are there, their scales are; the summers are done with a stage. A step is scored; its scores are read.
+  std::uint64_t full[kStages], scaled[kStages], empty[kStages], scored[kPlanes], taken[kPlanes];
 };
 
 // What all roles know of the work.

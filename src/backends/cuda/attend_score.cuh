@@ -1,21 +1,17 @@
 #pragma once
-// The scorers of attend_few.cu: scores, and weights by softmax.
+// The scorers of attend_few.cu: products of queries and rows.
 
 #include "backends/cuda/attend_memory.cuh"
 
 namespace glint::cuda {
 
-constexpr float kScoreLog2 = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
-constexpr int kNothing = -(1 << 20);                         // the maximum of no scores
-
 #if __CUDA_ARCH__ >= 900
 // The queries of a warp's quarter, nine blocks of 16 values: of BF16 rows in their order, else eight of the latent and
-// one rotary, as the codes' products want them; for FP16 times a power of two, of which `inverse` are those of pairs 8
-// j + 2 t and the next.
+// one rotary, as the codes' products want them; for FP16 times a power of two, whose inverse is kept.
 template <KvCodec kCodec, int kN8>
 struct Queries {
   std::uint32_t q[9][kN8][2];
-  float inverse[kN8][2];
+  float inverse;
 
   __device__ __forceinline__ void load(const std::uint16_t* query, int pairs, int quarter, int lane) {
     const int g = lane / 4, t = lane % 4;
@@ -34,30 +30,33 @@ struct Queries {
         }
         q[k][j][0] = v.x, q[k][j][1] = v.y;
       }
-      if constexpr (kIsHalf<kCodec>) scale(j, lane);
     }
+    if constexpr (kIsHalf<kCodec>) scale();
   }
-  __device__ __forceinline__ void scale(int j, int lane) {
-    float largest = 0;
+  // The largest comes to be 2^10 …; BF16 numbers from 2^-27 of it on are exact.
+  __device__ __forceinline__ void scale() {
+    std::uint32_t largest = 0;  // two BF16 numbers' bits without the signs, in order as integers are
 #pragma unroll
     for (int k = 0; k < 9; ++k) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        largest = fmaxf(largest, fmaxf(fabsf(bf16_low(q[k][j][h])), fabsf(bf16_high(q[k][j][h]))));
+      for (int j = 0; j < kN8; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) largest = __vmaxu2(largest, q[k][j][h] & 0x7fff7fffU);
+      }
     }
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffU, largest, 2));
-    // The largest comes to be 2^10 …; BF16 numbers from 2^-27 of it on are exact.
-    const int exponent = min(250, max(20, static_cast<int>(__float_as_uint(largest) >> 23)));
-    const float factor = __uint_as_float(static_cast<unsigned>(264 - exponent) << 23);
-    const float back = __uint_as_float(static_cast<unsigned>(exponent - 10) << 23);
+    largest = __reduce_max_sync(0xffffffffU, max(largest & 0xffffU, largest >> 16));
+    const unsigned exponent = min(250U, max(20U, largest >> 7));
+    const float factor = __uint_as_float((264 - exponent) << 23);
+    inverse = __uint_as_float((exponent - 10) << 23);
 #pragma unroll
     for (int k = 0; k < 9; ++k) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) q[k][j][h] = pack_half(bf16_low(q[k][j][h]) * factor, bf16_high(q[k][j][h]) * factor);
-    }
+      for (int j = 0; j < kN8; ++j) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) inverse[j][e] = __shfl_sync(0xffffffffU, back, (lane % 4 * 2 + e) * 4);
+        for (int h = 0; h < 2; ++h)
+          q[k][j][h] = pack_half(bf16_low(q[k][j][h]) * factor, bf16_high(q[k][j][h]) * factor);
+      }
+    }
   }
 };
 
@@ -67,199 +66,124 @@ __device__ __forceinline__ void score(const unsigned char* stage, const Queries<
                                       const RowScales& scales, float (&plane)[8 * kN8][kScoreStride], int tokens16,
                                       int quarter, int lane) {
   using M = Memory<kCodec, kN8>;
+  constexpr int kLoads = kIsFour<kCodec> ? 2 : 4;
   const int g = lane / 4, t = lane % 4;
   const std::uint32_t row = shared_address(stage) + (tokens16 + lane % 16) * M::kRow;
+  float* to = &plane[2 * t][tokens16 + g];
   if constexpr (!is_short(kCodec)) {
     float s[2][kN8][4] = {};  // two chains of sums: half the waiting
+    std::uint32_t v[9][4];
+#pragma unroll
+    for (int k = 0; k < 9; ++k) ldmatrix4(v[k], row + (quarter * 9 + k) * 32 + lane / 16 * 16);
 #pragma unroll
     for (int k = 0; k < 9; ++k) {
-      std::uint32_t v[4];
-      ldmatrix4(v, row + (quarter * 9 + k) * 32 + lane / 16 * 16);
 #pragma unroll
-      for (int j = 0; j < kN8; ++j) product(s[k % 2][j], v, query.q[k][j][0], query.q[k][j][1]);
+      for (int j = 0; j < kN8; ++j) product(s[k % 2][j], v[k], query.q[k][j][0], query.q[k][j][1]);
     }
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) plane[8 * j + 2 * t + e % 2][tokens16 + g + e / 2 * 8] = s[0][j][e] + s[1][j][e];
+      for (int e = 0; e < 4; ++e) to[(8 * j + e % 2) * kScoreStride + e / 2 * 8] = s[0][j][e] + s[1][j][e];
     }
-    return;
-  }
-  float latent[kN8][4] = {}, rotary[kN8][4] = {};
-  const auto add = [&](int k, const std::uint32_t(&v)[4]) {
+  } else {
+    float latent[kN8][4] = {}, rotary[kN8][4] = {};
+    const auto add = [&](float(&sum)[kN8][4], int k, const std::uint32_t(&v)[4]) {
 #pragma unroll
-    for (int j = 0; j < kN8; ++j) code_product<kCodec>(latent[j], v, query.q[k][j][0], query.q[k][j][1]);
-  };
-  if constexpr (kIsFour<kCodec>) {
-    const unsigned char* scale_bytes = stage + (tokens16 + g) * M::kRow + kLatentWidth / 2 + quarter * 4;
-    const std::uint32_t bytes[2] = {*reinterpret_cast<const std::uint32_t*>(scale_bytes),
-                                    *reinterpret_cast<const std::uint32_t*>(scale_bytes + 8 * M::kRow)};
+      for (int j = 0; j < kN8; ++j) code_product<kCodec>(sum[j], v, query.q[k][j][0], query.q[k][j][1]);
+    };
+    std::uint32_t r[kLoads][4], turned[4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      std::uint32_t r[4];
-      ldmatrix4(r, row + quarter * 64 + i * 32 + lane / 16 * 16);
+    for (int i = 0; i < kLoads; ++i) ldmatrix4(r[i], row + (quarter * kLoads + i) * 32 + lane / 16 * 16);
+    ldmatrix4(turned, row + kRotaryOffset<kCodec> + quarter * 16);
+    const float of_rotary[2] = {scales.rotary[quarter][tokens16 + g], scales.rotary[quarter][tokens16 + g + 8]};
+    if constexpr (kIsFour<kCodec>) {
+      const unsigned char* scale_bytes = stage + (tokens16 + g) * M::kRow + kLatentWidth / 2 + quarter * 4;
+      const std::uint32_t bytes[2] = {*reinterpret_cast<const std::uint32_t*>(scale_bytes),
+                                      *reinterpret_cast<const std::uint32_t*>(scale_bytes + 8 * M::kRow)};
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        const int group = 2 * i + u;
+      for (int group = 0; group < 4; ++group) {
+        const std::uint32_t low = r[group / 2][group % 2 * 2], high = r[group / 2][group % 2 * 2 + 1];
         const GroupScale s[2] = {group_scale(__byte_perm(bytes[0], 0, 0x4040 + 0x0101 * group)),
                                  group_scale(__byte_perm(bytes[1], 0, 0x4040 + 0x0101 * group))};
 #pragma unroll
-        for (int high = 0; high < 2; ++high) {
-          const CodePairs a = nibble_neighbours(r[2 * u] >> (4 * high) & 0x0f0f0f0fU, s[0]);
-          const CodePairs b = nibble_neighbours(r[2 * u + 1] >> (4 * high) & 0x0f0f0f0fU, s[1]);
-          add(2 * group + high, {a.first, b.first, a.second, b.second});
+        for (int h = 0; h < 2; ++h) {
+          const CodePairs a = nibble_neighbours(low >> (4 * h) & 0x0f0f0f0fU, s[0]);
+          const CodePairs b = nibble_neighbours(high >> (4 * h) & 0x0f0f0f0fU, s[1]);
+          add(latent, 2 * group + h, {a.first, b.first, a.second, b.second});
         }
       }
-    }
-  } else {
+      const CodePairs a = {int8_pair(__byte_perm(turned[0], 0, 0x4140)), int8_pair(__byte_perm(turned[0], 0, 0x4342))};
+      const CodePairs b = {int8_pair(__byte_perm(turned[1], 0, 0x4140)), int8_pair(__byte_perm(turned[1], 0, 0x4342))};
+      add(rotary, 8, {a.first, b.first, a.second, b.second});
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      std::uint32_t r[4];
-      ldmatrix4(r, row + quarter * 128 + i * 32 + lane / 16 * 16);
+      for (int j = 0; j < kN8; ++j) {
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        const CodePairs a = neighbours<kCodec>(r[2 * u]), b = neighbours<kCodec>(r[2 * u + 1]);
-        add(2 * i + u, {a.first, b.first, a.second, b.second});
+        for (int e = 0; e < 4; ++e)
+          to[(8 * j + e % 2) * kScoreStride + e / 2 * 8] = fmaf(rotary[j][e], of_rotary[e / 2], latent[j][e]);
       }
-    }
-  }
-  {
-    std::uint32_t r[4];
-    ldmatrix4(r, row + kRotaryOffset<kCodec> + quarter * 16);
-    CodePairs a, b;
-    if constexpr (kIsFour<kCodec>) {
-      a = {int8_pair(__byte_perm(r[0], 0, 0x4140)), int8_pair(__byte_perm(r[0], 0, 0x4342))};
-      b = {int8_pair(__byte_perm(r[1], 0, 0x4140)), int8_pair(__byte_perm(r[1], 0, 0x4342))};
     } else {
-      a = neighbours<KvCodec::kInt8>(r[0]), b = neighbours<KvCodec::kInt8>(r[1]);
-    }
-    const std::uint32_t v[4] = {a.first, b.first, a.second, b.second};
+      const float of_latent[2] = {scales.latent[tokens16 + g] * query.inverse,
+                                  scales.latent[tokens16 + g + 8] * query.inverse};
 #pragma unroll
-    for (int j = 0; j < kN8; ++j) code_product<kCodec>(rotary[j], v, query.q[8][j][0], query.q[8][j][1]);
-  }
+      for (int k = 0; k < 8; ++k) {
+        const CodePairs a = neighbours<kCodec>(r[k / 2][k % 2 * 2]), b = neighbours<kCodec>(r[k / 2][k % 2 * 2 + 1]);
+        add(latent, k, {a.first, b.first, a.second, b.second});
+      }
+      const CodePairs a = neighbours<KvCodec::kInt8>(turned[0]), b = neighbours<KvCodec::kInt8>(turned[1]);
+      add(rotary, 8, {a.first, b.first, a.second, b.second});
+      const float rotary_too[2] = {of_rotary[0] * query.inverse, of_rotary[1] * query.inverse};
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int token = tokens16 + g + 8 * h;
-    const float of_rotary = scales.rotary[quarter][token], of_latent = kIsHalf<kCodec> ? scales.latent[token] : 1.0F;
+      for (int j = 0; j < kN8; ++j) {
 #pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float s = fmaf(rotary[j][2 * h + e], of_rotary, latent[j][2 * h + e] * of_latent);
-        if constexpr (kIsHalf<kCodec>) s *= query.inverse[j][e];
-        plane[8 * j + 2 * t + e][token] = s;
+        for (int e = 0; e < 4; ++e)
+          to[(8 * j + e % 2) * kScoreStride + e / 2 * 8] =
+              fmaf(rotary[j][e], rotary_too[e / 2], latent[j][e] * of_latent[e / 2]);
       }
     }
   }
 }
-
-// A warp's pairs (warp, warp + 8 …) in a tile, a lane a token.
-template <KvCodec kCodec, int kN8>
-struct Softmax {
-  int sees_begin[kN8], sees_end[kN8], top[kN8];
-  float sum[kN8];
-
-  __device__ __forceinline__ void start(const FewArgs& a, const Unit& u, const Pieces& p, int warp) {
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const int pair = warp + 8 * j, row = (u.tile * 8 * kN8 + pair) / a.heads;
-      sees_end[j] = pair < p.pairs ? u.context - u.rows + row + 1 : 0;
-      sees_begin[j] = a.cache.window > 0 ? max(0, sees_end[j] - a.cache.window) : 0;
-      top[j] = kNothing;
-      sum[j] = 0;
-    }
-  }
-  __device__ __forceinline__ void weigh(const float (&scores)[4][8 * kN8][kScoreStride], const RowScales& scales,
-                                        int first_token, Slot<8 * kN8>& slot, int warp, int lane) {
-    const int token = first_token + lane;
-    const float log_scale = kIsHalf<kCodec> ? scales.log_latent[lane] : 0.0F;
-    float v[kN8];
-    int m[kN8];
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const int pair = warp + 8 * j;
-      v[j] = ((scores[0][pair][lane] + scores[1][pair][lane]) + (scores[2][pair][lane] + scores[3][pair][lane])) *
-             kScoreLog2;
-      const bool seen = token >= sees_begin[j] && token < sees_end[j];
-      m[j] = seen ? __float2int_ru(v[j] + log_scale) : kNothing;
-      if (!seen) v[j] = -INFINITY;
-    }
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) m[j] = max(top[j], __reduce_max_sync(0xffffffffU, m[j]));
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      // Where nothing is seen so far, m is far below: every weight is 2^-inf = 0 and the factor 2^0.
-      const float factor = power_of_two(static_cast<float>(top[j] - m[j])), to = v[j] - static_cast<float>(m[j]);
-      top[j] = m[j];
-      std::uint16_t bits;
-      if constexpr (!kIsHalf<kCodec>) {
-        const __nv_bfloat16 p = __float2bfloat16_rn(power_of_two(to));
-        sum[j] = sum[j] * factor + __bfloat162float(p);
-        bits = __bfloat16_as_ushort(p);
-      } else {
-        sum[j] = sum[j] * factor + power_of_two(to);
-        const float scaled = v[j] == -INFINITY ? 0.0F : power_of_two(to + log_scale);  // an unowned row's may be NaN
-        bits = __half_as_ushort(__float2half_rn(scaled));
-      }
-      *reinterpret_cast<std::uint16_t*>(slot.weights + (warp + 8 * j) * kWeightStride + lane * 2) = bits;
-      if (lane == 0) slot.factors[warp + 8 * j] = factor;
-    }
-  }
-  __device__ __forceinline__ void finish(Slot<8 * kN8>& slot, int warp, int lane) const {
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
-      const float all = warp_sum(sum[j]);
-      if (lane == 0) slot.maxima[warp + 8 * j] = static_cast<float>(top[j]), slot.sums[warp + 8 * j] = all;
-    }
-  }
-};
 
 template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void score_steps(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int warp,
                                             int lane) {
   using M = Memory<kCodec, kN8>;
-  constexpr int kScales = is_short(kCodec) ? 4 : 1;
-  Ring<M::kStages> arriving, scored;
-  Ring<kSlots> slot;
-  slot.phase = 1;
+  Ring<M::kStages> stage;
+  Ring<kPlanes> plane;
+  plane.phase = 1;  // a fresh barrier's previous phase counts as complete
   const int tokens16 = warp % 2 * 16, quarter = warp / 2;
   for (int at = w.begin; at < w.end;) {
     const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
     const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, M::kPairs);
-    const int n_steps = min(w.end, u.first + u.steps) - at, first_token = u.token(at);
     Queries<kCodec, kN8> query;
     query.load(a.query + pieces.global_pair * kRowWidth, pieces.pairs, quarter, lane);
-    Softmax<kCodec, kN8> softmax;
-    softmax.start(a, u, pieces, warp);
-    for (int i = is_short(kCodec) ? -2 : -1; i < n_steps; ++i) {
-      const int reading = i + 2, scoring = i + 1;
-      if constexpr (is_short(kCodec)) {
-        if (reading < n_steps) {
-          barrier_wait(shared_address(&m.full[arriving.at]), arriving.phase);
-          read_scales<kCodec, M::kRow>(m.stages[arriving.at], warp, lane, m.scales[reading % kScales]);
-          arriving.next();
-        }
-      }
-      if (scoring >= 0 && scoring < n_steps) {
-        if constexpr (!is_short(kCodec)) barrier_wait(shared_address(&m.full[scored.at]), scored.phase);
-        score<kCodec, kN8>(m.stages[scored.at], query, m.scales[scoring % kScales], m.scores[scoring % 2][quarter],
-                           tokens16, quarter, lane);
-        scored.next();
-      }
-      if (i >= 0) {
-        barrier_wait(shared_address(&m.used[slot.at]), slot.phase);
-        softmax.weigh(m.scores[i % 2], m.scales[i % kScales], first_token + i * kTokens, m.slots[slot.at], warp, lane);
-        if (i == n_steps - 1) softmax.finish(m.slots[slot.at], warp, lane);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(shared_address(&m.weighed[slot.at]));
-        slot.next();
-      }
-      sync_workers<kScorers>();
+    for (const int stop = min(w.end, end_of(u)); at < stop; ++at) {
+      barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
+      if constexpr (is_short(kCodec)) barrier_wait(shared_address(&m.scaled[stage.at]), stage.phase);
+      barrier_wait(shared_address(&m.taken[plane.at]), plane.phase);
+      score<kCodec, kN8>(m.stages[stage.at], query, m.scales[is_short(kCodec) ? stage.at : 0],
+                         m.scores[plane.at][quarter], tokens16, quarter, lane);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(shared_address(&m.scored[plane.at]));
+      stage.next();
+      plane.next();
     }
-    at += n_steps;
   }
 }
 
+// The readers: scales of rows as stages arrive, eight warps' worth by three.
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void scale_steps(const Share& w, Memory<kCodec, kN8>& m, int warp, int lane) {
+  using M = Memory<kCodec, kN8>;
+  Ring<M::kStages> stage;
+  for (int at = w.begin; at < w.end; ++at) {
+    barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
+    for (int part = warp; part < kTokens / 4; part += kReaderWarps)
+      read_scales<kCodec, M::kRow>(m.stages[stage.at] + 4 * part * M::kRow, 4 * part, lane, m.scales[stage.at]);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared_address(&m.scaled[stage.at]));
+    stage.next();
+  }
+}
 #endif
 
 }  // namespace glint::cuda

@@ -1,7 +1,7 @@
 #pragma once
-// The summers of attend_few.cu: weights times rows, and what becomes of the sums.
+// The summers of attend_few.cu: softmax, weights times rows, and what becomes of the sums.
 
-#include "backends/cuda/attend_memory.cuh"
+#include "backends/cuda/attend_softmax.cuh"
 
 namespace glint::cuda {
 
@@ -9,8 +9,8 @@ namespace glint::cuda {
 // out += rowsᵀ · weights for a warp's 64 columns: out[i] has columns 16 i + 2 g and the next, of BF16 rows 16 i + g and
 // 16 i + g + 8.
 template <KvCodec kCodec, int kN8>
-__device__ __forceinline__ void sum_step(const unsigned char* stage, const Slot<8 * kN8>& slot, float (&out)[4][kN8][4],
-                                         int warp, int lane) {
+__device__ __forceinline__ void sum_step(const unsigned char* stage, const Weighed<8 * kN8>& weighed,
+                                         float (&out)[4][kN8][4], int warp, int lane) {
   using M = Memory<kCodec, kN8>;
   const int t = lane % 4;
   float2 factor[kN8];
@@ -18,9 +18,9 @@ __device__ __forceinline__ void sum_step(const unsigned char* stage, const Slot<
   std::uint32_t p[kN8][4];
 #pragma unroll
   for (int j = 0; j < kN8; ++j) {
-    factor[j] = *reinterpret_cast<const float2*>(slot.factors + 8 * j + 2 * t);
+    factor[j] = *reinterpret_cast<const float2*>(weighed.factors + 8 * j + 2 * t);
     same = same && factor[j].x == 1.0F && factor[j].y == 1.0F;
-    ldmatrix4(p[j], shared_address(slot.weights) + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
+    ldmatrix4(p[j], shared_address(weighed.weights) + (8 * j + lane % 8) * kWeightStride + lane / 8 * 16);
   }
   if (!__all_sync(0xffffffffU, same)) {
 #pragma unroll
@@ -163,33 +163,50 @@ template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int thread) {
   using M = Memory<kCodec, kN8>;
   const int warp = thread / 32, lane = thread % 32, t = lane % 4;
-  Ring<M::kStages> ring;
-  Ring<kSlots> slot;
-  for (int at = w.begin; at < w.end;) {
+  Ring<M::kStages> weighing, summing;
+  Ring<kPlanes> plane;
+  int parity = 0;  // of the tile
+  for (int at = w.begin; at < w.end; parity ^= 1) {
     const int stop = min(w.end, end_of(unit_of(a.cache, a.heads, M::kPairs, m.work, at)));
     float out[4][kN8][4] = {};
-    for (int i = at;; ++i) {
-      barrier_wait(shared_address(&m.weighed[slot.at]), slot.phase);
-      barrier_wait(shared_address(&m.full[ring.at]), ring.phase);  // over by then; the copies are seen through it
-      sum_step<kCodec, kN8>(m.stages[ring.at], m.slots[slot.at], out, warp, lane);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(shared_address(&m.empty[ring.at]));
-      ring.next();
-      if (i == stop - 1) break;
-      if (lane == 0) barrier_arrive(shared_address(&m.used[slot.at]));
-      slot.next();
+    {
+      const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
+      Softmax<kCodec, kN8> softmax;
+      softmax.start(a, u, m.sees, warp, lane);
+      int token = u.token(at) + lane;
+      // The softmax of a step with the sums of the step before.
+      for (int i = at; i <= stop; ++i) {
+        if (i < stop) {
+          barrier_wait(shared_address(&m.scored[plane.at]), plane.phase);
+          softmax.weigh(m.scores[plane.at], m.scales[is_short(kCodec) ? weighing.at : 0], m.sees, token,
+                        m.weighed[i & 1], warp, lane);
+          if (i == stop - 1) softmax.finish(m.totals[parity], warp, lane);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(shared_address(&m.taken[plane.at]));
+          plane.next();
+          weighing.next();
+          token += kTokens;
+        }
+        if (i > at) {
+          barrier_wait(shared_address(&m.full[summing.at]), summing.phase);  // over by then; copies are seen through it
+          sum_step<kCodec, kN8>(m.stages[summing.at], m.weighed[(i - 1) & 1], out, warp, lane);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(shared_address(&m.empty[summing.at]));
+          summing.next();
+        }
+        sync_workers<kSummers>();
+      }
     }
     // Found anew, rather than kept in registers.
     const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
     const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, M::kPairs);
-    const Slot<M::kPairs>& last = m.slots[slot.at];
-    const bool whole = stop - at == u.steps;
-    if (whole) {
+    const Totals<M::kPairs>& totals = m.totals[parity];
+    if (stop - at == u.steps) {
       std::uint16_t* to = a.latent + pieces.global_pair * kLatentWidth;
       answer<kCodec, kN8>(out, m, warp, lane, [&](int j, int e, int column, float2 v) {
         const int pair = 8 * j + 2 * t + e;
         if (pair >= pieces.pairs) return;
-        const float inverse = 1.0F / last.sums[pair];
+        const float inverse = 1.0F / totals.sums[pair];
         *reinterpret_cast<std::uint32_t*>(to + pair * kLatentWidth + column) = pack_bf16(v.x * inverse, v.y * inverse);
       });
     } else {
@@ -198,12 +215,9 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
         const int pair = 8 * j + 2 * t + e;
         if (pair < pieces.pairs) *reinterpret_cast<float2*>(a.partial + (first + pair) * kLatentWidth + column) = v;
       });
-      if (thread < pieces.pairs) a.partial_ml[first + thread] = {last.maxima[thread], last.sums[thread]};
+      if (thread < pieces.pairs) a.partial_ml[first + thread] = {totals.maxima[thread], totals.sums[thread]};
+      announce_piece<kSummers>(a.present, pieces, thread);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(shared_address(&m.used[slot.at]));
-    slot.next();
-    if (!whole) announce_piece<kSummers>(a.present, pieces, thread);
     at = stop;
   }
   merge_tiles<M::kPairs, kSummers>(a, w.total, w.n, w.c, m.work, m.merge, thread);

@@ -77,19 +77,29 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
   pdl_launch();
   pdl_wait();
 
-  const int units = part == 0 ? kQkWidth / 4 : kNopeWidth / 4;  // q_pe goes through the first part's block
-  for (int i = thread; i < kRows * units; i += kThreads) {
-    const int r = i / units, column = i % units * 4;
-    const std::int64_t pair = static_cast<std::int64_t>(first + r) * a.heads + head;
-    float4 v{};
-    if (r < n) v = *reinterpret_cast<const float4*>(a.q + pair * kQkWidth + column);
-    const uint2 b{pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+  // A thread takes four neighbours of every fourth row; loads first, so that they are under way together.
+  constexpr int kUnits = kQkWidth / 4, kStep = kThreads / kUnits;
+  const int column = thread % kUnits * 4;
+  float4 v[kRows / kStep];
+#pragma unroll
+  for (int i = 0; i < kRows / kStep; ++i) {
+    const int r = thread / kUnits + i * kStep;
+    v[i] = {};
+    if (r < n)
+      v[i] = *reinterpret_cast<const float4*>(a.q + (static_cast<std::int64_t>(first + r) * a.heads + head) * kQkWidth +
+                                              column);
+  }
+#pragma unroll
+  for (int i = 0; i < kRows / kStep; ++i) {
+    const int r = thread / kUnits + i * kStep;
+    const uint2 b{pack_bf16(v[i].x, v[i].y), pack_bf16(v[i].z, v[i].w)};
     if (column < kNopeWidth) {
       unsigned char* to = smem + kNopeWidth * kWeightRow + r * kQueryRow + column * 2;
       *reinterpret_cast<uint2*>(to) = b;
-      *reinterpret_cast<uint2*>(to + kBytesX) = {pack_bf16(v.x - bf16_low(b.x), v.y - bf16_high(b.x)),
-                                                 pack_bf16(v.z - bf16_low(b.y), v.w - bf16_high(b.y))};
-    } else if (r < n) {
+      *reinterpret_cast<uint2*>(to + kBytesX) = {pack_bf16(v[i].x - bf16_low(b.x), v[i].y - bf16_high(b.x)),
+                                                 pack_bf16(v[i].z - bf16_low(b.y), v[i].w - bf16_high(b.y))};
+    } else if (r < n && part == 0) {
+      const std::int64_t pair = static_cast<std::int64_t>(first + r) * a.heads + head;
       *reinterpret_cast<uint2*>(a.query + pair * kRowWidth + kLatentWidth + column - kNopeWidth) = b;
     }
   }
@@ -102,11 +112,11 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
   const std::uint32_t from_w = weights + lane % 16 * kWeightRow + column0 * 2 + lane / 16 * 16;
 #pragma unroll 4
   for (int k = 0; k < kNopeWidth / 16; ++k) {
-    std::uint32_t v[2][W::kTiles][4], w[W::kEights / 2][4];
+    std::uint32_t x2[2][W::kTiles][4], w[W::kEights / 2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
-      for (int m = 0; m < W::kTiles; ++m) ldmatrix4(v[i][m], from_x + i * kBytesX + m * 16 * kQueryRow + k * 32);
+      for (int m = 0; m < W::kTiles; ++m) ldmatrix4(x2[i][m], from_x + i * kBytesX + m * 16 * kQueryRow + k * 32);
     }
 #pragma unroll
     for (int j = 0; j < W::kEights / 2; ++j) ldmatrix4_trans(w[j], from_w + k * 16 * kWeightRow + j * 32);
@@ -115,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const __grid_constant__
 #pragma unroll
       for (int m = 0; m < W::kTiles; ++m) {
 #pragma unroll
-        for (int j = 0; j < W::kEights; ++j) product(sum[m][j], v[i][m], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < W::kEights; ++j) product(sum[m][j], x2[i][m], w[j / 2][j % 2 * 2], w[j / 2][j % 2 * 2 + 1]);
       }
     }
   }
