@@ -6,9 +6,9 @@
 //   Sᵀ (32 × pairs) = KV (32 × 576) · Qᵀ      a scorer: 16 tokens, a quarter of the 576, Q in registers
 //   softmax           a summer: kN8 pairs, a lane a token
 //   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      a summer: 64 of the 512
-// Eight warps score. Eight others have one barrier among themselves a step: between two of them a warp does the softmax
-// of one step and the sums of the step before; they write answers while the next tile is scored. One copies rows into a
-// ring of stages ahead of all, by the bulk copy engine, and three read the scales of what has arrived.
+// Eight warps score. Eight others weigh and sum, with one barrier among themselves a step, and write answers while the
+// next tile is scored. One copies rows into a ring of stages ahead of all, by the bulk copy engine, and three read the
+// scales of what has arrived.
 // Rows of the short codecs go to the tensor cores as they are (attend_codes.cuh). A score of eight-bit codes is sums
 // times the row's scale. The scale belongs to the row's weight in the answer as well: weights are relative to the
 // largest product of a weight and a scale then, in FP16, and their sum is of the plain weights.

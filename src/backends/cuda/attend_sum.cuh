@@ -163,7 +163,7 @@ template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int thread) {
   using M = Memory<kCodec, kN8>;
   const int warp = thread / 32, lane = thread % 32, t = lane % 4;
-  Ring<M::kStages> weighing, summing;
+  Ring<M::kStages> stage;
   Ring<kPlanes> plane;
   int parity = 0;  // of the tile
   for (int at = w.begin; at < w.end; parity ^= 1) {
@@ -174,27 +174,20 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
       Softmax<kCodec, kN8> softmax;
       softmax.start(a, u, m.sees, warp, lane);
       int token = u.token(at) + lane;
-      // The softmax of a step with the sums of the step before.
-      for (int i = at; i <= stop; ++i) {
-        if (i < stop) {
-          barrier_wait(shared_address(&m.scored[plane.at]), plane.phase);
-          softmax.weigh(m.scores[plane.at], m.scales[is_short(kCodec) ? weighing.at : 0], m.sees, token,
-                        m.weighed[i & 1], warp, lane);
-          if (i == stop - 1) softmax.finish(m.totals[parity], warp, lane);
-          __syncwarp();
-          if (lane == 0) barrier_arrive(shared_address(&m.taken[plane.at]));
-          plane.next();
-          weighing.next();
-          token += kTokens;
-        }
-        if (i > at) {
-          barrier_wait(shared_address(&m.full[summing.at]), summing.phase);  // over by then; copies are seen through it
-          sum_step<kCodec, kN8>(m.stages[summing.at], m.weighed[(i - 1) & 1], out, warp, lane);
-          __syncwarp();
-          if (lane == 0) barrier_arrive(shared_address(&m.empty[summing.at]));
-          summing.next();
-        }
+      for (int i = at; i < stop; ++i, token += kTokens) {
+        barrier_wait(shared_address(&m.scored[plane.at]), plane.phase);
+        softmax.weigh(m.scores[plane.at], m.scales[is_short(kCodec) ? stage.at : 0], m.sees, token, m.weighed[i & 1],
+                      warp, lane);
+        if (i == stop - 1) softmax.finish(m.totals[parity], warp, lane);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared_address(&m.taken[plane.at]));
+        plane.next();
         sync_workers<kSummers>();
+        barrier_wait(shared_address(&m.full[stage.at]), stage.phase);  // over by then; the copies are seen through it
+        sum_step<kCodec, kN8>(m.stages[stage.at], m.weighed[i & 1], out, warp, lane);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared_address(&m.empty[stage.at]));
+        stage.next();
       }
     }
     // Found anew, rather than kept in registers.
