@@ -1,5 +1,5 @@
 // Times of attention on the GPU, one layer's worth of weights and as many layers of cache as defeat its level-2 cache:
-// the whole op, and its parts. Usage: cuda_attend_bench [decode] [prefill] [profile]
+// the whole op. Usage: cuda_attend_bench [decode] [batch] [prefill] [profile]
 
 #include <algorithm>
 #include <cstdio>
@@ -33,6 +33,7 @@ class Bench {
     KvCodec codec;
     std::int64_t seqs, rows, context;
     int window = 0;
+    int repeats = 4;
   };
   void reserve(std::int64_t rows, std::int64_t context) {
     ops_->reserve({.max_rows = rows,
@@ -89,7 +90,7 @@ class Bench {
     };
     pass();
     double best = 1e9;
-    const int repeats = s.rows > 64 ? 2 : 4;
+    const int repeats = s.rows > 64 ? 2 : s.repeats;
     for (int i = 0; i < 3; ++i) {
       ops_->start_timer();
       for (int k = 0; k < repeats; ++k) pass();
@@ -160,11 +161,25 @@ int main(int argc, char** argv) {
     bench.run({KvCodec::kBF16, 1, 2, 32768});
     bench.run({KvCodec::kBF16, 8, 4, 32768});
   }
+  if (wanted("batch")) {
+    bench.reserve(256, 4096);
+    for (const std::int64_t seqs : {32, 64, 128, 256}) {
+      for (const std::int64_t context : {64, 1024}) {
+        for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4})
+          bench.run({codec, seqs, 1, context});
+      }
+    }
+  }
+  // Few launches, for a profiler.
   if (argc > 1 && wanted("profile")) {
-    bench.reserve(64, 32768);
-    bench.run({KvCodec::kBF16, 1, 1, 64});
-    bench.run({KvCodec::kBF16, 1, 1, 32768});
-    bench.run({KvCodec::kFp8, 1, 1, 32768});
+    bench.reserve(256, 131072);
+    for (const std::int64_t context : {64, 1024}) {
+      for (const std::int64_t seqs : {64, 256}) bench.run({KvCodec::kBF16, seqs, 1, context, 0, 1});
+    }
+    for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
+      bench.run({codec, 1, 1, 64, 0, 1});
+      bench.run({codec, 1, 1, 131072, 0, 1});
+    }
   }
   if (wanted("prefill")) {
     bench.reserve(2048, 204800);

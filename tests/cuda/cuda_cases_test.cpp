@@ -256,7 +256,9 @@ void expect_attention(const AttentionShape& shape, const std::vector<std::int32_
                        .pages = view});
     }
     ops->download(pages.data(), cache.data(), pages.size());
-    for (const int window : {0, shape.window}) {
+    std::vector<int> windows{0};
+    if (shape.window > 0) windows.push_back(shape.window);
+    for (const int window : windows) {
       std::vector<float> want(static_cast<std::size_t>(rows * heads * kValue)), got(want.size());
       MlaAttendParams p;
       p.q = {q.data(), DType::kF32, {rows, heads, kQk}};
@@ -281,6 +283,10 @@ void expect_attention(const AttentionShape& shape, const std::vector<std::int32_
       p.out.data = out.data();
       ops->mla_attend(p);
       ops->download(got.data(), out.data(), got.size() * 4);
+      std::vector<float> again(got.size());
+      ops->mla_attend(p);
+      ops->download(again.data(), out.data(), again.size() * 4);
+      EXPECT_EQ(0, std::memcmp(got.data(), again.data(), got.size() * 4)) << kv_codec_name(codec) << ": a repeat";
       const double e = nmse(got, want);
       std::printf("  %-5s window %3d: nmse %.2e\n", std::string(kv_codec_name(codec)).c_str(), window, e);
       EXPECT_LT(e, 1e-4) << kv_codec_name(codec);
@@ -298,8 +304,27 @@ TEST(CudaAttention, ManySequencesThroughTheRing) {
     rows.push_back(s % 9 == 4 ? 2 : 1);
     contexts.push_back(static_cast<std::int32_t>(s % 5 == 0 ? 1 + random.below(70) : 300 + random.below(1700)));
   }
-  const std::vector<KvCodec> all(std::begin(kKvCodecs), std::end(kKvCodecs));
-  expect_attention({.heads = 5, .reserved_context = 2048, .window = 333, .codecs = all}, rows, contexts);
+  expect_attention({.heads = 5,
+                    .reserved_context = 2048,
+                    .window = 333,
+                    .codecs = {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}},
+                   rows, contexts);
+}
+
+// Several sequences a block, most of them whole within it, and more than a warp counts at a time.
+TEST(CudaAttention, ManyShortSequences) {
+  NEED_GPU();
+  Random random(13);
+  std::vector<std::int32_t> rows, contexts;
+  for (int s = 0; s < 280; ++s) {
+    rows.push_back(s % 50 == 7 ? 0 : 1);
+    contexts.push_back(static_cast<std::int32_t>(1 + random.below(s % 8 == 0 ? 200 : 20)));
+  }
+  expect_attention({.heads = 20,
+                    .reserved_rows = 280,
+                    .reserved_context = 256,
+                    .codecs = {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}},
+                   rows, contexts);
 }
 
 // Contexts beyond one block of expanded keys (8,192 tokens), cut by its end; the window leaves blocks without work.

@@ -135,6 +135,7 @@ void CudaOps::reserve(const OpLimits& limits) {
     device_.synchronize();
     route_counters_ = device_.allocate(counters);
   }
+  if (attend_present_.bytes() == 0) attend_present_ = device_.allocate(kMaxPresent * sizeof(unsigned));
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ class CudaOps final : public Ops {
   int one_kernel_tokens_;
   Decoder decoder_;
   OpLimits limits_;
-  Buffer route_counters_;  // zero between calls
+  Buffer route_counters_, attend_present_;  // zero between calls
   cudaEvent_t timer_[2] = {};
   float rope_theta_ = 0;
   RopeFrequencies frequencies_{};

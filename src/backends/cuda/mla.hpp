@@ -20,6 +20,15 @@ void latent_query(const Launch& l, const Mat& kv_b, const float* q, std::int64_t
 // Only the second part, for many rows; and q_nope as BF16 [T, N, 192].
 void split_query(const Launch& l, const float* q, std::int64_t rows, int heads, void* nope, void* query);
 
+// ---- latent_products.cu: any number of rows, BF16 kv_b, Hopper ------------------------------------------------------
+
+bool latent_products_take(const Launch& l, const Mat& kv_b);
+// As latent_query; `rotated`: the first 512 of each row under H.
+void latent_queries(const Launch& l, const Mat& kv_b, const float* q, std::int64_t rows, int heads, bool rotated,
+                    void* query);
+// out [rows, heads, 256] = W_UV latent [rows, heads, 512] in BF16.
+void latent_values(const Launch& l, const Mat& kv_b, const void* latent, std::int64_t rows, int heads, float* out);
+
 // ---- attention ------------------------------------------------------------------------------------------------------
 
 struct CacheView {
@@ -55,7 +64,8 @@ struct Attend {
   float* partial = nullptr;      // [partial_rows, 512]: pieces of the context
   float2* partial_ml = nullptr;  // [partial_rows]: running maximum and sum
   std::int64_t partial_rows = 0;
-  void* latent = nullptr;  // BF16 [T, N, 512]: the result
+  unsigned* present = nullptr;  // [kMaxPresent], zero between calls: of attend_few
+  void* latent = nullptr;       // BF16 [T, N, 512]: the result
 };
 
 // attend.cu: any batch on any device. For the codecs with H, query and latent are under H as well.
@@ -63,11 +73,16 @@ struct Attend {
 inline constexpr int kMaxPieces = 128;
 void attend(const Launch& l, const Attend& j);
 
-// attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as attend().
+// attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as
+// attend(), but that the result is never under H.
 inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on average
-inline constexpr int kFewTile = 40;   // pairs of a tile at most; a block has two tiles of pieces at most
+inline constexpr int kFewSequences = 1024;
+inline constexpr int kMaxPresent = 256;  // blocks that may wait for each other
+inline constexpr int kFewTile = 40;      // pairs of a tile at most; a block has two tiles of pieces at most
 bool attend_few_takes(const Launch& l, const Attend& j);
 void attend_few(const Launch& l, const Attend& j);
+// attend_pairs.cu: the same for BF16 and up to kFewTile pairs a tile.
+void attend_pairs(const Launch& l, const Attend& j);
 
 // attend_prefill.cu: sequences of kManyRows rows or more in the expanded form, straight from q to the values' answer;
 // the others it leaves alone. BF16 kv_b, and Launch::wgmma.
