@@ -2,11 +2,14 @@
 
 #include <cstring>
 
+#include "ops/sample.hpp"
+
 namespace glint::sampling {
 namespace {
 
 using Vec = float __attribute__((vector_size(32)));
 using IntVec = std::int32_t __attribute__((vector_size(32)));
+using DoubleVec = double __attribute__((vector_size(64)));
 constexpr std::size_t kLanes = 8;
 
 [[gnu::always_inline]] inline bool scan_body(const float* x, std::size_t n, float* block_max) {
@@ -51,17 +54,17 @@ struct ExpArgs {
 [[gnu::always_inline]] inline void exp_body(const ExpArgs& a) {
   std::size_t i = 0;
   for (; i + kBlock <= a.n; i += kBlock) {
-    Vec sum = {};
+    DoubleVec sum = {};
     for (std::size_t j = 0; j < kBlock; j += kLanes) {
       Vec v;
       std::memcpy(&v, a.x + i + j, sizeof v);
       v = (v - a.shift) * a.scale;
       exp_nonpositive<Vec, IntVec>(v);
       std::memcpy(a.weights + i + j, &v, sizeof v);
-      sum += v;
+      sum += __builtin_convertvector(v, DoubleVec);
     }
     double total = 0;
-    for (std::size_t l = 0; l < kLanes; ++l) total += static_cast<double>(sum[l]);
+    for (std::size_t l = 0; l < kLanes; ++l) total += sum[l];
     a.block_sum[i / kBlock] = total;
   }
   if (i < a.n) {

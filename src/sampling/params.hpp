@@ -30,6 +30,9 @@ struct SamplerParams {
   }
 };
 
+// How far below the best logit a token of probability min_p times the best's lies; needs min_p > 0. Not above 0.
+double min_p_nats(const SamplerParams& params);
+
 // Throws Error (field, value found, range expected) for a value out of range or a bias of an id outside [0, vocab).
 void validate(const SamplerParams& params, std::int64_t vocab);
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "backends/cuda/sample.hpp"
 #include "base/error.hpp"
 
 namespace glint {
@@ -293,6 +294,13 @@ void CudaOps::lm_head(const LmHeadParams& p) {
            .rows = p.logits.shape[0],
            .valid = p.valid_vocab},
           scratch);
+}
+
+bool CudaOps::sample(const SampleParams& p) {
+  const Launch& l = begin();
+  if (!samples(l, p.logits.shape[1])) return false;
+  cuda::sample(l, p.logits.as<float>(), p.logits.shape[0], p.logits.shape[1], p.rows, p.tokens);
+  return true;
 }
 
 void CudaOps::mtp_input(const MtpInputParams& p) {

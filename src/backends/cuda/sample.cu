@@ -1,0 +1,309 @@
+// Tokens of rows of logits: the chain of sampling/sampler.hpp without its edits. Compiled without fused multiply-add,
+// so that weights have the host's bits (ops/sample.hpp); all sums are of whole units, in 64 bits, hence exact.
+//
+// A cluster of eight blocks takes a row, each block an eighth of the vocabulary, which it reads once into shared
+// memory. A filter is one cut in the order of (logit, id), found digit by digit: a histogram of what each digit's
+// tokens amount to, summed over the cluster, tells which digit has the cut. The first digit counts eighths of a nat
+// below the best, by which few tokens are left for the next four, the bytes of the logit.
+
+#include "backends/cuda/sample.hpp"
+
+#include "backends/cuda/common.cuh"
+
+namespace glint::cuda {
+namespace {
+
+using U64 = unsigned long long;
+
+constexpr int kRanks = 8;  // blocks of a cluster, the most that every device has
+constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kBins = 256;
+constexpr float kBinsANat = 8;  // 256 bins are 32 nats: what lies below weighs nothing
+// Histograms are pairs of 32-bit numbers, since shared memory adds no 64 bits: 17 bits each of a weight's 34, summed
+// over fewer than 2^15 tokens.
+constexpr int kLowBits = 17;
+constexpr int kMaxSlice = (1 << 15) - 1;
+
+struct Shared {
+  std::uint32_t low[kBins], high[kBins];
+  U64 warps[kWarps];
+  U64 sum;     // of this block, for its cluster
+  U64 best;    // the same of packed()
+  U64 before;  // select(): what the better digits amount to
+  int digit;   // and the digit of the cut
+  int found;   // an id, written by the block that has it
+};
+
+// ---- the cluster ----------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+// The same variable in the shared memory of block `rank`.
+template <typename T>
+__device__ __forceinline__ T* in_block(T* p, int rank) {
+  T* there = p;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+#endif
+  return there;
+}
+
+// ---- order ----------------------------------------------------------------------------------------------------------
+
+// Grows with x. The two zeros are equal.
+__device__ __forceinline__ std::uint32_t key_of(float x) {
+  const std::uint32_t bits = __float_as_uint(x + 0.0F);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+__device__ __forceinline__ float logit_of(std::uint32_t key) {
+  return __uint_as_float((key & 0x80000000U) != 0 ? key & 0x7fffffffU : ~key);
+}
+
+constexpr U64 kNan = ~U64{0};
+// Grows in the order of tokens: with the logit, and against the id. NaN is more than all.
+__device__ __forceinline__ U64 packed(float x, int id) {
+  return x != x ? kNan : static_cast<U64>(key_of(x)) << 32 | static_cast<std::uint32_t>(~id);
+}
+
+// The last token that is kept; nothing is cut where the id is that of a default.
+struct Cut {
+  float logit = -INFINITY;
+  int id = 0x7fffffff;
+  __device__ bool keeps(float x, int token) const { return x > logit || (x == logit && token <= id); }
+};
+
+// ---- a row ----------------------------------------------------------------------------------------------------------
+
+struct Row {
+  const float* x;  // this block's logits, in shared memory
+  int n;           // of them
+  int first;       // id of the first
+  int rank;
+  float best, inv_temperature;
+  Shared* shared;
+
+  __device__ U64 units(float logit) const {
+    return static_cast<U64>(static_cast<double>(exp_weight(logit, best, inv_temperature)) * kWeightUnits);
+  }
+};
+
+__device__ U64 block_best(const Row& row) {
+  U64 best = 0;
+  for (int i = threadIdx.x; i < row.n; i += kThreads) best = max(best, packed(row.x[i], row.first + i));
+  for (int lane = 16; lane > 0; lane >>= 1) best = max(best, __shfl_xor_sync(0xffffffffU, best, lane));
+  if (threadIdx.x % 32 == 0) row.shared->warps[threadIdx.x / 32] = best;
+  __syncthreads();
+  for (int w = 0; w < kWarps; ++w) best = max(best, row.shared->warps[w]);
+  return best;
+}
+
+__device__ U64 row_best(const Row& row) {
+  const U64 own = block_best(row);
+  if (threadIdx.x == 0) row.shared->best = own;
+  cluster_barrier();
+  U64 best = 0;
+  for (int r = 0; r < kRanks; ++r) best = max(best, *in_block(&row.shared->best, r));
+  return best;
+}
+
+// Threads have neighbouring tokens, an odd number: then they read different banks.
+__device__ __forceinline__ int tokens_a_thread(int n) { return (n + kThreads - 1) / kThreads | 1; }
+
+// Sums in order of id: what lies before this thread's tokens, and the row's.
+struct Prefix {
+  U64 before, total;
+};
+template <typename Amount>
+__device__ Prefix prefix(const Row& row, Amount amount) {
+  Shared& s = *row.shared;
+  const int a_thread = tokens_a_thread(row.n), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
+  U64 own = 0;
+  for (int i = begin; i < end; ++i) own += amount(row.x[i], row.first + i);
+  U64 sum = own;
+  for (int lane = 1; lane < 32; lane <<= 1) {
+    const U64 other = __shfl_up_sync(0xffffffffU, sum, lane);
+    if (threadIdx.x % 32 >= lane) sum += other;
+  }
+  __syncthreads();  // warps[] of the last use is read
+  if (threadIdx.x % 32 == 31) s.warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  Prefix p{.before = sum - own, .total = 0};
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < threadIdx.x / 32) p.before += s.warps[w];
+    p.total += s.warps[w];
+  }
+  if (threadIdx.x == 0) s.sum = p.total;
+  cluster_barrier();
+  p.total = 0;
+  for (int r = 0; r < kRanks; ++r) {
+    const U64 sum_there = *in_block(&s.sum, r);
+    if (r < row.rank) p.before += sum_there;
+    p.total += sum_there;
+  }
+  cluster_barrier();  // all have read the sums
+  return p;
+}
+
+// Calls found(id) in the one thread that has the first token at which the sum is more than `at`. `unit`: of an amount.
+template <typename Amount, typename Found>
+__device__ void find(const Row& row, U64 before, double at, double unit, Amount amount, Found found) {
+  const int a_thread = tokens_a_thread(row.n), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
+  if (static_cast<double>(before) * unit > at) return;
+  U64 sum = before;
+  for (int i = begin; i < end; ++i) {
+    sum += amount(row.x[i], row.first + i);
+    if (static_cast<double>(sum) * unit > at) {
+      found(row.first + i);
+      return;
+    }
+  }
+}
+
+__device__ __forceinline__ int nat_digit(const Row& row, float x) {
+  return min(kBins - 1, static_cast<int>((row.best - x) * (row.inv_temperature * kBinsANat)));
+}
+
+// The last token of the shortest run of the best tokens that amounts to `need`, which all together do. Tokens of equal
+// logit have equal amounts.
+template <typename Amount>
+__device__ Cut select(const Row& row, U64 need, Amount amount) {
+  Shared& s = *row.shared;
+  int nats = 0;
+  std::uint32_t key = 0;
+  U64 equal = 0;  // what the digit of the cut amounts to: at last, the tokens of its logit
+  for (int level = 0; level < 5; ++level) {
+    if (threadIdx.x < kBins) s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
+    __syncthreads();
+    const int shift = 32 - 8 * level;
+    for (int i = threadIdx.x; i < row.n; i += kThreads) {
+      const float x = row.x[i];
+      if (x == -INFINITY) continue;
+      const int digit = nat_digit(row, x);
+      if (level > 0 && (digit != nats || (level > 1 && (key_of(x) ^ key) >> (shift + 8) != 0))) continue;
+      const U64 a = amount(x, row.first + i);
+      if (a == 0) continue;
+      const int bin = level == 0 ? digit : static_cast<int>(255U - (key_of(x) >> shift & 255U));
+      const auto low = static_cast<std::uint32_t>(a & ((1U << kLowBits) - 1));
+      const auto high = static_cast<std::uint32_t>(a >> kLowBits);
+      if (low != 0) atomicAdd(&s.low[bin], low);
+      if (high != 0) atomicAdd(&s.high[bin], high);
+    }
+    cluster_barrier();
+    U64 bin = 0;
+    if (threadIdx.x < kBins) {
+      for (int r = 0; r < kRanks; ++r) {
+        bin += *in_block(&s.low[threadIdx.x], r);
+        bin += static_cast<U64>(*in_block(&s.high[threadIdx.x], r)) << kLowBits;
+      }
+    }
+    U64 sum = bin;
+    for (int lane = 1; lane < 32; lane <<= 1) {
+      const U64 other = __shfl_up_sync(0xffffffffU, sum, lane);
+      if (threadIdx.x % 32 >= lane) sum += other;
+    }
+    if (threadIdx.x % 32 == 31) s.warps[threadIdx.x / 32] = sum;
+    __syncthreads();
+    for (int w = 0; w < threadIdx.x / 32; ++w) sum += s.warps[w];
+    if (threadIdx.x < kBins && sum >= need && sum - bin < need) {
+      s.digit = threadIdx.x;
+      s.before = sum - bin;
+      s.sum = bin;
+    }
+    cluster_barrier();  // and nobody clears a histogram that is read
+    need -= s.before;
+    equal = s.sum;
+    if (level == 0) {
+      nats = s.digit;
+    } else {
+      key |= (255U - static_cast<std::uint32_t>(s.digit)) << shift;
+    }
+  }
+  Cut cut{.logit = logit_of(key)};
+  if (need == equal) return cut;
+  // Of the tokens of that logit, the first ones by id.
+  const U64 each = amount(cut.logit, 0);
+  const auto is_equal = [&](float x, int) { return static_cast<U64>(x == cut.logit); };
+  const Prefix p = prefix(row, is_equal);
+  find(row, p.before, static_cast<double>((need + each - 1) / each - 1), 1, is_equal, [&](int id) {
+    for (int r = 0; r < kRanks; ++r) *in_block(&s.found, r) = id;
+  });
+  cluster_barrier();
+  cut.id = s.found;
+  return cut;
+}
+
+__device__ void draw(const Row& row, const SampleRow& how, std::int32_t* token) {
+  Cut cut;
+  const auto kept = [&](float x, int id) { return cut.keeps(x, id) ? row.units(x) : 0; };
+  if (how.top_k > 0) {
+    const auto one = [](float x, int) { return static_cast<U64>(x > -INFINITY); };
+    const U64 k = min(static_cast<U64>(how.top_k), prefix(row, one).total);
+    cut = select(row, k, one);
+  }
+  if (how.top_p < 1) {
+    const double total = static_cast<double>(prefix(row, kept).total) / kWeightUnits;
+    const auto need = static_cast<U64>(ceil(static_cast<double>(how.top_p) * total * kWeightUnits));
+    const Cut within = cut;
+    cut = select(row, need, [&](float x, int id) { return within.keeps(x, id) ? row.units(x) : 0; });
+  }
+  const auto least = static_cast<float>(fmax(static_cast<double>(row.best) + how.min_p_nats, -3.4028234663852886e38));
+  if (least > cut.logit) cut = {.logit = least};
+  const Prefix p = prefix(row, kept);
+  const double at = how.u * (static_cast<double>(p.total) / kWeightUnits);
+  find(row, p.before, at, 1 / kWeightUnits, kept, [&](int id) { *token = id; });
+}
+
+__global__ void __launch_bounds__(kThreads)
+    sample_kernel(const float* logits, int vocab, int slice, const SampleRow* rows, std::int32_t* tokens) {
+  __shared__ Shared shared;
+  extern __shared__ float x[];
+  pdl_launch();
+  pdl_wait();
+  const int r = blockIdx.x / kRanks;
+  const SampleRow how = rows[r];
+  if (how.mode == SampleMode::kNone) return;
+  Row row{
+      .x = x, .rank = static_cast<int>(blockIdx.x) % kRanks, .inv_temperature = how.inv_temperature, .shared = &shared};
+  row.first = row.rank * slice;
+  row.n = max(0, min(slice, vocab - row.first));
+  const float* from = logits + static_cast<std::int64_t>(r) * vocab + row.first;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < row.n; i += kThreads) x[i] = from[i];
+  __syncthreads();
+
+  const U64 best = row_best(row);
+  row.best = logit_of(static_cast<std::uint32_t>(best >> 32));
+  std::int32_t token = static_cast<std::int32_t>(~static_cast<std::uint32_t>(best));
+  const bool bad = best == kNan || row.best == INFINITY;
+  if (bad) token = kLogitsNotFinite;
+  if (!bad && row.best == -INFINITY) token = kNoCandidate;
+  if (token < 0 || how.mode == SampleMode::kGreedy) {
+    if (row.rank == 0 && threadIdx.x == 0) tokens[r] = token;
+  } else {
+    draw(row, how, tokens + r);
+  }
+  cluster_barrier();  // no block leaves while its shared memory is read
+}
+
+int slice_of(std::int64_t vocab) { return static_cast<int>((vocab + kRanks - 1) / kRanks); }
+
+}  // namespace
+
+bool samples(const Launch& l, std::int64_t vocab) {
+  const int slice = slice_of(vocab);
+  return l.clusters && slice <= kMaxSlice &&
+         slice * sizeof(float) + sizeof(Shared) <= static_cast<std::size_t>(l.smem_limit);
+}
+
+void sample(const Launch& l, const float* logits, std::int64_t n_rows, std::int64_t vocab, const SampleRow* rows,
+            std::int32_t* tokens) {
+  if (n_rows == 0) return;
+  const int slice = slice_of(vocab);
+  launch_clusters(l, sample_kernel, dim3(static_cast<unsigned>(kRanks * n_rows)), dim3(kThreads), slice * sizeof(float),
+                  kRanks, logits, static_cast<int>(vocab), slice, rows, tokens);
+}
+
+}  // namespace glint::cuda

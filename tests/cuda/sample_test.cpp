@@ -1,0 +1,99 @@
+// Sampling on the GPU: the host's tokens, to the last tie, and what it costs.
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "cuda/device_matrix.hpp"
+#include "sampling/sample_cases.hpp"
+
+namespace glint {
+namespace {
+
+class DeviceSampler {
+ public:
+  DeviceSampler(Ops& ops, std::size_t max_rows, std::size_t vocab)
+      : ops_(ops),
+        vocab_(vocab),
+        logits_(ops.allocate(max_rows * vocab * sizeof(float))),
+        rows_(ops.allocate(max_rows * sizeof(SampleRow))),
+        tokens_(ops.allocate(max_rows * sizeof(std::int32_t))) {}
+
+  void upload(const std::vector<float>& x, const std::vector<SampleRow>& rows) {
+    ops_.upload(logits_.data(), x.data(), x.size() * sizeof(float));
+    ops_.upload(rows_.data(), rows.data(), rows.size() * sizeof(SampleRow));
+    n_ = rows.size();
+  }
+  bool run() {
+    return ops_.sample(
+        {.logits = {logits_.data(), DType::kF32, {static_cast<std::int64_t>(n_), static_cast<std::int64_t>(vocab_)}},
+         .rows = static_cast<const SampleRow*>(rows_.data()),
+         .tokens = static_cast<std::int32_t*>(tokens_.data())});
+  }
+  std::vector<std::int32_t> tokens() {
+    std::vector<std::int32_t> out(n_);
+    ops_.download(out.data(), tokens_.data(), n_ * sizeof(std::int32_t));
+    return out;
+  }
+
+ private:
+  Ops& ops_;
+  std::size_t vocab_;
+  Buffer logits_, rows_, tokens_;
+  std::size_t n_ = 0;
+};
+
+constexpr std::size_t kVocab = 154880;
+
+TEST(CudaSample, DrawsTheHostsTokens) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  for (const std::size_t vocab :
+       {std::size_t{1}, std::size_t{9}, std::size_t{1000}, std::size_t{4133}, std::size_t{8192}, kVocab}) {
+    DeviceSampler sampler(*ops, 16, vocab);
+    sampling_cases::expect_tokens_of_the_sampler(vocab,
+                                                 [&](const std::vector<float>& x, const std::vector<SampleRow>& rows) {
+                                                   sampler.upload(x, rows);
+                                                   EXPECT_TRUE(sampler.run());
+                                                   return sampler.tokens();
+                                                 });
+  }
+}
+
+TEST(CudaSample, VocabulariesThatDoNotFitAreTheHosts) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  DeviceSampler sampler(*ops, 1, 300000);
+  sampler.upload(std::vector<float>(300000), {SampleRow{.mode = SampleMode::kGreedy}});
+  EXPECT_FALSE(sampler.run());
+}
+
+// Not a test of speed: prints it.
+TEST(CudaSample, Times) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  for (const std::size_t n : {std::size_t{1}, std::size_t{64}, std::size_t{256}}) {
+    std::vector<float> x;
+    for (std::size_t r = 0; r < n; ++r) {
+      const auto row = r < 4 ? sampling_reference::random_logits(kVocab, 2.5F, 1000 + static_cast<unsigned>(r))
+                             : std::vector<float>(x.begin(), x.begin() + kVocab);
+      x.insert(x.end(), row.begin(), row.end());
+    }
+    DeviceSampler sampler(*ops, n, kVocab);
+    for (const SamplerParams& p : {SamplerParams{.temperature = 0}, SamplerParams{}, SamplerParams{.top_p = 0.95F},
+                                   SamplerParams{.top_p = 0.95F, .top_k = 40}}) {
+      sampler.upload(x, std::vector<SampleRow>(n, sample_row(p, false, kVocab, 7)));
+      sampler.run();
+      constexpr int kRepeats = 50;
+      ops->start_timer();
+      for (int i = 0; i < kRepeats; ++i) sampler.run();
+      const double us = 1e6 * ops->stop_timer() / kRepeats;
+      std::printf("  %3zu rows, t %.0f, top-p %.2f, top-k %2d: %6.1f us\n", n, static_cast<double>(p.temperature),
+                  static_cast<double>(p.top_p), p.top_k, us);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace glint
