@@ -12,6 +12,7 @@
 #include "base/file.hpp"
 #include "base/json.hpp"
 #include "ops/params.hpp"
+#include "ops/sample.hpp"
 #include "weights/matrix_reader.hpp"
 
 namespace glint {

@@ -4,6 +4,7 @@
 
 #include "models/glm_4_7_flash/load_gguf.hpp"
 #include "ops/params.hpp"
+#include "ops/sample.hpp"
 
 namespace glint {
 namespace {

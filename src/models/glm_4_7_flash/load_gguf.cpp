@@ -21,17 +21,20 @@ struct Storage {
   std::vector<Buffer> buffers;
 };
 
-// Host memory that becomes the backend's: the backend's own on the host, else a staging copy that is uploaded.
+// Host memory that becomes the backend's: the backend's own on the host, else a staging copy that is uploaded. The copy
+// is one for all tensors, since pages cost more when they are new than what is written to them.
 class Target {
  public:
-  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep) : ops_(ops), bytes_(bytes) {
+  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep, Buffer& staging) : ops_(ops), bytes_(bytes) {
     keep.push_back(ops.allocate(bytes));
-    device_ = static_cast<std::byte*>(keep.back().data());
-    if (ops.name().starts_with("cuda")) staging_ = host_buffer(bytes);
+    device_ = host_ = static_cast<std::byte*>(keep.back().data());
+    if (!ops.name().starts_with("cuda")) return;
+    if (staging.bytes() < bytes) staging = host_buffer(bytes);
+    host_ = static_cast<std::byte*>(staging.data());
   }
-  std::byte* host() const { return staging_.data() != nullptr ? static_cast<std::byte*>(staging_.data()) : device_; }
+  std::byte* host() const { return host_; }
   const std::byte* finish() {
-    if (staging_.data() != nullptr) ops_.upload(device_, staging_.data(), bytes_);
+    if (host_ != device_) ops_.upload(device_, host_, bytes_);
     return device_;
   }
 
@@ -39,7 +42,7 @@ class Target {
   Ops& ops_;
   std::size_t bytes_;
   std::byte* device_ = nullptr;
-  Buffer staging_;
+  std::byte* host_ = nullptr;
 };
 
 class GgufLoader {
@@ -160,9 +163,9 @@ class GgufLoader {
     if (has_scales(target.format)) return repacked(t, rows, cols, target);
     Weight w{.format = target.format, .rows = rows, .cols = cols, .data = t.data()};
     if (!ops_.name().starts_with("cuda")) return w;
-    Target memory(ops_, static_cast<std::size_t>(t.bytes()), buffers_);
-    std::copy_n(t.data(), t.bytes(), memory.host());
-    w.data = memory.finish();
+    buffers_.push_back(ops_.allocate(t.bytes()));
+    ops_.upload(buffers_.back().data(), t.data(), t.bytes());
+    w.data = buffers_.back().data();
     t.drop_pages();
     return w;
   }
@@ -182,7 +185,7 @@ class GgufLoader {
     const auto aligned = [](std::int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; };
     const std::int64_t codes = aligned(rows * w.row_bytes());
     const std::int64_t scales = aligned(rows * w.groups_a_row() * 2);
-    Target memory(ops_, static_cast<std::size_t>(codes + scales * (target.mins ? 2 : 1)), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(codes + scales * (target.mins ? 2 : 1)), buffers_, staging_);
     std::byte* base = memory.host();
     const std::int64_t file_row = static_cast<std::int64_t>(t.bytes()) / rows;
     std::atomic<bool> finite{true};
@@ -211,7 +214,7 @@ class GgufLoader {
   // A matrix of floats; `format` F32 or F16.
   Weight decoded(const GgufModel::Tensor& t, std::int64_t rows, std::int64_t cols, WeightFormat format) {
     Weight w{.format = format, .rows = rows, .cols = cols};
-    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_, staging_);
     const std::int64_t file_row = static_cast<std::int64_t>(t.bytes()) / rows;
     std::atomic<bool> finite{true};
     for_rows(rows, cols, [&](std::int64_t first, std::int64_t n) {
@@ -259,7 +262,7 @@ class GgufLoader {
     const GgufModel::Tensor& k = take(layer_name(l, kGgufKB), {n, kLatent, kNope});
     const GgufModel::Tensor& v = take(layer_name(l, kGgufVB), {n, kValue, kLatent});
     Weight w{.format = absorbed_format(k.entry->type, v.entry->type), .rows = n * (kNope + kValue), .cols = kLatent};
-    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_, staging_);
     std::atomic<bool> finite{true};
     pool_.parallel_for(n, [&](std::int64_t head, int) {
       constexpr std::int64_t kKeys = std::int64_t{kNope} * kLatent, kValues = std::int64_t{kValue} * kLatent;
@@ -284,7 +287,7 @@ class GgufLoader {
   // Norms, router and correction bias.
   ConstView f32(const GgufModel::Tensor& t) {
     const std::int64_t n = t.entry->shape.elements();
-    Target memory(ops_, static_cast<std::size_t>(n) * sizeof(float), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(n) * sizeof(float), buffers_, staging_);
     std::vector<float> values(static_cast<std::size_t>(n));
     decode_gguf(t.entry->type, t.data(), n, values.data());
     if (!store(values.data(), n, WeightFormat::kF32, memory.host())) refuse_not_finite(t);
@@ -308,6 +311,7 @@ class GgufLoader {
   const LoadProgress& progress_;
   ThreadPool pool_;
   std::vector<Buffer> buffers_;
+  Buffer staging_;
   std::unordered_set<const GgufTensor*> used_;
   std::uint64_t done_bytes_ = 0;
 };
