@@ -56,6 +56,7 @@ std::uint64_t random_seed() {
 std::unique_ptr<Engine> Engine::open(const EngineOptions& options) { return std::make_unique<EngineImpl>(options); }
 
 EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(options), options)) {
+  const double begin = now_s();
   loaded_ = load_model(options_);
   info_ = describe(options_, loaded_);
 
@@ -93,6 +94,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
     constraints_ = std::make_unique<Constraints>(*loaded_.tokenizer, config.eos_ids, loaded_.valid_vocab, config.vocab);
   }
   stats_ = loop_->stats();
+  info_.open_s = now_s() - begin;
   if (options_.use_thread) thread_ = std::thread([this] { serve(); });
 }
 
