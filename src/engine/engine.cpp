@@ -171,6 +171,8 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
                      .logit_bias = std::move(p.logit_bias),
                      .logprobs = p.logprobs};
   validate(state->sampling, loaded_.valid_vocab);
+  std::stable_sort(state->sampling.logit_bias.begin(), state->sampling.logit_bias.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   state->prompt_tokens = static_cast<std::int64_t>(request.ids.size());
   state->max_tokens = admissible_tokens(state->prompt_tokens, request.max_tokens);
 

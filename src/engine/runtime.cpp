@@ -52,6 +52,7 @@ Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& op
   if (logits_.on_host()) return;
   const auto rows = static_cast<std::size_t>(model_.options().max_logits);
   sample_rows_ = ops.allocate(rows * sizeof(SampleRow));
+  sample_edits_ = ops.allocate(kMaxEdits * sizeof(SampleEdit));
   sample_tokens_ = ops.allocate(rows * sizeof(std::int32_t));
   tokens_.resize(rows);
 }
@@ -61,13 +62,16 @@ void Runtime::forward(const KvPlan& plan) {
   logits_.renew();
 }
 
-std::span<const std::int32_t> Runtime::sample(std::span<const SampleRow> rows) {
+std::span<const std::int32_t> Runtime::sample(std::span<const SampleRow> rows, std::span<const SampleEdit> edits) {
   if (logits_.on_host() || rows.empty()) return {};
+  CHECK(edits.size() <= kMaxEdits, std::to_string(edits.size()));
   ops_.upload(sample_rows_.data(), rows.data(), rows.size_bytes());
+  ops_.upload(sample_edits_.data(), edits.data(), edits.size_bytes());
   auto* tokens = static_cast<std::int32_t*>(sample_tokens_.data());
   const bool offered = ops_.sample({.tag = {"sample"},
                                     .logits = logits_.view().first(static_cast<std::int64_t>(rows.size())),
                                     .rows = static_cast<const SampleRow*>(sample_rows_.data()),
+                                    .edits = static_cast<const SampleEdit*>(sample_edits_.data()),
                                     .tokens = tokens});
   if (!offered) return {};
   ops_.download(tokens_.data(), tokens, rows.size() * sizeof(std::int32_t));

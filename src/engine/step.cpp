@@ -181,13 +181,17 @@ void StepLoop::run(const StepPlan& plan) {
 std::span<const std::int32_t> StepLoop::sample_on_backend(const StepPlan& plan) {
   if (runtime_.logits().on_host()) return {};
   sample_rows_.clear();
+  sample_edits_.clear();
   for (const StepItem& item : plan.items) {
     const RequestState& request = at(item.request);
     if (!item.samples || request.scores != nullptr) continue;
-    sample_rows_.push_back(sample_row(request.sampling, request.constraint != nullptr, sampler_.vocab(),
-                                      static_cast<std::int64_t>(request.tokens.size())));
+    const SampleInput input{.params = &request.sampling,
+                            .counts = &request.counts,
+                            .position = static_cast<std::int64_t>(request.tokens.size())};
+    sample_rows_.push_back(
+        sample_row(input, request.constraint != nullptr, sampler_.vocab(), Runtime::kMaxEdits, sample_edits_));
   }
-  return runtime_.sample(sample_rows_);
+  return runtime_.sample(sample_rows_, sample_edits_);
 }
 
 Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {

@@ -82,6 +82,7 @@ class StepLoop {
   std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
   std::vector<SampleRow> sample_rows_;     // per row of logits
+  std::vector<SampleEdit> sample_edits_;   // of them
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
   std::unique_ptr<DiskTier> disk_;

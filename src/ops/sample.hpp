@@ -18,6 +18,12 @@ namespace glint {
 // How the token of a row of logits is drawn; sampling/sampler.hpp describes the chain.
 enum class SampleMode : std::int32_t { kNone, kGreedy, kDraw };  // none: the row is not looked at
 
+// A change of a token's logit, made before all else and not written to the logits.
+struct SampleEdit {
+  std::int32_t id = 0;
+  float amount = 0;
+};
+
 struct SampleRow {
   double u = 0;  // of the draw, in [0, 1)
   // How far below the best logit the last kept one may lie: temperature · ln(min_p).
@@ -26,14 +32,21 @@ struct SampleRow {
   float top_p = 1;         // 1: off
   std::int32_t top_k = 0;  // 0: off; less than the vocabulary
   SampleMode mode = SampleMode::kNone;
+  // Of SampleParams::edits, from the first: n_biases, whose amounts are added, then n_seen tokens that get the
+  // repetition penalty and less by their amounts. Within both no id comes twice.
+  float repetition_penalty = 1;
+  std::int32_t first_edit = 0;
+  std::int32_t n_biases = 0;
+  std::int32_t n_seen = 0;
 };
 
-// tokens[r] = the token of row r, or a negative SampleFailure. Penalties, biases and masks are not known here.
+// tokens[r] = the token of row r, or a negative SampleFailure. Masks are not known here.
 struct SampleParams {
   OpTag tag;
   ConstView logits;                 // [R, vocab] F32
   const SampleRow* rows = nullptr;  // [R]
-  std::int32_t* tokens = nullptr;   // [R]
+  const SampleEdit* edits = nullptr;
+  std::int32_t* tokens = nullptr;  // [R]
 };
 enum SampleFailure : std::int32_t {
   kLogitsNotFinite = -1,  // NaN or +infinity
@@ -82,6 +95,10 @@ GLINT_DEVICE_TOO inline float exp_weight(float x, float shift, float scale) {
   float y = (x - shift) * scale;
   exp_nonpositive<float, std::int32_t>(y);
   return y;
+}
+
+GLINT_DEVICE_TOO inline float penalised(float logit, float repetition_penalty, float less) {
+  return (logit > 0 ? logit / repetition_penalty : logit * repetition_penalty) - less;
 }
 
 }  // namespace glint

@@ -20,7 +20,7 @@ struct SamplerParams {
   float presence_penalty = 0.0F;    // [-2, 2]
   float frequency_penalty = 0.0F;   // [-2, 2]
   std::uint64_t seed = 0;
-  std::vector<std::pair<std::int32_t, float>> logit_bias;  // token id, [-100, 100]
+  std::vector<std::pair<std::int32_t, float>> logit_bias;  // token id, [-100, 100]; any order
   int logprobs = -1;  // -1: none; 0: of the chosen token; n ≤ kMaxTopLogprobs: and of the n most likely
 
   bool greedy() const { return temperature < kGreedyTemperature; }

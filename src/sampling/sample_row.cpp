@@ -1,18 +1,45 @@
 #include "sampling/sample_row.hpp"
 
-#include <cmath>
+#include <algorithm>
 
 namespace glint {
 
-SampleRow sample_row(const SamplerParams& params, bool constrained, std::int64_t vocab, std::int64_t position) {
+namespace {
+
+// False: the edits are none that a backend makes, or too many.
+bool add_edits(const SampleInput& input, std::size_t max_edits, std::vector<SampleEdit>& edits, SampleRow& row) {
+  const SamplerParams& p = *input.params;
+  const auto& biases = p.logit_bias;
+  const auto seen = p.needs_counts() ? input.counts->entries() : std::span<const TokenCounts::Entry>{};
+  const auto same_id = [](const auto& a, const auto& b) { return a.first == b.first; };
+  if (std::adjacent_find(biases.begin(), biases.end(), same_id) != biases.end()) return false;
+  if (edits.size() + biases.size() + seen.size() > max_edits) return false;
+  row.first_edit = static_cast<std::int32_t>(edits.size());
+  row.n_biases = static_cast<std::int32_t>(biases.size());
+  row.n_seen = static_cast<std::int32_t>(seen.size());
+  row.repetition_penalty = p.repetition_penalty;
+  for (const auto& [id, bias] : biases) edits.push_back({id, bias});
+  for (const TokenCounts::Entry& e : seen) {
+    const float less =
+        e.generated > 0 ? p.frequency_penalty * static_cast<float>(e.generated) + p.presence_penalty : 0.0F;
+    edits.push_back({e.id, less});
+  }
+  return true;
+}
+
+}  // namespace
+
+SampleRow sample_row(const SampleInput& input, bool constrained, std::int64_t vocab, std::size_t max_edits,
+                     std::vector<SampleEdit>& edits) {
+  const SamplerParams& params = *input.params;
   SampleRow row;
-  if (constrained || params.logprobs >= 0 || params.needs_counts() || !params.logit_bias.empty()) return row;
+  if (constrained || params.logprobs >= 0 || !add_edits(input, max_edits, edits, row)) return row;
   if (params.greedy()) {
     row.mode = SampleMode::kGreedy;
     return row;
   }
   row.mode = SampleMode::kDraw;
-  row.u = uniform(params.seed, position, Draw::kToken);
+  row.u = uniform(params.seed, input.position, Draw::kToken);
   row.inv_temperature = 1.0F / params.temperature;
   row.top_p = params.top_p;
   if (params.top_k < vocab) row.top_k = params.top_k;

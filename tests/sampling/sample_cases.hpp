@@ -49,28 +49,41 @@ inline std::vector<SamplerParams> params() {
       }
     }
   }
+  all.push_back({.temperature = 0.8F, .top_p = 0.95F, .repetition_penalty = 1.3F, .seed = 1});
+  all.push_back({.temperature = 0, .presence_penalty = 1.5F, .frequency_penalty = 0.3F});
+  all.push_back(
+      {.top_k = 20, .repetition_penalty = 0.7F, .frequency_penalty = -0.4F, .seed = 2, .logit_bias = {{0, 4.0F}}});
   all.push_back({.temperature = 1.1e-4F});
   all.push_back({.temperature = 100, .top_p = 0.5F});
   return all;
 }
 
 // Every row of logits with every way of sampling, several positions each. `run` gives the tokens of rows of logits
-// [R, vocab] and of controls [R].
+// [R, vocab], of controls [R] and of edits.
 template <typename Run>
 void expect_tokens_of_the_sampler(std::size_t vocab, Run run) {
   Sampler sampler(static_cast<std::int64_t>(vocab));
+  std::vector<std::int32_t> prompt;  // every third token was seen, every ninth was generated
+  for (std::size_t i = 0; i < vocab; i += 3) prompt.push_back(static_cast<std::int32_t>(i));
+  TokenCounts counts(prompt);
+  for (std::size_t i = 0; i < vocab; i += 9) {
+    for (std::size_t n = 0; n <= i % 4; ++n) counts.add_generated(static_cast<std::int32_t>(i));
+  }
   const auto all = logits(vocab);
   std::vector<float> x;
   for (const std::vector<float>& row : all) x.insert(x.end(), row.begin(), row.end());
   std::int64_t position = 5;
   for (const SamplerParams& p : params()) {
     ++position;
-    std::vector<SampleRow> rows(all.size(), sample_row(p, false, static_cast<std::int64_t>(vocab), position));
+    std::vector<SampleEdit> edits{{.id = 0, .amount = 1e9F}};  // nobody's
+    const SampleInput input{.params = &p, .counts = &counts, .position = position};
+    std::vector<SampleRow> rows(
+        all.size(), sample_row(input, false, static_cast<std::int64_t>(vocab), std::size_t{1} << 20, edits));
     rows[1] = {};  // not looked at
-    const std::vector<std::int32_t> tokens = run(x, rows);
+    const std::vector<std::int32_t> tokens = run(x, rows, edits);
     for (std::size_t r = 0; r < all.size(); ++r) {
       if (r == 1) continue;
-      const Sample want = sampler.sample({.logits = all[r], .params = &p, .position = position});
+      const Sample want = sampler.sample({.logits = all[r], .params = &p, .counts = &counts, .position = position});
       const Sample got = sampled(tokens[r]);
       EXPECT_EQ(got.status, want.status) << "row " << r << " of " << vocab;
       ASSERT_EQ(got.token, want.token) << "row " << r << " of " << vocab << ": t " << p.temperature << ", top-p "

@@ -299,7 +299,7 @@ void CudaOps::lm_head(const LmHeadParams& p) {
 bool CudaOps::sample(const SampleParams& p) {
   const Launch& l = begin();
   if (!samples(l, p.logits.shape[1])) return false;
-  cuda::sample(l, p.logits.as<float>(), p.logits.shape[0], p.logits.shape[1], p.rows, p.tokens);
+  cuda::sample(l, p.logits.as<float>(), p.logits.shape[0], p.logits.shape[1], p.rows, p.edits, p.tokens);
   return true;
 }
 

@@ -1,4 +1,4 @@
-// Tokens of rows of logits: the chain of sampling/sampler.hpp without its edits. Compiled without fused multiply-add,
+// Tokens of rows of logits: the chain of sampling/sampler.hpp but for its mask. Compiled without fused multiply-add,
 // so that weights have the host's bits (ops/sample.hpp); all sums are of whole units, in 64 bits, hence exact.
 //
 // A cluster of eight blocks takes a row, each block an eighth of the vocabulary, which it reads once into shared
@@ -256,8 +256,25 @@ __device__ void draw(const Row& row, const SampleRow& how, std::int32_t* token) 
   find(row, p.before, at, 1 / kWeightUnits, kept, [&](int id) { *token = id; });
 }
 
+// Biases and penalties, of the tokens that this block has.
+__device__ void edit(const Row& row, float* x, const SampleRow& how, const SampleEdit* edits) {
+  const SampleEdit* biases = edits + how.first_edit;
+  const SampleEdit* seen = biases + how.n_biases;
+  for (int i = threadIdx.x; i < how.n_biases; i += kThreads) {
+    const int at = biases[i].id - row.first;
+    if (at >= 0 && at < row.n) x[at] += biases[i].amount;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < how.n_seen; i += kThreads) {
+    const int at = seen[i].id - row.first;
+    if (at >= 0 && at < row.n) x[at] = penalised(x[at], how.repetition_penalty, seen[i].amount);
+  }
+  __syncthreads();
+}
+
 __global__ void __launch_bounds__(kThreads)
-    sample_kernel(const float* logits, int vocab, int slice, const SampleRow* rows, std::int32_t* tokens) {
+    sample_kernel(const float* logits, int vocab, int slice, const SampleRow* rows, const SampleEdit* edits,
+                  std::int32_t* tokens) {
   __shared__ Shared shared;
   extern __shared__ float x[];
   pdl_launch();
@@ -273,6 +290,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 8
   for (int i = threadIdx.x; i < row.n; i += kThreads) x[i] = from[i];
   __syncthreads();
+  if (how.n_biases + how.n_seen > 0) edit(row, x, how, edits);
 
   const U64 best = row_best(row);
   row.best = logit_of(static_cast<std::uint32_t>(best >> 32));
@@ -299,11 +317,11 @@ bool samples(const Launch& l, std::int64_t vocab) {
 }
 
 void sample(const Launch& l, const float* logits, std::int64_t n_rows, std::int64_t vocab, const SampleRow* rows,
-            std::int32_t* tokens) {
+            const SampleEdit* edits, std::int32_t* tokens) {
   if (n_rows == 0) return;
   const int slice = slice_of(vocab);
   launch_clusters(l, sample_kernel, dim3(static_cast<unsigned>(kRanks * n_rows)), dim3(kThreads), slice * sizeof(float),
-                  kRanks, logits, static_cast<int>(vocab), slice, rows, tokens);
+                  kRanks, logits, static_cast<int>(vocab), slice, rows, edits, tokens);
 }
 
 }  // namespace glint::cuda

@@ -10,6 +10,6 @@ namespace glint::cuda {
 bool samples(const Launch& l, std::int64_t vocab);
 // tokens[r] of logits [n_rows, vocab], as ops/sample.hpp has it.
 void sample(const Launch& l, const float* logits, std::int64_t n_rows, std::int64_t vocab, const SampleRow* rows,
-            std::int32_t* tokens);
+            const SampleEdit* edits, std::int32_t* tokens);
 
 }  // namespace glint::cuda

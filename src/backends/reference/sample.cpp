@@ -68,9 +68,20 @@ std::int32_t token_of(std::span<const float> x, const SampleRow& row) {
 
 void sample(const SampleParams& p) {
   const auto vocab = static_cast<std::size_t>(p.logits.shape[1]);
+  std::vector<float> x(vocab);
   for (std::int64_t r = 0; r < p.logits.shape[0]; ++r) {
     if (p.rows[r].mode == SampleMode::kNone) continue;
-    p.tokens[r] = token_of({p.logits.as<float>() + static_cast<std::size_t>(r) * vocab, vocab}, p.rows[r]);
+    const SampleRow& row = p.rows[r];
+    std::copy_n(p.logits.as<float>() + static_cast<std::size_t>(r) * vocab, vocab, x.begin());
+    const SampleEdit* biases = p.edits + row.first_edit;
+    const SampleEdit* seen = biases + row.n_biases;
+    for (const SampleEdit& e : std::span(biases, static_cast<std::size_t>(row.n_biases)))
+      x[static_cast<std::size_t>(e.id)] += e.amount;
+    for (const SampleEdit& e : std::span(seen, static_cast<std::size_t>(row.n_seen))) {
+      float& logit = x[static_cast<std::size_t>(e.id)];
+      logit = penalised(logit, row.repetition_penalty, e.amount);
+    }
+    p.tokens[r] = token_of(x, row);
   }
 }
 
