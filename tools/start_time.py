@@ -67,7 +67,7 @@ def measure(args: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Parses the command line, makes the model if need be, measures, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--glint", type=Path, required=True)
+    parser.add_argument("--glint", type=lambda path: Path(path).resolve(), required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", type=Path, help="a GGUF file or a directory with one file of weights")
     parser.add_argument("--dir", type=Path, help="where the random model is made")

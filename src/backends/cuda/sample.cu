@@ -3,8 +3,9 @@
 //
 // A cluster of eight blocks takes a row, each block an eighth of the vocabulary, which it reads once into shared
 // memory. A filter is one cut in the order of (logit, id), found digit by digit: a histogram of what each digit's
-// tokens amount to, summed over the cluster, tells which digit has the cut. The first digit counts eighths of a nat
-// below the best, by which few tokens are left for the next four, the bytes of the logit.
+// tokens amount to, summed over the cluster, tells which digit has the cut. The first two digits count nats below the
+// best, by which few tokens are left: these are ranked as they are. Where many are (ties), four more digits are the
+// bytes of the logit.
 
 #include "backends/cuda/sample.hpp"
 
@@ -13,25 +14,42 @@
 namespace glint::cuda {
 namespace {
 
-using U64 = unsigned long long;
-
 constexpr int kRanks = 8;  // blocks of a cluster, the most that every device has
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kBins = 256;
-constexpr float kBinsANat = 8;  // 256 bins are 32 nats: what lies below weighs nothing
+constexpr float kStepsANat = 8 * kBins;  // two digits: 32 nats in all, and what lies below weighs nothing
 // Histograms are pairs of 32-bit numbers, since shared memory adds no 64 bits: 17 bits each of a weight's 34, summed
 // over fewer than 2^15 tokens.
 constexpr int kLowBits = 17;
 constexpr int kMaxSlice = (1 << 15) - 1;
+constexpr int kCandidates = 256;
+
+using U64 = unsigned long long;
+
+struct Candidate {
+  float x;
+  int id;
+  U64 amount;
+};
+
+// The last token that is kept; nothing is cut where the id is that of a default.
+struct Cut {
+  float logit = -INFINITY;
+  int id = 0x7fffffff;
+  __device__ bool keeps(float x, int token) const { return x > logit || (x == logit && token <= id); }
+};
 
 struct Shared {
   std::uint32_t low[kBins], high[kBins];
   U64 warps[kWarps];
-  U64 sum;     // of this block, for its cluster
-  U64 best;    // the same of packed()
-  U64 before;  // select(): what the better digits amount to
-  int digit;   // and the digit of the cut
-  int found;   // an id, written by the block that has it
+  U64 sum;           // of this block, for its cluster
+  U64 best;          // the same of packed()
+  U64 before;        // select(): what the better digits amount to
+  int digit;         // and the digit of the cut
+  int found;         // an id, written by the block that has it
+  Candidate last;    // that is kept, written by the block that ranked the candidates
+  int n_candidates;  // the first block's are the row's
+  Candidate candidates[kCandidates];
 };
 
 // ---- the cluster ----------------------------------------------------------------------------------------------------
@@ -68,13 +86,6 @@ __device__ __forceinline__ U64 packed(float x, int id) {
   return x != x ? kNan : static_cast<U64>(key_of(x)) << 32 | static_cast<std::uint32_t>(~id);
 }
 
-// The last token that is kept; nothing is cut where the id is that of a default.
-struct Cut {
-  float logit = -INFINITY;
-  int id = 0x7fffffff;
-  __device__ bool keeps(float x, int token) const { return x > logit || (x == logit && token <= id); }
-};
-
 // ---- a row ----------------------------------------------------------------------------------------------------------
 
 struct Row {
@@ -86,7 +97,7 @@ struct Row {
   Shared* shared;
 
   __device__ U64 units(float logit) const {
-    return static_cast<U64>(static_cast<double>(exp_weight(logit, best, inv_temperature)) * kWeightUnits);
+    return __float2ull_rz(exp_weight(logit, best, inv_temperature) * static_cast<float>(kWeightUnits));
   }
 };
 
@@ -112,9 +123,19 @@ __device__ U64 row_best(const Row& row) {
 // Threads have neighbouring tokens, an odd number: then they read different banks.
 __device__ __forceinline__ int tokens_a_thread(int n) { return (n + kThreads - 1) / kThreads | 1; }
 
-// Sums in order of id: what lies before this thread's tokens, and the row's.
+// The sum up to this lane's value.
+__device__ __forceinline__ U64 warp_scan(U64 sum) {
+#pragma unroll
+  for (int lane = 1; lane < 32; lane <<= 1) {
+    const U64 other = __shfl_up_sync(0xffffffffU, sum, lane);
+    if (threadIdx.x % 32 >= lane) sum += other;
+  }
+  return sum;
+}
+
+// Sums in order of id: what lies before this thread's tokens, of them, and the row's.
 struct Prefix {
-  U64 before, total;
+  U64 before, own, total;
 };
 template <typename Amount>
 __device__ Prefix prefix(const Row& row, Amount amount) {
@@ -122,15 +143,11 @@ __device__ Prefix prefix(const Row& row, Amount amount) {
   const int a_thread = tokens_a_thread(row.n), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
   U64 own = 0;
   for (int i = begin; i < end; ++i) own += amount(row.x[i], row.first + i);
-  U64 sum = own;
-  for (int lane = 1; lane < 32; lane <<= 1) {
-    const U64 other = __shfl_up_sync(0xffffffffU, sum, lane);
-    if (threadIdx.x % 32 >= lane) sum += other;
-  }
+  const U64 sum = warp_scan(own);
   __syncthreads();  // warps[] of the last use is read
   if (threadIdx.x % 32 == 31) s.warps[threadIdx.x / 32] = sum;
   __syncthreads();
-  Prefix p{.before = sum - own, .total = 0};
+  Prefix p{.before = sum - own, .own = own, .total = 0};
   for (int w = 0; w < kWarps; ++w) {
     if (w < threadIdx.x / 32) p.before += s.warps[w];
     p.total += s.warps[w];
@@ -147,45 +164,93 @@ __device__ Prefix prefix(const Row& row, Amount amount) {
   return p;
 }
 
-// Calls found(id) in the one thread that has the first token at which the sum is more than `at`. `unit`: of an amount.
+// Calls found(id) in one thread, that of the first token at which the sum is more than `at`. `unit`: of an amount. The
+// warp that has it looks at its thread's tokens together.
 template <typename Amount, typename Found>
-__device__ void find(const Row& row, U64 before, double at, double unit, Amount amount, Found found) {
-  const int a_thread = tokens_a_thread(row.n), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
-  if (static_cast<double>(before) * unit > at) return;
-  U64 sum = before;
-  for (int i = begin; i < end; ++i) {
-    sum += amount(row.x[i], row.first + i);
-    if (static_cast<double>(sum) * unit > at) {
-      found(row.first + i);
+__device__ void find(const Row& row, const Prefix& p, double at, double unit, Amount amount, Found found) {
+  const auto more = [&](U64 sum) { return static_cast<double>(sum) * unit > at; };
+  const unsigned owner = __ballot_sync(0xffffffffU, !more(p.before) && more(p.before + p.own));
+  if (owner == 0) return;
+  const int lane = threadIdx.x % 32, from = __ffs(static_cast<int>(owner)) - 1;
+  const int a_thread = tokens_a_thread(row.n), begin = (threadIdx.x - lane + from) * a_thread;
+  U64 before = __shfl_sync(0xffffffffU, p.before, from);
+  for (int first = begin; first < min(row.n, begin + a_thread); first += 32) {
+    const int i = first + lane;
+    const U64 sum = before + warp_scan(i < row.n ? amount(row.x[i], row.first + i) : 0);
+    const unsigned over = __ballot_sync(0xffffffffU, more(sum));
+    if (over != 0) {
+      if (lane == __ffs(static_cast<int>(over)) - 1) found(row.first + i);
       return;
     }
+    before = __shfl_sync(0xffffffffU, sum, 31);
   }
 }
 
-__device__ __forceinline__ int nat_digit(const Row& row, float x) {
-  return min(kBins - 1, static_cast<int>((row.best - x) * (row.inv_temperature * kBinsANat)));
+// How far x lies below the best, in two digits.
+__device__ __forceinline__ int steps_below(const Row& row, float x) {
+  return min(kBins * kBins - 1, static_cast<int>((row.best - x) * (row.inv_temperature * kStepsANat)));
 }
 
-// The last token of the shortest run of the best tokens that amounts to `need`, which all together do. Tokens of equal
-// logit have equal amounts.
+// The tokens of `steps`, if they are few, ranked: the last one of the shortest run of them that amounts to `need`.
 template <typename Amount>
-__device__ Cut select(const Row& row, U64 need, Amount amount) {
+__device__ bool rank_few(const Row& row, int steps, U64 need, Amount amount, Cut* cut) {
   Shared& s = *row.shared;
-  int nats = 0;
+  Shared& first = *in_block(&s, 0);
+  for (int i = threadIdx.x; i < row.n; i += kThreads) {
+    const float x = row.x[i];
+    if (x == -INFINITY || steps_below(row, x) != steps) continue;
+    const U64 a = amount(x, row.first + i);
+    if (a == 0) continue;
+    const int at = atomicAdd(&first.n_candidates, 1);
+    if (at < kCandidates) first.candidates[at] = {.x = x, .id = row.first + i, .amount = a};
+  }
+  cluster_barrier();
+  const int n = first.n_candidates;
+  if (n <= kCandidates && row.rank == 0 && threadIdx.x < n) {
+    const Candidate own = s.candidates[threadIdx.x];
+    U64 before = 0;
+    for (int i = 0; i < n; ++i) {
+      const Candidate& c = s.candidates[i];
+      if (c.x > own.x || (c.x == own.x && c.id < own.id)) before += c.amount;
+    }
+    if (before < need && need <= before + own.amount) {
+      for (int r = 0; r < kRanks; ++r) in_block(&s, r)->last = own;
+    }
+  }
+  cluster_barrier();
+  if (n > kCandidates) return false;
+  *cut = {.logit = s.last.x, .id = s.last.id};
+  return true;
+}
+
+// The last token of the shortest run of the best tokens that amounts to need(total). Tokens of equal logit have equal
+// amounts.
+template <typename Amount, typename Need>
+__device__ Cut select(const Row& row, Amount amount, Need need_of) {
+  Shared& s = *row.shared;
+  int steps = 0;
   std::uint32_t key = 0;
+  U64 need = 0;
   U64 equal = 0;  // what the digit of the cut amounts to: at last, the tokens of its logit
-  for (int level = 0; level < 5; ++level) {
+  Cut cut;
+  for (int level = 0; level < 6; ++level) {
+    if (level == 2 && rank_few(row, steps, need, amount, &cut)) return cut;
     if (threadIdx.x < kBins) s.low[threadIdx.x] = s.high[threadIdx.x] = 0;
+    if (threadIdx.x == 0) s.n_candidates = 0;
     __syncthreads();
-    const int shift = 32 - 8 * level;
+    const int shift = 24 - 8 * (level - 2);  // of the key's byte
     for (int i = threadIdx.x; i < row.n; i += kThreads) {
       const float x = row.x[i];
       if (x == -INFINITY) continue;
-      const int digit = nat_digit(row, x);
-      if (level > 0 && (digit != nats || (level > 1 && (key_of(x) ^ key) >> (shift + 8) != 0))) continue;
+      const int below = steps_below(row, x);
+      if (level == 1 && below / kBins != steps / kBins) continue;
+      if (level >= 2 && below != steps) continue;
+      if (level >= 3 && (key_of(x) ^ key) >> (shift + 8) != 0) continue;
       const U64 a = amount(x, row.first + i);
       if (a == 0) continue;
-      const int bin = level == 0 ? digit : static_cast<int>(255U - (key_of(x) >> shift & 255U));
+      const int bin = level == 0   ? below / kBins
+                      : level == 1 ? below % kBins
+                                   : static_cast<int>(255U - (key_of(x) >> shift & 255U));
       const auto low = static_cast<std::uint32_t>(a & ((1U << kLowBits) - 1));
       const auto high = static_cast<std::uint32_t>(a >> kLowBits);
       if (low != 0) atomicAdd(&s.low[bin], low);
@@ -194,19 +259,21 @@ __device__ Cut select(const Row& row, U64 need, Amount amount) {
     cluster_barrier();
     U64 bin = 0;
     if (threadIdx.x < kBins) {
+#pragma unroll
       for (int r = 0; r < kRanks; ++r) {
-        bin += *in_block(&s.low[threadIdx.x], r);
-        bin += static_cast<U64>(*in_block(&s.high[threadIdx.x], r)) << kLowBits;
+        const Shared& there = *in_block(&s, r);
+        bin += there.low[threadIdx.x] + (static_cast<U64>(there.high[threadIdx.x]) << kLowBits);
       }
     }
-    U64 sum = bin;
-    for (int lane = 1; lane < 32; lane <<= 1) {
-      const U64 other = __shfl_up_sync(0xffffffffU, sum, lane);
-      if (threadIdx.x % 32 >= lane) sum += other;
-    }
+    U64 sum = warp_scan(bin);
     if (threadIdx.x % 32 == 31) s.warps[threadIdx.x / 32] = sum;
     __syncthreads();
-    for (int w = 0; w < threadIdx.x / 32; ++w) sum += s.warps[w];
+    U64 total = 0;
+    for (int w = 0; w < kBins / 32; ++w) {
+      if (w < threadIdx.x / 32) sum += s.warps[w];
+      total += s.warps[w];
+    }
+    if (level == 0) need = need_of(total);
     if (threadIdx.x < kBins && sum >= need && sum - bin < need) {
       s.digit = threadIdx.x;
       s.before = sum - bin;
@@ -215,20 +282,19 @@ __device__ Cut select(const Row& row, U64 need, Amount amount) {
     cluster_barrier();  // and nobody clears a histogram that is read
     need -= s.before;
     equal = s.sum;
-    if (level == 0) {
-      nats = s.digit;
+    if (level < 2) {
+      steps += level == 0 ? s.digit * kBins : s.digit;
     } else {
       key |= (255U - static_cast<std::uint32_t>(s.digit)) << shift;
     }
   }
-  Cut cut{.logit = logit_of(key)};
+  cut.logit = logit_of(key);
   if (need == equal) return cut;
   // Of the tokens of that logit, the first ones by id.
   const U64 each = amount(cut.logit, 0);
   const auto is_equal = [&](float x, int) { return static_cast<U64>(x == cut.logit); };
-  const Prefix p = prefix(row, is_equal);
-  find(row, p.before, static_cast<double>((need + each - 1) / each - 1), 1, is_equal, [&](int id) {
-    for (int r = 0; r < kRanks; ++r) *in_block(&s.found, r) = id;
+  find(row, prefix(row, is_equal), static_cast<double>((need + each - 1) / each - 1), 1, is_equal, [&](int id) {
+    for (int r = 0; r < kRanks; ++r) in_block(&s, r)->found = id;
   });
   cluster_barrier();
   cut.id = s.found;
@@ -237,23 +303,25 @@ __device__ Cut select(const Row& row, U64 need, Amount amount) {
 
 __device__ void draw(const Row& row, const SampleRow& how, std::int32_t* token) {
   Cut cut;
-  const auto kept = [&](float x, int id) { return cut.keeps(x, id) ? row.units(x) : 0; };
   if (how.top_k > 0) {
-    const auto one = [](float x, int) { return static_cast<U64>(x > -INFINITY); };
-    const U64 k = min(static_cast<U64>(how.top_k), prefix(row, one).total);
-    cut = select(row, k, one);
+    cut = select(
+        row, [](float, int) { return U64{1}; }, [&](U64 total) { return min(static_cast<U64>(how.top_k), total); });
   }
   if (how.top_p < 1) {
-    const double total = static_cast<double>(prefix(row, kept).total) / kWeightUnits;
-    const auto need = static_cast<U64>(ceil(static_cast<double>(how.top_p) * total * kWeightUnits));
     const Cut within = cut;
-    cut = select(row, need, [&](float x, int id) { return within.keeps(x, id) ? row.units(x) : 0; });
+    cut = select(
+        row, [&](float x, int id) { return within.keeps(x, id) ? row.units(x) : 0; },
+        [&](U64 total) {
+          const double need = static_cast<double>(how.top_p) * (static_cast<double>(total) / kWeightUnits);
+          return static_cast<U64>(ceil(need * kWeightUnits));
+        });
   }
   const auto least = static_cast<float>(fmax(static_cast<double>(row.best) + how.min_p_nats, -3.4028234663852886e38));
   if (least > cut.logit) cut = {.logit = least};
+  const auto kept = [&](float x, int id) { return cut.keeps(x, id) ? row.units(x) : 0; };
   const Prefix p = prefix(row, kept);
   const double at = how.u * (static_cast<double>(p.total) / kWeightUnits);
-  find(row, p.before, at, 1 / kWeightUnits, kept, [&](int id) { *token = id; });
+  find(row, p, at, 1 / kWeightUnits, kept, [&](int id) { *token = id; });
 }
 
 // Biases and penalties, of the tokens that this block has.
