@@ -9,7 +9,6 @@ namespace {
 
 using Vec = float __attribute__((vector_size(32)));
 using IntVec = std::int32_t __attribute__((vector_size(32)));
-using DoubleVec = double __attribute__((vector_size(64)));
 constexpr std::size_t kLanes = 8;
 
 [[gnu::always_inline]] inline bool scan_body(const float* x, std::size_t n, float* block_max) {
@@ -54,17 +53,23 @@ struct ExpArgs {
 [[gnu::always_inline]] inline void exp_body(const ExpArgs& a) {
   std::size_t i = 0;
   for (; i + kBlock <= a.n; i += kBlock) {
-    DoubleVec sum = {};
+    // Exact in floats: multiples of 2^-16, whose sum is at most 64, apart from the rest, multiples of 2^-34 below
+    // 2^-16.
+    constexpr float kCoarse = 0x1.8p7F;  // adding it rounds to a multiple of 2^-16
+    Vec coarse = {};
+    Vec fine = {};
     for (std::size_t j = 0; j < kBlock; j += kLanes) {
       Vec v;
       std::memcpy(&v, a.x + i + j, sizeof v);
       v = (v - a.shift) * a.scale;
       exp_nonpositive<Vec, IntVec>(v);
       std::memcpy(a.weights + i + j, &v, sizeof v);
-      sum += __builtin_convertvector(v, DoubleVec);
+      const Vec rounded = (v + kCoarse) - kCoarse;
+      coarse += rounded;
+      fine += v - rounded;
     }
     double total = 0;
-    for (std::size_t l = 0; l < kLanes; ++l) total += sum[l];
+    for (std::size_t l = 0; l < kLanes; ++l) total += static_cast<double>(coarse[l]) + static_cast<double>(fine[l]);
     a.block_sum[i / kBlock] = total;
   }
   if (i < a.n) {
