@@ -53,6 +53,8 @@ Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& op
   const auto rows = static_cast<std::size_t>(model_.options().max_logits);
   sample_rows_ = ops.allocate(rows * sizeof(SampleRow));
   sample_edits_ = ops.allocate(kMaxEdits * sizeof(SampleEdit));
+  sample_masks_ =
+      ops.allocate(rows * static_cast<std::size_t>(mask_words(weights.config.vocab)) * sizeof(std::uint64_t));
   sample_tokens_ = ops.allocate(rows * sizeof(std::int32_t));
   tokens_.resize(rows);
 }
@@ -62,20 +64,26 @@ void Runtime::forward(const KvPlan& plan) {
   logits_.renew();
 }
 
-std::span<const std::int32_t> Runtime::sample(std::span<const SampleRow> rows, std::span<const SampleEdit> edits) {
-  if (logits_.on_host() || rows.empty()) return {};
-  CHECK(edits.size() <= kMaxEdits, std::to_string(edits.size()));
-  ops_.upload(sample_rows_.data(), rows.data(), rows.size_bytes());
-  ops_.upload(sample_edits_.data(), edits.data(), edits.size_bytes());
+std::span<const std::int32_t> Runtime::sample(const SampleBatch& batch) {
+  if (logits_.on_host() || batch.rows.empty()) return {};
+  const auto upload = [this](const Buffer& to, const auto& from) {
+    const std::size_t bytes = from.size() * sizeof from[0];
+    CHECK(bytes <= to.bytes(), std::to_string(bytes));
+    ops_.upload(to.data(), from.data(), bytes);
+  };
+  upload(sample_rows_, batch.rows);
+  upload(sample_edits_, batch.edits);
+  upload(sample_masks_, batch.masks);
   auto* tokens = static_cast<std::int32_t*>(sample_tokens_.data());
   const bool offered = ops_.sample({.tag = {"sample"},
-                                    .logits = logits_.view().first(static_cast<std::int64_t>(rows.size())),
+                                    .logits = logits_.view().first(static_cast<std::int64_t>(batch.rows.size())),
                                     .rows = static_cast<const SampleRow*>(sample_rows_.data()),
                                     .edits = static_cast<const SampleEdit*>(sample_edits_.data()),
+                                    .masks = static_cast<const std::uint64_t*>(sample_masks_.data()),
                                     .tokens = tokens});
   if (!offered) return {};
-  ops_.download(tokens_.data(), tokens, rows.size() * sizeof(std::int32_t));
-  return std::span(tokens_).first(rows.size());
+  ops_.download(tokens_.data(), tokens, batch.rows.size() * sizeof(std::int32_t));
+  return std::span(tokens_).first(batch.rows.size());
 }
 
 void Runtime::logits_of_rows(std::int64_t first_row, std::int64_t n_rows) {

@@ -9,6 +9,7 @@
 #include "cache/store.hpp"
 #include "engine/batch_builder.hpp"
 #include "models/glm_4_7_flash/model.hpp"
+#include "sampling/sample_row.hpp"
 
 namespace glint {
 
@@ -59,7 +60,7 @@ class Runtime {
   // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass.
   void forward(const KvPlan& plan);
   // Tokens of the rows of logits, by the backend (ops/sample.hpp); none: they are the caller's to sample.
-  std::span<const std::int32_t> sample(std::span<const SampleRow> rows, std::span<const SampleEdit> edits);
+  std::span<const std::int32_t> sample(const SampleBatch& batch);
   static constexpr std::size_t kMaxEdits = std::size_t{1} << 17;  // of one call: 1 MB
   // Logits of those rows of the last forward pass become rows [0, n_rows).
   void logits_of_rows(std::int64_t first_row, std::int64_t n_rows);
@@ -70,7 +71,7 @@ class Runtime {
   KvStore store_;
   BatchBuilder batch_;
   LogitsBuffer logits_;
-  Buffer sample_rows_, sample_edits_, sample_tokens_;  // in the backend's memory
+  Buffer sample_rows_, sample_edits_, sample_masks_, sample_tokens_;  // in the backend's memory
   std::vector<std::int32_t> tokens_;
 };
 

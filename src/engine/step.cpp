@@ -23,7 +23,7 @@ StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
   allowed_.resize(static_cast<std::size_t>(sampler_.vocab() + 63) / 64);
   outcomes_.reserve(n);
   logits_rows_.reserve(n);
-  sample_rows_.reserve(n);
+  sample_batch_.rows.reserve(n);
   outgoing_.reserve(2 * n);
   if (options.disk && prefix_cache_)
     disk_ = std::make_unique<DiskTier>(scheduler_, runtime_.store(), std::move(*options.disk));
@@ -162,7 +162,7 @@ void StepLoop::run(const StepPlan& plan) {
     if (at(item.request).scores != nullptr) continue;
     if (item.samples) {
       const auto row = static_cast<std::size_t>(logits_rows_[i]);
-      const bool drawn = !tokens.empty() && sample_rows_[row].mode != SampleMode::kNone;
+      const bool drawn = !tokens.empty() && sample_batch_.rows[row].mode != SampleMode::kNone;
       take(item, logits_rows_[i], drawn ? &tokens[row] : nullptr, now);
     } else {
       report_progress(item);
@@ -177,36 +177,36 @@ void StepLoop::run(const StepPlan& plan) {
   }
 }
 
-// Tokens of the rows of logits that the backend can draw; none where it does not sample.
-std::span<const std::int32_t> StepLoop::sample_on_backend(const StepPlan& plan) {
-  if (runtime_.logits().on_host()) return {};
-  sample_rows_.clear();
-  sample_edits_.clear();
-  for (const StepItem& item : plan.items) {
-    const RequestState& request = at(item.request);
-    if (!item.samples || request.scores != nullptr) continue;
-    const SampleInput input{.params = &request.sampling,
-                            .counts = &request.counts,
-                            .position = static_cast<std::int64_t>(request.tokens.size())};
-    sample_rows_.push_back(
-        sample_row(input, request.constraint != nullptr, sampler_.vocab(), Runtime::kMaxEdits, sample_edits_));
-  }
-  return runtime_.sample(sample_rows_, sample_edits_);
-}
-
-Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {
-  SampleInput input{.logits = runtime_.logits().row(logits_row),
-                    .params = &request.sampling,
+// All but the logits. The mask is in allowed_ until the next call.
+SampleInput StepLoop::sample_input(RequestState& request) {
+  SampleInput input{.params = &request.sampling,
                     .counts = &request.counts,
                     .position = static_cast<std::int64_t>(request.tokens.size())};
   if (request.constraint) {
     request.constraint->mask(allowed_);
     input.allowed_tokens = allowed_;
   }
-  const Sample sample = sampler_.sample(input);
-  const bool ok = sample.status == SampleStatus::kOk;
-  CHECK(!ok || !request.constraint || request.constraint->accept(sample.token), "the mask allowed it");
-  return sample;
+  return input;
+}
+
+// Tokens of the rows of logits, as far as the backend draws them; none where it does not sample.
+std::span<const std::int32_t> StepLoop::sample_on_backend(const StepPlan& plan) {
+  if (runtime_.logits().on_host()) return {};
+  sample_batch_.clear();
+  for (const StepItem& item : plan.items) {
+    RequestState& request = at(item.request);
+    if (!item.samples || request.scores != nullptr) continue;
+    try {
+      add_sample_row(sample_input(request), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
+    } catch (const std::exception&) { sample_batch_.rows.emplace_back(); }  // take() will meet it, and end this request
+  }
+  return runtime_.sample(sample_batch_);
+}
+
+Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {
+  SampleInput input = sample_input(request);
+  input.logits = runtime_.logits().row(logits_row);
+  return sampler_.sample(input);
 }
 
 // The item's token, drawn by the backend or, without one, here.
@@ -217,6 +217,7 @@ void StepLoop::take(const StepItem& item, std::int64_t logits_row, const std::in
   try {
     const Sample drawn = token != nullptr ? sampled(*token) : sample(request, logits_row);
     failed = drawn.status != SampleStatus::kOk;
+    CHECK(failed || !request.constraint || request.constraint->accept(drawn.token), "the mask allowed it");
     event = failed ? request.end(Finish::kError, sample_status_text(drawn.status)) : request.take(drawn, eos_ids_, now);
     if (event.finish != Finish::kNone) {
       const std::span<const float> logits = runtime_.logits().row(logits_row);

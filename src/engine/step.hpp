@@ -60,6 +60,7 @@ class StepLoop {
   void run(const StepPlan& plan);
   void build(const StepPlan& plan);
   std::span<const std::int32_t> sample_on_backend(const StepPlan& plan);
+  SampleInput sample_input(RequestState& request);
   Sample sample(RequestState& request, std::int64_t logits_row);
   void take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now);
   void score_item(const StepItem& item, std::int64_t first_row);
@@ -81,8 +82,7 @@ class StepLoop {
   std::vector<StepOutcome> outcomes_;
   std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
-  std::vector<SampleRow> sample_rows_;     // per row of logits
-  std::vector<SampleEdit> sample_edits_;   // of them
+  SampleBatch sample_batch_;
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
   std::unique_ptr<DiskTier> disk_;

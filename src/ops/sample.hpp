@@ -1,6 +1,7 @@
 #pragma once
 // What a backend needs to know to draw tokens, and the arithmetic of it.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -38,16 +39,20 @@ struct SampleRow {
   std::int32_t first_edit = 0;
   std::int32_t n_biases = 0;
   std::int32_t n_seen = 0;
+  std::int32_t mask = -1;  // of SampleParams::masks, before the edits; negative: every token is allowed
 };
 
-// tokens[r] = the token of row r, or a negative SampleFailure. Masks are not known here.
+// tokens[r] = the token of row r, or a negative SampleFailure.
 struct SampleParams {
   OpTag tag;
   ConstView logits;                 // [R, vocab] F32
   const SampleRow* rows = nullptr;  // [R]
   const SampleEdit* edits = nullptr;
-  std::int32_t* tokens = nullptr;  // [R]
+  const std::uint64_t* masks = nullptr;  // [n, mask_words(vocab)]: bit id % 64 of word id / 64
+  std::int32_t* tokens = nullptr;        // [R]
 };
+constexpr std::int64_t mask_words(std::int64_t vocab) { return (vocab + 63) / 64; }
+
 enum SampleFailure : std::int32_t {
   kLogitsNotFinite = -1,  // NaN or +infinity
   kNoCandidate = -2,      // every logit is -infinity
@@ -97,6 +102,10 @@ GLINT_DEVICE_TOO inline float exp_weight(float x, float shift, float scale) {
   return y;
 }
 
+// The logit of a token that is not allowed: one that is not finite is a fault all the same.
+GLINT_DEVICE_TOO inline float refused(float logit) {
+  return logit < INFINITY ? -INFINITY : NAN;
+}
 GLINT_DEVICE_TOO inline float penalised(float logit, float repetition_penalty, float less) {
   return (logit > 0 ? logit / repetition_penalty : logit * repetition_penalty) - less;
 }

@@ -29,14 +29,23 @@ bool add_edits(const SampleInput& input, std::size_t max_edits, std::vector<Samp
 
 }  // namespace
 
-SampleRow sample_row(const SampleInput& input, bool constrained, std::int64_t vocab, std::size_t max_edits,
-                     std::vector<SampleEdit>& edits) {
+void SampleBatch::clear() {
+  rows.clear();
+  edits.clear();
+  masks.clear();
+}
+
+void add_sample_row(const SampleInput& input, std::int64_t vocab, std::size_t max_edits, SampleBatch& batch) {
   const SamplerParams& params = *input.params;
-  SampleRow row;
-  if (constrained || params.logprobs >= 0 || !add_edits(input, max_edits, edits, row)) return row;
+  SampleRow& row = batch.rows.emplace_back();
+  if (params.logprobs >= 0 || !add_edits(input, max_edits, batch.edits, row)) return;
+  if (!input.allowed_tokens.empty()) {
+    row.mask = static_cast<std::int32_t>(batch.masks.size() / static_cast<std::size_t>(mask_words(vocab)));
+    batch.masks.insert(batch.masks.end(), input.allowed_tokens.begin(), input.allowed_tokens.end());
+  }
   if (params.greedy()) {
     row.mode = SampleMode::kGreedy;
-    return row;
+    return;
   }
   row.mode = SampleMode::kDraw;
   row.u = uniform(params.seed, input.position, Draw::kToken);
@@ -44,7 +53,6 @@ SampleRow sample_row(const SampleInput& input, bool constrained, std::int64_t vo
   row.top_p = params.top_p;
   if (params.top_k < vocab) row.top_k = params.top_k;
   if (params.min_p > 0) row.min_p_nats = min_p_nats(params);
-  return row;
 }
 
 Sample sampled(std::int32_t token) {

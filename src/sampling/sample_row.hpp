@@ -10,11 +10,17 @@
 
 namespace glint {
 
-// How to draw the token that Sampler::sample would; biases and penalties are appended to `edits`, which holds at most
-// max_edits. Mode kNone where only the Sampler can: log-probabilities, a mask, two biases of one token, no room left.
-// logit_bias is sorted by id. input.logits is not looked at.
-SampleRow sample_row(const SampleInput& input, bool constrained, std::int64_t vocab, std::size_t max_edits,
-                     std::vector<SampleEdit>& edits);
+// What Ops::sample wants to know of a step.
+struct SampleBatch {
+  std::vector<SampleRow> rows;
+  std::vector<SampleEdit> edits;
+  std::vector<std::uint64_t> masks;
+  void clear();
+};
+
+// Adds how to draw the token that Sampler::sample would; input.logits is not looked at, logit_bias is sorted by id.
+// Mode kNone where only the Sampler can: log-probabilities, two biases of one token, more than max_edits in the batch.
+void add_sample_row(const SampleInput& input, std::int64_t vocab, std::size_t max_edits, SampleBatch& batch);
 
 // What Ops::sample said of a row, as the Sampler says it.
 Sample sampled(std::int32_t token);

@@ -19,19 +19,22 @@ class DeviceSampler {
         logits_(ops.allocate(max_rows * vocab * sizeof(float))),
         rows_(ops.allocate(max_rows * sizeof(SampleRow))),
         edits_(ops.allocate((2 * vocab + 8) * sizeof(SampleEdit))),
+        masks_(ops.allocate(2 * (vocab + 63) / 64 * sizeof(std::uint64_t) + 16)),
         tokens_(ops.allocate(max_rows * sizeof(std::int32_t))) {}
 
-  void upload(const std::vector<float>& x, const std::vector<SampleRow>& rows, const std::vector<SampleEdit>& edits) {
-    ops_.upload(edits_.data(), edits.data(), edits.size() * sizeof(SampleEdit));
+  void upload(const std::vector<float>& x, const SampleBatch& batch) {
     ops_.upload(logits_.data(), x.data(), x.size() * sizeof(float));
-    ops_.upload(rows_.data(), rows.data(), rows.size() * sizeof(SampleRow));
-    n_ = rows.size();
+    ops_.upload(rows_.data(), batch.rows.data(), batch.rows.size() * sizeof(SampleRow));
+    ops_.upload(edits_.data(), batch.edits.data(), batch.edits.size() * sizeof(SampleEdit));
+    ops_.upload(masks_.data(), batch.masks.data(), batch.masks.size() * sizeof(std::uint64_t));
+    n_ = batch.rows.size();
   }
   bool run() {
     return ops_.sample(
         {.logits = {logits_.data(), DType::kF32, {static_cast<std::int64_t>(n_), static_cast<std::int64_t>(vocab_)}},
          .rows = static_cast<const SampleRow*>(rows_.data()),
          .edits = static_cast<const SampleEdit*>(edits_.data()),
+         .masks = static_cast<const std::uint64_t*>(masks_.data()),
          .tokens = static_cast<std::int32_t*>(tokens_.data())});
   }
   std::vector<std::int32_t> tokens() {
@@ -43,7 +46,7 @@ class DeviceSampler {
  private:
   Ops& ops_;
   std::size_t vocab_;
-  Buffer logits_, rows_, edits_, tokens_;
+  Buffer logits_, rows_, edits_, masks_, tokens_;
   std::size_t n_ = 0;
 };
 
@@ -55,13 +58,11 @@ TEST(CudaSample, DrawsTheHostsTokens) {
   for (const std::size_t vocab :
        {std::size_t{1}, std::size_t{9}, std::size_t{1000}, std::size_t{4133}, std::size_t{8192}, kVocab}) {
     DeviceSampler sampler(*ops, 16, vocab);
-    sampling_cases::expect_tokens_of_the_sampler(
-        vocab,
-        [&](const std::vector<float>& x, const std::vector<SampleRow>& rows, const std::vector<SampleEdit>& edits) {
-          sampler.upload(x, rows, edits);
-          EXPECT_TRUE(sampler.run());
-          return sampler.tokens();
-        });
+    sampling_cases::expect_tokens_of_the_sampler(vocab, [&](const std::vector<float>& x, const SampleBatch& batch) {
+      sampler.upload(x, batch);
+      EXPECT_TRUE(sampler.run());
+      return sampler.tokens();
+    });
   }
 }
 
@@ -69,7 +70,8 @@ TEST(CudaSample, VocabulariesThatDoNotFitAreTheHosts) {
   NEED_GPU();
   const auto ops = make_cuda_ops({});
   DeviceSampler sampler(*ops, 1, 300000);
-  sampler.upload(std::vector<float>(300000), {SampleRow{.mode = SampleMode::kGreedy}}, {});
+  sampler.upload(std::vector<float>(300000),
+                 {.rows = {SampleRow{.mode = SampleMode::kGreedy}}, .edits = {}, .masks = {}});
   EXPECT_FALSE(sampler.run());
 }
 
@@ -87,9 +89,10 @@ TEST(CudaSample, Times) {
     DeviceSampler sampler(*ops, n, kVocab);
     for (const SamplerParams& p : {SamplerParams{.temperature = 0}, SamplerParams{}, SamplerParams{.top_p = 0.95F},
                                    SamplerParams{.top_p = 0.95F, .top_k = 40}}) {
-      std::vector<SampleEdit> none;
-      const SampleInput input{.params = &p, .position = 7};
-      sampler.upload(x, std::vector<SampleRow>(n, sample_row(input, false, kVocab, 0, none)), none);
+      SampleBatch batch;
+      add_sample_row({.params = &p, .position = 7}, kVocab, 0, batch);
+      batch.rows.resize(n, batch.rows[0]);
+      sampler.upload(x, batch);
       sampler.run();
       constexpr int kRepeats = 50;
       ops->start_timer();

@@ -9,6 +9,7 @@
 #include "backends/cpu/cpu.hpp"
 #include "backends/reference/reference.hpp"
 #include "base/error.hpp"
+#include "engine/constraints.hpp"
 #include "engine/step.hpp"
 #include "ops/decorated.hpp"
 
@@ -144,6 +145,8 @@ TEST_F(StepTest, AThrowWhileScoringEndsTheWindow) {
 TEST(StepSampling, ABackendThatSamplesChangesNothing) {
   const auto ops = make_reference_ops();
   const ModelWeights weights = load_weights("models/tiny", *ops);
+  const Tokenizer tokenizer = Tokenizer::from_file("models/tiny/tokenizer.json");
+  Constraints constraints(tokenizer, weights.config.eos_ids, tokenizer.vocab_size(), weights.config.vocab);
   const auto events = [&](Placement placement) {
     Runtime runtime(weights, *ops,
                     {.model = {.max_rows = 64, .max_logits = 8, .max_context = 256},
@@ -169,6 +172,8 @@ TEST(StepSampling, ABackendThatSamplesChangesNothing) {
       r->sampling = params[i];
       if (r->sampling.needs_counts()) r->counts = TokenCounts(r->tokens);
       r->ignore_eos = true;
+      if (i == 5)
+        r->constraint = constraints.make(R"({"json_schema": {"type": "array", "items": {"type": "integer"}}})");
       loop.admit(std::move(r));
     }
     std::vector<std::tuple<RequestId, std::int32_t, std::uint64_t>> out;

@@ -59,7 +59,7 @@ inline std::vector<SamplerParams> params() {
 }
 
 // Every row of logits with every way of sampling, several positions each. `run` gives the tokens of rows of logits
-// [R, vocab], of controls [R] and of edits.
+// [R, vocab] and of a batch.
 template <typename Run>
 void expect_tokens_of_the_sampler(std::size_t vocab, Run run) {
   Sampler sampler(static_cast<std::int64_t>(vocab));
@@ -69,21 +69,26 @@ void expect_tokens_of_the_sampler(std::size_t vocab, Run run) {
   for (std::size_t i = 0; i < vocab; i += 9) {
     for (std::size_t n = 0; n <= i % 4; ++n) counts.add_generated(static_cast<std::int32_t>(i));
   }
+  std::vector<std::uint64_t> mask(static_cast<std::size_t>(mask_words(static_cast<std::int64_t>(vocab))));
+  for (std::size_t i = 0; i < vocab; ++i) mask[i / 64] |= std::uint64_t{i % 5 != 3} << (i % 64);
   const auto all = logits(vocab);
   std::vector<float> x;
   for (const std::vector<float>& row : all) x.insert(x.end(), row.begin(), row.end());
   std::int64_t position = 5;
   for (const SamplerParams& p : params()) {
     ++position;
-    std::vector<SampleEdit> edits{{.id = 0, .amount = 1e9F}};  // nobody's
-    const SampleInput input{.params = &p, .counts = &counts, .position = position};
-    std::vector<SampleRow> rows(
-        all.size(), sample_row(input, false, static_cast<std::int64_t>(vocab), std::size_t{1} << 20, edits));
-    rows[1] = {};  // not looked at
-    const std::vector<std::int32_t> tokens = run(x, rows, edits);
+    SampleInput input{.params = &p, .counts = &counts, .position = position};
+    if (position % 3 == 0) input.allowed_tokens = mask;
+    SampleBatch batch{.rows = {}, .edits = {{.id = 0, .amount = 1e9F}}, .masks = mask};  // nobody's
+    std::fill(batch.masks.begin(), batch.masks.end(), 0);
+    add_sample_row(input, static_cast<std::int64_t>(vocab), std::size_t{1} << 20, batch);
+    batch.rows.resize(all.size(), batch.rows[0]);
+    batch.rows[1] = {};  // not looked at
+    const std::vector<std::int32_t> tokens = run(x, batch);
     for (std::size_t r = 0; r < all.size(); ++r) {
       if (r == 1) continue;
-      const Sample want = sampler.sample({.logits = all[r], .params = &p, .counts = &counts, .position = position});
+      input.logits = all[r];
+      const Sample want = sampler.sample(input);
       const Sample got = sampled(tokens[r]);
       EXPECT_EQ(got.status, want.status) << "row " << r << " of " << vocab;
       ASSERT_EQ(got.token, want.token) << "row " << r << " of " << vocab << ": t " << p.temperature << ", top-p "

@@ -299,7 +299,14 @@ void CudaOps::lm_head(const LmHeadParams& p) {
 bool CudaOps::sample(const SampleParams& p) {
   const Launch& l = begin();
   if (!samples(l, p.logits.shape[1])) return false;
-  cuda::sample(l, p.logits.as<float>(), p.logits.shape[0], p.logits.shape[1], p.rows, p.edits, p.tokens);
+  cuda::sample(l, {.logits = p.logits.as<float>(),
+                   .n_rows = p.logits.shape[0],
+                   .vocab = p.logits.shape[1],
+                   .rows = p.rows,
+                   .edits = p.edits,
+                   .masks = p.masks,
+                   .mask_words = mask_words(p.logits.shape[1]),
+                   .tokens = p.tokens});
   return true;
 }
 

@@ -1,4 +1,4 @@
-// Tokens of rows of logits: the chain of sampling/sampler.hpp but for its mask. Compiled without fused multiply-add,
+// Tokens of rows of logits: the chain of sampling/sampler.hpp. Compiled without fused multiply-add,
 // so that weights have the host's bits (ops/sample.hpp); all sums are of whole units, in 64 bits, hence exact.
 //
 // A cluster of eight blocks takes a row, each block an eighth of the vocabulary, which it reads once into shared
@@ -324,8 +324,14 @@ __device__ void draw(const Row& row, const SampleRow& how, std::int32_t* token) 
   find(row, p, at, 1 / kWeightUnits, kept, [&](int id) { *token = id; });
 }
 
-// Biases and penalties, of the tokens that this block has.
-__device__ void edit(const Row& row, float* x, const SampleRow& how, const SampleEdit* edits) {
+// Mask, biases and penalties, of the tokens that this block has.
+__device__ void edit(const Row& row, float* x, const SampleRow& how, const SampleEdit* edits,
+                     const std::uint64_t* mask) {
+  for (int i = threadIdx.x; i < row.n && how.mask >= 0; i += kThreads) {
+    const int id = row.first + i;
+    if ((mask[id / 64] >> (id % 64) & 1) == 0) x[i] = refused(x[i]);
+  }
+  __syncthreads();
   const SampleEdit* biases = edits + how.first_edit;
   const SampleEdit* seen = biases + how.n_biases;
   for (int i = threadIdx.x; i < how.n_biases; i += kThreads) {
@@ -340,25 +346,25 @@ __device__ void edit(const Row& row, float* x, const SampleRow& how, const Sampl
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads)
-    sample_kernel(const float* logits, int vocab, int slice, const SampleRow* rows, const SampleEdit* edits,
-                  std::int32_t* tokens) {
+__global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleJob job, int slice) {
   __shared__ Shared shared;
   extern __shared__ float x[];
   pdl_launch();
   pdl_wait();
   const int r = blockIdx.x / kRanks;
-  const SampleRow how = rows[r];
+  const SampleRow how = job.rows[r];
+  const int vocab = static_cast<int>(job.vocab);
   if (how.mode == SampleMode::kNone) return;
   Row row{
       .x = x, .rank = static_cast<int>(blockIdx.x) % kRanks, .inv_temperature = how.inv_temperature, .shared = &shared};
   row.first = row.rank * slice;
   row.n = max(0, min(slice, vocab - row.first));
-  const float* from = logits + static_cast<std::int64_t>(r) * vocab + row.first;
+  const float* from = job.logits + r * job.vocab + row.first;
 #pragma unroll 8
   for (int i = threadIdx.x; i < row.n; i += kThreads) x[i] = from[i];
   __syncthreads();
-  if (how.n_biases + how.n_seen > 0) edit(row, x, how, edits);
+  if (how.mask >= 0 || how.n_biases + how.n_seen > 0)
+    edit(row, x, how, job.edits, job.masks + how.mask * job.mask_words);
 
   const U64 best = row_best(row);
   row.best = logit_of(static_cast<std::uint32_t>(best >> 32));
@@ -367,9 +373,9 @@ __global__ void __launch_bounds__(kThreads)
   if (bad) token = kLogitsNotFinite;
   if (!bad && row.best == -INFINITY) token = kNoCandidate;
   if (token < 0 || how.mode == SampleMode::kGreedy) {
-    if (row.rank == 0 && threadIdx.x == 0) tokens[r] = token;
+    if (row.rank == 0 && threadIdx.x == 0) job.tokens[r] = token;
   } else {
-    draw(row, how, tokens + r);
+    draw(row, how, job.tokens + r);
   }
   cluster_barrier();  // no block leaves while its shared memory is read
 }
@@ -384,12 +390,11 @@ bool samples(const Launch& l, std::int64_t vocab) {
          slice * sizeof(float) + sizeof(Shared) <= static_cast<std::size_t>(l.smem_limit);
 }
 
-void sample(const Launch& l, const float* logits, std::int64_t n_rows, std::int64_t vocab, const SampleRow* rows,
-            const SampleEdit* edits, std::int32_t* tokens) {
-  if (n_rows == 0) return;
-  const int slice = slice_of(vocab);
-  launch_clusters(l, sample_kernel, dim3(static_cast<unsigned>(kRanks * n_rows)), dim3(kThreads), slice * sizeof(float),
-                  kRanks, logits, static_cast<int>(vocab), slice, rows, edits, tokens);
+void sample(const Launch& l, const SampleJob& job) {
+  if (job.n_rows == 0) return;
+  const int slice = slice_of(job.vocab);
+  launch_clusters(l, sample_kernel, dim3(static_cast<unsigned>(kRanks * job.n_rows)), dim3(kThreads),
+                  slice * sizeof(float), kRanks, job, slice);
 }
 
 }  // namespace glint::cuda

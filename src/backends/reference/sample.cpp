@@ -73,6 +73,10 @@ void sample(const SampleParams& p) {
     if (p.rows[r].mode == SampleMode::kNone) continue;
     const SampleRow& row = p.rows[r];
     std::copy_n(p.logits.as<float>() + static_cast<std::size_t>(r) * vocab, vocab, x.begin());
+    const std::uint64_t* mask = p.masks + row.mask * mask_words(p.logits.shape[1]);
+    for (std::size_t i = 0; i < vocab && row.mask >= 0; ++i) {
+      if ((mask[i / 64] >> (i % 64) & 1) == 0) x[i] = refused(x[i]);
+    }
     const SampleEdit* biases = p.edits + row.first_edit;
     const SampleEdit* seen = biases + row.n_biases;
     for (const SampleEdit& e : std::span(biases, static_cast<std::size_t>(row.n_biases)))
