@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <future>
 #include <unordered_set>
 
 #include "base/error.hpp"
@@ -21,26 +22,52 @@ struct Storage {
   std::vector<Buffer> buffers;
 };
 
-// Host memory that becomes the backend's: the backend's own on the host, else a staging copy that is uploaded. The copy
-// is one for all tensors, since pages cost more when they are new than what is written to them.
+// Copies of tensors on their way to a device: while one is uploaded, the next is filled. They are used for all tensors,
+// since pages cost more when they are new than what is written to them.
+class Staging {
+ public:
+  // The memory that is not being uploaded.
+  std::byte* take(std::size_t bytes) {
+    if (buffers_[at_].bytes() < bytes) buffers_[at_] = host_buffer(bytes);
+    return static_cast<std::byte*>(buffers_[at_].data());
+  }
+  // Uploads what was taken, and turns to the other one.
+  void upload(Ops& ops, void* dst, std::size_t bytes) {
+    wait();
+    upload_ = std::async(std::launch::async,
+                         [&ops, dst, bytes, from = buffers_[at_].data()] { ops.upload(dst, from, bytes); });
+    at_ = 1 - at_;
+  }
+  // Throws what the upload has thrown.
+  void wait() {
+    if (upload_.valid()) upload_.get();
+  }
+
+ private:
+  Buffer buffers_[2];
+  int at_ = 0;
+  std::future<void> upload_;  // last: it reads a buffer, and its destructor waits
+};
+
+// Host memory that becomes the backend's: the backend's own on the host, else a staging copy that is uploaded.
 class Target {
  public:
-  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep, Buffer& staging) : ops_(ops), bytes_(bytes) {
+  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep, Staging& staging)
+      : ops_(ops), bytes_(bytes), staging_(staging) {
     keep.push_back(ops.allocate(bytes));
-    device_ = host_ = static_cast<std::byte*>(keep.back().data());
-    if (!ops.name().starts_with("cuda")) return;
-    if (staging.bytes() < bytes) staging = host_buffer(bytes);
-    host_ = static_cast<std::byte*>(staging.data());
+    device_ = static_cast<std::byte*>(keep.back().data());
+    host_ = ops.name().starts_with("cuda") ? staging.take(bytes) : device_;
   }
   std::byte* host() const { return host_; }
   const std::byte* finish() {
-    if (host_ != device_) ops_.upload(device_, host_, bytes_);
+    if (host_ != device_) staging_.upload(ops_, device_, bytes_);
     return device_;
   }
 
  private:
   Ops& ops_;
   std::size_t bytes_;
+  Staging& staging_;
   std::byte* device_ = nullptr;
   std::byte* host_ = nullptr;
 };
@@ -67,6 +94,7 @@ class GgufLoader {
       load_layer(l, config_.is_dense(l), model_.layers[static_cast<std::size_t>(l)]);
     if (config_.n_mtp_layers > 0) load_mtp();
     refuse_unused();
+    staging_.wait();
     if (progress_) progress_(file_.data_bytes(), file_.data_bytes());
     return std::move(buffers_);
   }
@@ -311,7 +339,7 @@ class GgufLoader {
   const LoadProgress& progress_;
   ThreadPool pool_;
   std::vector<Buffer> buffers_;
-  Buffer staging_;
+  Staging staging_;
   std::unordered_set<const GgufTensor*> used_;
   std::uint64_t done_bytes_ = 0;
 };
