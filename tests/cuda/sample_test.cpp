@@ -53,14 +53,30 @@ class DeviceSampler {
 
 constexpr std::size_t kVocab = 154880;
 
+// Rows alone, and twice with as many beside them: few and many rows take different launches.
 void expect_the_hosts_tokens(std::initializer_list<std::size_t> vocabularies) {
   const auto ops = make_cuda_ops({});
   for (const std::size_t vocab : vocabularies) {
-    DeviceSampler sampler(*ops, 16, vocab);
-    sampling_cases::expect_tokens_of_the_sampler(vocab, [&](const std::vector<float>& x, const SampleBatch& batch) {
+    DeviceSampler sampler(*ops, 32, vocab);
+    const auto run = [&](const std::vector<float>& x, const SampleBatch& batch) {
       sampler.upload(x, batch);
       EXPECT_TRUE(sampler.run());
       return sampler.tokens();
+    };
+    sampling_cases::expect_tokens_of_the_sampler(
+        vocab, [&](const std::vector<float>& x, const SampleBatch& batch) { return run(x, batch); });
+    sampling_cases::expect_tokens_of_the_sampler(vocab, [&](std::vector<float> x, SampleBatch batch) {
+      const std::size_t n = batch.rows.size();
+      x.reserve(2 * x.size());
+      x.insert(x.end(), x.begin(), x.end());
+      batch.rows.reserve(2 * n);
+      batch.rows.insert(batch.rows.end(), batch.rows.begin(), batch.rows.end());
+      std::vector<std::int32_t> tokens = run(x, batch);
+      for (std::size_t r = 0; r < n; ++r) {
+        if (r != 1) EXPECT_EQ(tokens[n + r], tokens[r]) << r;  // 1 is not looked at
+      }
+      tokens.resize(n);
+      return tokens;
     });
   }
 }
