@@ -103,9 +103,7 @@ GLINT_DEVICE_TOO inline float exp_weight(float x, float shift, float scale) {
 }
 
 // The logit of a token that is not allowed: one that is not finite is a fault all the same.
-GLINT_DEVICE_TOO inline float refused(float logit) {
-  return logit < INFINITY ? -INFINITY : NAN;
-}
+GLINT_DEVICE_TOO inline float refused(float logit) { return logit < INFINITY ? -INFINITY : NAN; }
 GLINT_DEVICE_TOO inline float penalised(float logit, float repetition_penalty, float less) {
   return (logit > 0 ? logit / repetition_penalty : logit * repetition_penalty) - less;
 }

@@ -15,9 +15,7 @@ namespace glint::cuda {
 namespace {
 
 constexpr int kRanks = 8;  // blocks of a cluster, the most that every device has
-// Threads of a block: more hide each other's waits, fewer leave room for a second block, which many rows want (H200,
-// top-p, 1 and 64 rows: 43 and 148 µs with 512, 35 and 177 with 1,024).
-constexpr int kThreadsOfFew = 1024, kThreadsOfMany = 512;
+constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kBins = 256;
 constexpr float kStepsANat = 8 * kBins;  // two digits: 32 nats in all, and what lies below weighs nothing
 // Histograms are pairs of 32-bit numbers, since shared memory adds no 64 bits: 17 bits each of a weight's 34, summed
@@ -43,7 +41,7 @@ struct Cut {
 
 struct Shared {
   std::uint32_t low[kBins], high[kBins];
-  U64 warps[kThreadsOfFew / 32];
+  U64 warps[kWarps];
   U64 sum;           // of this block, for its cluster
   U64 best;          // the same of packed()
   U64 before;        // select(): what the better digits amount to
@@ -90,9 +88,7 @@ __device__ __forceinline__ U64 packed(float x, int id) {
 
 // ---- a row ----------------------------------------------------------------------------------------------------------
 
-template <int kThreadsABlock>
 struct Row {
-  static constexpr int kThreads = kThreadsABlock;
   const float* x;  // this block's logits, in shared memory
   int n;           // of them
   int first;       // id of the first
@@ -105,19 +101,17 @@ struct Row {
   }
 };
 
-template <typename R>
-__device__ U64 block_best(const R& row) {
+__device__ U64 block_best(const Row& row) {
   U64 best = 0;
-  for (int i = threadIdx.x; i < row.n; i += R::kThreads) best = max(best, packed(row.x[i], row.first + i));
+  for (int i = threadIdx.x; i < row.n; i += kThreads) best = max(best, packed(row.x[i], row.first + i));
   for (int lane = 16; lane > 0; lane >>= 1) best = max(best, __shfl_xor_sync(0xffffffffU, best, lane));
   if (threadIdx.x % 32 == 0) row.shared->warps[threadIdx.x / 32] = best;
   __syncthreads();
-  for (int w = 0; w < R::kThreads / 32; ++w) best = max(best, row.shared->warps[w]);
+  for (int w = 0; w < kWarps; ++w) best = max(best, row.shared->warps[w]);
   return best;
 }
 
-template <typename R>
-__device__ U64 row_best(const R& row) {
+__device__ U64 row_best(const Row& row) {
   const U64 own = block_best(row);
   if (threadIdx.x == 0) row.shared->best = own;
   cluster_barrier();
@@ -127,10 +121,7 @@ __device__ U64 row_best(const R& row) {
 }
 
 // Threads have neighbouring tokens, an odd number: then they read different banks.
-template <typename R>
-__device__ __forceinline__ int tokens_a_thread(const R& row) {
-  return (row.n + R::kThreads - 1) / R::kThreads | 1;
-}
+__device__ __forceinline__ int tokens_a_thread(int n) { return (n + kThreads - 1) / kThreads | 1; }
 
 // The sum up to this lane's value.
 __device__ __forceinline__ U64 warp_scan(U64 sum) {
@@ -146,10 +137,10 @@ __device__ __forceinline__ U64 warp_scan(U64 sum) {
 struct Prefix {
   U64 before, own, total;
 };
-template <typename R, typename Amount>
-__device__ Prefix prefix(const R& row, Amount amount) {
+template <typename Amount>
+__device__ Prefix prefix(const Row& row, Amount amount) {
   Shared& s = *row.shared;
-  const int a_thread = tokens_a_thread(row), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
+  const int a_thread = tokens_a_thread(row.n), begin = threadIdx.x * a_thread, end = min(row.n, begin + a_thread);
   U64 own = 0;
   for (int i = begin; i < end; ++i) own += amount(row.x[i], row.first + i);
   const U64 sum = warp_scan(own);
@@ -157,7 +148,7 @@ __device__ Prefix prefix(const R& row, Amount amount) {
   if (threadIdx.x % 32 == 31) s.warps[threadIdx.x / 32] = sum;
   __syncthreads();
   Prefix p{.before = sum - own, .own = own, .total = 0};
-  for (int w = 0; w < R::kThreads / 32; ++w) {
+  for (int w = 0; w < kWarps; ++w) {
     if (w < threadIdx.x / 32) p.before += s.warps[w];
     p.total += s.warps[w];
   }
@@ -175,13 +166,13 @@ __device__ Prefix prefix(const R& row, Amount amount) {
 
 // Calls found(id) in one thread, that of the first token at which the sum is more than `at`. `unit`: of an amount. The
 // warp that has it looks at its thread's tokens together.
-template <typename R, typename Amount, typename Found>
-__device__ void find(const R& row, const Prefix& p, double at, double unit, Amount amount, Found found) {
+template <typename Amount, typename Found>
+__device__ void find(const Row& row, const Prefix& p, double at, double unit, Amount amount, Found found) {
   const auto more = [&](U64 sum) { return static_cast<double>(sum) * unit > at; };
   const unsigned owner = __ballot_sync(0xffffffffU, !more(p.before) && more(p.before + p.own));
   if (owner == 0) return;
   const int lane = threadIdx.x % 32, from = __ffs(static_cast<int>(owner)) - 1;
-  const int a_thread = tokens_a_thread(row), begin = (threadIdx.x - lane + from) * a_thread;
+  const int a_thread = tokens_a_thread(row.n), begin = (threadIdx.x - lane + from) * a_thread;
   U64 before = __shfl_sync(0xffffffffU, p.before, from);
   for (int first = begin; first < min(row.n, begin + a_thread); first += 32) {
     const int i = first + lane;
@@ -196,17 +187,16 @@ __device__ void find(const R& row, const Prefix& p, double at, double unit, Amou
 }
 
 // How far x lies below the best, in two digits.
-template <typename R>
-__device__ __forceinline__ int steps_below(const R& row, float x) {
+__device__ __forceinline__ int steps_below(const Row& row, float x) {
   return min(kBins * kBins - 1, static_cast<int>((row.best - x) * (row.inv_temperature * kStepsANat)));
 }
 
 // The tokens of `steps`, if they are few, ranked: the last one of the shortest run of them that amounts to `need`.
-template <typename R, typename Amount>
-__device__ bool rank_few(const R& row, int steps, U64 need, Amount amount, Cut* cut) {
+template <typename Amount>
+__device__ bool rank_few(const Row& row, int steps, U64 need, Amount amount, Cut* cut) {
   Shared& s = *row.shared;
   Shared& first = *in_block(&s, 0);
-  for (int i = threadIdx.x; i < row.n; i += R::kThreads) {
+  for (int i = threadIdx.x; i < row.n; i += kThreads) {
     const float x = row.x[i];
     if (x == -INFINITY || steps_below(row, x) != steps) continue;
     const U64 a = amount(x, row.first + i);
@@ -235,8 +225,8 @@ __device__ bool rank_few(const R& row, int steps, U64 need, Amount amount, Cut* 
 
 // The last token of the shortest run of the best tokens that amounts to need(total). Tokens of equal logit have equal
 // amounts.
-template <typename R, typename Amount, typename Need>
-__device__ Cut select(const R& row, Amount amount, Need need_of) {
+template <typename Amount, typename Need>
+__device__ Cut select(const Row& row, Amount amount, Need need_of) {
   Shared& s = *row.shared;
   int steps = 0;
   std::uint32_t key = 0;
@@ -249,7 +239,7 @@ __device__ Cut select(const R& row, Amount amount, Need need_of) {
     if (threadIdx.x == 0) s.n_candidates = 0;
     __syncthreads();
     const int shift = 24 - 8 * (level - 2);  // of the key's byte
-    for (int i = threadIdx.x; i < row.n; i += R::kThreads) {
+    for (int i = threadIdx.x; i < row.n; i += kThreads) {
       const float x = row.x[i];
       if (x == -INFINITY) continue;
       const int below = steps_below(row, x);
@@ -311,8 +301,7 @@ __device__ Cut select(const R& row, Amount amount, Need need_of) {
   return cut;
 }
 
-template <typename R>
-__device__ void draw(const R& row, const SampleRow& how, std::int32_t* token) {
+__device__ void draw(const Row& row, const SampleRow& how, std::int32_t* token) {
   Cut cut;
   if (how.top_k > 0) {
     cut = select(
@@ -336,28 +325,27 @@ __device__ void draw(const R& row, const SampleRow& how, std::int32_t* token) {
 }
 
 // Mask, biases and penalties, of the tokens that this block has.
-template <typename R>
-__device__ void edit(const R& row, float* x, const SampleRow& how, const SampleEdit* edits, const std::uint64_t* mask) {
-  for (int i = threadIdx.x; i < row.n && how.mask >= 0; i += R::kThreads) {
+__device__ void edit(const Row& row, float* x, const SampleRow& how, const SampleEdit* edits,
+                     const std::uint64_t* mask) {
+  for (int i = threadIdx.x; i < row.n && how.mask >= 0; i += kThreads) {
     const int id = row.first + i;
     if ((mask[id / 64] >> (id % 64) & 1) == 0) x[i] = refused(x[i]);
   }
   __syncthreads();
   const SampleEdit* biases = edits + how.first_edit;
   const SampleEdit* seen = biases + how.n_biases;
-  for (int i = threadIdx.x; i < how.n_biases; i += R::kThreads) {
+  for (int i = threadIdx.x; i < how.n_biases; i += kThreads) {
     const int at = biases[i].id - row.first;
     if (at >= 0 && at < row.n) x[at] += biases[i].amount;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < how.n_seen; i += R::kThreads) {
+  for (int i = threadIdx.x; i < how.n_seen; i += kThreads) {
     const int at = seen[i].id - row.first;
     if (at >= 0 && at < row.n) x[at] = penalised(x[at], how.repetition_penalty, seen[i].amount);
   }
   __syncthreads();
 }
 
-template <int kThreads>
 __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant__ SampleJob job, int slice) {
   __shared__ Shared shared;
   extern __shared__ float x[];
@@ -367,7 +355,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
   const SampleRow how = job.rows[r];
   const int vocab = static_cast<int>(job.vocab);
   if (how.mode == SampleMode::kNone) return;
-  Row<kThreads> row{
+  Row row{
       .x = x, .rank = static_cast<int>(blockIdx.x) % kRanks, .inv_temperature = how.inv_temperature, .shared = &shared};
   row.first = row.rank * slice;
   row.n = max(0, min(slice, vocab - row.first));
@@ -405,9 +393,7 @@ bool samples(const Launch& l, std::int64_t vocab) {
 void sample(const Launch& l, const SampleJob& job) {
   if (job.n_rows == 0) return;
   const int slice = slice_of(job.vocab);
-  const bool few = kRanks * job.n_rows <= l.n_sms;
-  launch_clusters(l, few ? sample_kernel<kThreadsOfFew> : sample_kernel<kThreadsOfMany>,
-                  dim3(static_cast<unsigned>(kRanks * job.n_rows)), dim3(few ? kThreadsOfFew : kThreadsOfMany),
+  launch_clusters(l, sample_kernel, dim3(static_cast<unsigned>(kRanks * job.n_rows)), dim3(kThreads),
                   slice * sizeof(float), kRanks, job, slice);
 }
 
