@@ -96,6 +96,8 @@ void print_json(const Answer& a, const Engine& engine, const RunFlags& f) {
                               {"decode_s", a.usage.decode_s},
                               {"seed", a.usage.seed},
                               {"logits_hash", fmt::format("{:016x}", a.usage.logits_hash)}};
+  const ModelInfo& info = engine.info();
+  out["start"] = json::object{{"open_s", info.open_s}, {"device_s", info.device_s}, {"load_s", info.load_s}};
   if (!a.logprobs.empty()) {
     json::array list;
     for (const Answer::Token& t : a.logprobs) {

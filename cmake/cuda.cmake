@@ -20,6 +20,8 @@ find_package(CUDAToolkit REQUIRED)
 glint_room(backends/cuda DEPS glint_ops CUDA::cudart_static)
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/backends/cuda/*.cu)
 target_sources(glint_backends_cuda PRIVATE ${cuda_sources})
+# Sampling has the bits of the host's arithmetic, which fuses nothing (ops/sample.hpp).
+set_source_files_properties(${CMAKE_SOURCE_DIR}/src/backends/cuda/sample.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
 target_compile_definitions(glint_backends_cuda PUBLIC GLINT_CUDA)
 if("90a" IN_LIST GLINT_CUDA_ARCHS)
   target_compile_definitions(glint_backends_cuda PRIVATE GLINT_SM90A)

@@ -1,11 +1,11 @@
 #!/bin/bash
 # One run on a machine with a GPU, under ten minutes: exactness, compute-sanitizer, measured ceilings, and the whole
-# bench table. Usage: tools/gpu_check.sh BIN_DIR [PART …]; parts: exact ceilings decode prefill quantised golden sanitize
-# (default: all). BIN_DIR holds test_cuda, test_models and glint; libraries beside them in ../lib are found.
+# bench table. Usage: tools/gpu_check.sh BIN_DIR [PART …]; parts: exact ceilings decode prefill quantised serve start golden
+# sanitize (default: all). BIN_DIR holds test_cuda, test_models and glint; libraries beside them in ../lib are found.
 # Logs, CSV and a summary go to $OUT (default: build/gpu_check). A failing part does not stop the others.
 set -uo pipefail
 bin=$(realpath "$1"); shift
-parts=${*:-exact ceilings decode prefill quantised golden sanitize}
+parts=${*:-exact ceilings decode prefill quantised serve start golden sanitize}
 out=${OUT:-build/gpu_check}
 mkdir -p "$out"
 export LD_LIBRARY_PATH="$bin/../lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -59,13 +59,24 @@ if wanted quantised; then
   bench int4 60 --weights int4 --prompt-tokens 512 --gen-tokens 32 --batch 1,8,64 --depth 0 --repeat 2
   bench int8 60 --weights int8 --prompt-tokens 0 --gen-tokens 32 --batch 1,64 --depth 0
 fi
+if wanted serve && [[ -f models/tiny/config.json ]]; then  # its tokenizer
+  for clients in 1 64; do
+    step "serve, $clients clients" 60 serve.log "$bin/glint" bench serve --device cuda --synthetic "layers=$layers" -q \
+      -m models/tiny --clients "$clients" --conversations $((2 * clients)) --gen-tokens 128 --temp 1
+  done
+  tee -a "$summary" <"$out/serve.log"
+fi
+if wanted start; then
+  step "start to the first token" 90 start.log python3 tools/start_time.py --glint "$bin/glint" --layers "$layers"
+  tee -a "$summary" <"$out/start.log"
+fi
 if wanted golden && [[ -f models/tiny/config.json ]]; then
   step "golden tests, device cuda" 180 golden.log "$bin/test_models" --gtest_color=no --gtest_filter='*/cuda*'
   grep -E "mean KL|perplexity|near-tie|FAILED|PASSED" "$out/golden.log" | head -20
 fi
 if wanted sanitize; then
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
-  few=--gtest_filter='Cuda.SomeCasesForASanitizer'
+  few=--gtest_filter='Cuda.SomeCasesForASanitizer:CudaSample.DrawsTheHostsTokens'
   step "compute-sanitizer memcheck" 100 sanitize.log "$sanitizer" --tool memcheck --error-exitcode 9 "$bin/test_cuda" "$few"
   step "compute-sanitizer racecheck" 100 sanitize.log "$sanitizer" --tool racecheck --error-exitcode 9 "$bin/test_cuda" "$few"
   grep -E "ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard|Uninit" "$out/sanitize.log" | head -12

@@ -150,6 +150,10 @@ struct ModelInfo {
   std::int64_t max_context = 0;
   bool has_mtp = false;
   std::vector<std::int32_t> eos_ids;
+  // Seconds that open() took, and of these until the device was there and for weights and vocabulary.
+  double open_s = 0;
+  double device_s = 0;
+  double load_s = 0;
 };
 
 using RequestId = std::int64_t;

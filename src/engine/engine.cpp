@@ -56,6 +56,7 @@ std::uint64_t random_seed() {
 std::unique_ptr<Engine> Engine::open(const EngineOptions& options) { return std::make_unique<EngineImpl>(options); }
 
 EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(options), options)) {
+  const double begin = now_s();
   loaded_ = load_model(options_);
   info_ = describe(options_, loaded_);
 
@@ -93,6 +94,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
     constraints_ = std::make_unique<Constraints>(*loaded_.tokenizer, config.eos_ids, loaded_.valid_vocab, config.vocab);
   }
   stats_ = loop_->stats();
+  info_.open_s = now_s() - begin;
   if (options_.use_thread) thread_ = std::thread([this] { serve(); });
 }
 
@@ -169,6 +171,8 @@ std::unique_ptr<RequestState> EngineImpl::make_request(Request request) const {
                      .logit_bias = std::move(p.logit_bias),
                      .logprobs = p.logprobs};
   validate(state->sampling, loaded_.valid_vocab);
+  std::stable_sort(state->sampling.logit_bias.begin(), state->sampling.logit_bias.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
   state->prompt_tokens = static_cast<std::int64_t>(request.ids.size());
   state->max_tokens = admissible_tokens(state->prompt_tokens, request.max_tokens);
 

@@ -7,6 +7,7 @@
 #include "backends/cuda/cuda.hpp"
 #endif
 #include "backends/reference/reference.hpp"
+#include "base/clock.hpp"
 #include "base/error.hpp"
 #include "engine/gguf_tokenizer.hpp"
 #include "models/glm_4_7_flash/load_gguf.hpp"
@@ -59,7 +60,9 @@ KvCodec kv_codec(const EngineOptions& options) {
 
 LoadedModel load_model(const EngineOptions& options) {
   LoadedModel model;
+  const double begin = now_s();
   model.ops = make_ops(options);
+  model.device_s = now_s() - begin;
   if (!model.ops->supports(kv_codec(options))) {
     throw Error({.what = "kv", .found = options.kv, .expected = "a cache format of " + model.ops->name()});
   }
@@ -94,6 +97,8 @@ LoadedModel load_model(const EngineOptions& options) {
   model.valid_vocab = model.tokenizer           ? model.tokenizer->vocab_size()
                       : vocab == kOfficialVocab ? kOfficialTokens
                                                 : vocab;
+  model.ops->synchronize();  // uploads have come
+  model.load_s = now_s() - begin - model.device_s;
   return model;
 }
 
@@ -110,6 +115,8 @@ ModelInfo describe(const EngineOptions& options, const LoadedModel& model) {
   info.cache_bytes_a_token = c.n_cache_layers() * kv_row_bytes(kv_codec(options));
   info.has_mtp = model.weights.mtp != nullptr;
   info.eos_ids = c.eos_ids;
+  info.device_s = model.device_s;
+  info.load_s = model.load_s;
   return info;
 }
 

@@ -16,6 +16,8 @@ struct LoadedModel {
   std::optional<Tokenizer> tokenizer;  // none for synthetic weights without a directory
   // Real tokens of the vocabulary: ids below it may be used. The embedding may have padding rows above.
   std::int64_t valid_vocab = 0;
+  double device_s = 0;  // seconds that making `ops` took
+  double load_s = 0;    // and all the rest
 };
 
 // Throws Error for an unknown device, codec or instruction set, and for whatever is wrong with the checkpoint.

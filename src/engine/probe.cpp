@@ -81,7 +81,7 @@ void probe_draft_logits(Runtime& runtime, std::span<const std::int32_t> ids, con
     ConstView hidden = model.final_hidden();
     hidden.shape = Shape{rows, hidden.shape[1]};
     model.draft(batch.finish(sequence.plan), hidden, runtime.store(), runtime.logits().view());
-    runtime.logits().fetch(rows);
+    runtime.logits().renew();
     for (std::int64_t r = 0; r < rows; ++r) on_logits(begin + r, runtime.logits().row(r));
   }
 }

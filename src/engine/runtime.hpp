@@ -9,12 +9,13 @@
 #include "cache/store.hpp"
 #include "engine/batch_builder.hpp"
 #include "models/glm_4_7_flash/model.hpp"
+#include "sampling/sample_row.hpp"
 
 namespace glint {
 
 enum class Placement : std::uint8_t {
   kHost,   // the backend's memory is the host's: logits are read in place
-  kDevice  // logits are downloaded
+  kDevice  // logits are downloaded, row by row as they are wanted; the backend samples if it can
 };
 
 struct RuntimeOptions {
@@ -31,9 +32,10 @@ class LogitsBuffer {
  public:
   LogitsBuffer(Ops& ops, std::int64_t max_rows, std::int64_t vocab, Placement placement);
   View view() const { return view_; }
-  // Makes rows [0, n) readable.
-  void fetch(std::int64_t n_rows);
-  // Row r of the last fetch; the sampler may write to it.
+  bool on_host() const { return staging_.empty(); }
+  // The backend has been told to write other logits.
+  void renew();
+  // Row r, fetched if it is not there yet; the sampler may write to it.
   std::span<float> row(std::int64_t r);
 
  private:
@@ -41,6 +43,7 @@ class LogitsBuffer {
   Buffer buffer_;
   View view_;
   std::vector<float> staging_;  // only on a device
+  std::vector<bool> fetched_;   // rows of it since renew()
 };
 
 class Runtime {
@@ -54,10 +57,12 @@ class Runtime {
   BatchBuilder& batch() { return batch_; }
   LogitsBuffer& logits() { return logits_; }
 
-  // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass, logits
-  // fetched.
+  // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass.
   void forward(const KvPlan& plan);
-  // Logits of those rows of the last forward pass, fetched as rows [0, n_rows).
+  // Tokens of the rows of logits, by the backend (ops/sample.hpp); none: they are the caller's to sample.
+  std::span<const std::int32_t> sample(const SampleBatch& batch);
+  static constexpr std::size_t kMaxEdits = std::size_t{1} << 17;  // of one call: 1 MB
+  // Logits of those rows of the last forward pass become rows [0, n_rows).
   void logits_of_rows(std::int64_t first_row, std::int64_t n_rows);
 
  private:
@@ -66,6 +71,8 @@ class Runtime {
   KvStore store_;
   BatchBuilder batch_;
   LogitsBuffer logits_;
+  Buffer sample_rows_, sample_edits_, sample_masks_, sample_tokens_;  // in the backend's memory
+  std::vector<std::int32_t> tokens_;
 };
 
 }  // namespace glint

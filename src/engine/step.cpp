@@ -23,6 +23,7 @@ StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
   allowed_.resize(static_cast<std::size_t>(sampler_.vocab() + 63) / 64);
   outcomes_.reserve(n);
   logits_rows_.reserve(n);
+  sample_batch_.rows.reserve(n);
   outgoing_.reserve(2 * n);
   if (options.disk && prefix_cache_)
     disk_ = std::make_unique<DiskTier>(scheduler_, runtime_.store(), std::move(*options.disk));
@@ -154,12 +155,15 @@ void StepLoop::build(const StepPlan& plan) {
 void StepLoop::run(const StepPlan& plan) {
   build(plan);
   runtime_.forward(scheduler_.kv());
+  const std::span<const std::int32_t> tokens = sample_on_backend(plan);
   const double now = now_s();
   for (std::size_t i = 0; i < plan.items.size(); ++i) {
     const StepItem& item = plan.items[i];
     if (at(item.request).scores != nullptr) continue;
     if (item.samples) {
-      sample_item(item, logits_rows_[i], now);
+      const auto row = static_cast<std::size_t>(logits_rows_[i]);
+      const bool drawn = !tokens.empty() && sample_batch_.rows[row].mode != SampleMode::kNone;
+      take(item, logits_rows_[i], drawn ? &tokens[row] : nullptr, now);
     } else {
       report_progress(item);
     }
@@ -173,25 +177,52 @@ void StepLoop::run(const StepPlan& plan) {
   }
 }
 
-void StepLoop::sample_item(const StepItem& item, std::int64_t logits_row, double now) {
+// All but the logits. The mask is in allowed_ until the next call.
+SampleInput StepLoop::sample_input(RequestState& request) {
+  SampleInput input{.params = &request.sampling,
+                    .counts = &request.counts,
+                    .position = static_cast<std::int64_t>(request.tokens.size())};
+  if (request.constraint) {
+    request.constraint->mask(allowed_);
+    input.allowed_tokens = allowed_;
+  }
+  return input;
+}
+
+// Tokens of the rows of logits, as far as the backend draws them; none where it does not sample.
+std::span<const std::int32_t> StepLoop::sample_on_backend(const StepPlan& plan) {
+  if (runtime_.logits().on_host()) return {};
+  sample_batch_.clear();
+  for (const StepItem& item : plan.items) {
+    RequestState& request = at(item.request);
+    if (!item.samples || request.scores != nullptr) continue;
+    try {
+      add_sample_row(sample_input(request), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
+    } catch (const std::exception&) { sample_batch_.rows.emplace_back(); }  // take() will meet it, and end this request
+  }
+  return runtime_.sample(sample_batch_);
+}
+
+Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {
+  SampleInput input = sample_input(request);
+  input.logits = runtime_.logits().row(logits_row);
+  return sampler_.sample(input);
+}
+
+// The item's token, drawn by the backend or, without one, here.
+void StepLoop::take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now) {
   RequestState& request = at(item.request);
-  const std::span<const float> logits = runtime_.logits().row(logits_row);
   Event event;
   bool failed = true;
   try {
-    SampleInput input{.logits = logits,
-                      .params = &request.sampling,
-                      .counts = &request.counts,
-                      .position = static_cast<std::int64_t>(request.tokens.size())};
-    if (request.constraint) {
-      request.constraint->mask(allowed_);
-      input.allowed_tokens = allowed_;
+    const Sample drawn = token != nullptr ? sampled(*token) : sample(request, logits_row);
+    failed = drawn.status != SampleStatus::kOk;
+    CHECK(failed || !request.constraint || request.constraint->accept(drawn.token), "the mask allowed it");
+    event = failed ? request.end(Finish::kError, sample_status_text(drawn.status)) : request.take(drawn, eos_ids_, now);
+    if (event.finish != Finish::kNone) {
+      const std::span<const float> logits = runtime_.logits().row(logits_row);
+      event.usage.logits_hash = hash64(logits.data(), logits.size_bytes());
     }
-    const Sample sample = sampler_.sample(input);
-    failed = sample.status != SampleStatus::kOk;
-    CHECK(failed || !request.constraint || request.constraint->accept(sample.token), "the mask allowed it");
-    event =
-        failed ? request.end(Finish::kError, sample_status_text(sample.status)) : request.take(sample, eos_ids_, now);
   } catch (const std::exception& e) {
     failed = true;
     event = request.end(Finish::kError, e.what());
@@ -202,7 +233,6 @@ void StepLoop::sample_item(const StepItem& item, std::int64_t logits_row, double
     outgoing_.push_back({.request = item.request, .event = std::move(event)});
     return;
   }
-  event.usage.logits_hash = hash64(logits.data(), logits.size_bytes());
   finish(item.request, std::move(event));
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "engine/disk_tier.hpp"
 #include "engine/request_state.hpp"
 #include "engine/runtime.hpp"
+#include "sampling/sample_row.hpp"
 #include "sampling/sampler.hpp"
 #include "scheduler/scheduler.hpp"
 
@@ -57,7 +59,10 @@ class StepLoop {
   RequestState& at(RequestId id);
   void run(const StepPlan& plan);
   void build(const StepPlan& plan);
-  void sample_item(const StepItem& item, std::int64_t logits_row, double now);
+  std::span<const std::int32_t> sample_on_backend(const StepPlan& plan);
+  SampleInput sample_input(RequestState& request);
+  Sample sample(RequestState& request, std::int64_t logits_row);
+  void take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now);
   void score_item(const StepItem& item, std::int64_t first_row);
   void report_progress(const StepItem& item);
   void fail_step(const StepPlan& plan, const std::string& error);
@@ -77,6 +82,7 @@ class StepLoop {
   std::vector<StepOutcome> outcomes_;
   std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
   std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
+  SampleBatch sample_batch_;
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
   std::unique_ptr<DiskTier> disk_;

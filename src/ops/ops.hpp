@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "ops/params.hpp"
+#include "ops/sample.hpp"
 #include "tensor/codec.hpp"
 
 namespace glint {
@@ -83,6 +84,10 @@ class Ops {
   // outside a step, and stay where they are.
   virtual void prepare_decoder(std::span<const LayerWeights> /*layers*/) {}
   virtual bool decoder(const DecoderParams& /*p*/) { return false; }
+
+  // Tokens of rows of logits, where a backend's logits are far from the host. Otherwise, and in decorators, false:
+  // nothing was done, and the caller samples on the host.
+  virtual bool sample(const SampleParams& /*p*/) { return false; }
 };
 
 }  // namespace glint

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/sample.hpp"
 #include "sampling/kernels.hpp"
 #include "sampling/sampler.hpp"
 
@@ -47,8 +48,7 @@ void Sampler::filter(const SamplerParams& params) {
   }
   if (params.top_p < 1) keep(cut_top_p(static_cast<double>(params.top_p)));
   if (params.min_p > 0) {
-    const double least = static_cast<double>(max_) +
-                         static_cast<double>(params.temperature) * std::log(static_cast<double>(params.min_p));
+    const double least = static_cast<double>(max_) + min_p_nats(params);
     const Ranked cut{
         .logit = static_cast<float>(std::max(least, static_cast<double>(kLowest))), .id = kLastId, .weight = 0};
     if (kept_all_) {
@@ -85,7 +85,7 @@ void Sampler::keep(Ranked cut) {
   kept_all_ = false;
   total_ = 0;
   for (Ranked& token : kept_) {
-    if (!weighed_) token.weight = sampling::exp_weight(token.logit, max_, inv_temperature_);
+    if (!weighed_) token.weight = exp_weight(token.logit, max_, inv_temperature_);
     total_ += static_cast<double>(token.weight);
   }
 }
@@ -141,8 +141,8 @@ bool Sampler::is_near(float at_least) const {
   return blocks <= kNearBlocks;
 }
 
-// The last token of the shortest prefix of scratch_, in order, that weighs at least `need`; the last of all when
-// rounding leaves the sum short. Halves the candidates by selection until few are left to sort.
+// The last token of the shortest prefix of scratch_, in order, that weighs at least `need`. Sums and
+// differences here are exact (ops/sample.hpp). Halves the candidates by selection until few are left to sort.
 Sampler::Ranked Sampler::cut_mass(double need) {
   auto first = scratch_.begin();
   auto last = scratch_.end();
@@ -179,9 +179,7 @@ Sampler::Ranked Sampler::cut_histogram(double need) {
   }
   const auto mass = [&](std::size_t bucket) { return half[0][bucket] + half[1][bucket]; };
   std::size_t bucket = 0;
-  while (bucket + 1 < kBuckets && mass(bucket) < need) need -= mass(bucket++);
-  // Rounding may end in an empty bucket: the last one before it that holds anything is meant.
-  while (bucket > 0 && mass(bucket) <= 0) need = mass(--bucket);
+  while (mass(bucket) < need) need -= mass(bucket++);  // all of them together have more
   scratch_.clear();
   for (std::size_t i = 0; i < logits_.size(); ++i) {
     if (bucket_of(logits_[i]) == static_cast<std::int32_t>(bucket) && logits_[i] >= kLowest) {

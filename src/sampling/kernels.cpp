@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "ops/sample.hpp"
+
 namespace glint::sampling {
 namespace {
 
@@ -51,17 +53,23 @@ struct ExpArgs {
 [[gnu::always_inline]] inline void exp_body(const ExpArgs& a) {
   std::size_t i = 0;
   for (; i + kBlock <= a.n; i += kBlock) {
-    Vec sum = {};
+    // Exact in floats: multiples of 2^-16, whose sum is at most 64, apart from the rest, multiples of 2^-34 below
+    // 2^-16.
+    constexpr float kCoarse = 0x1.8p7F;  // adding it rounds to a multiple of 2^-16
+    Vec coarse = {};
+    Vec fine = {};
     for (std::size_t j = 0; j < kBlock; j += kLanes) {
       Vec v;
       std::memcpy(&v, a.x + i + j, sizeof v);
       v = (v - a.shift) * a.scale;
       exp_nonpositive<Vec, IntVec>(v);
       std::memcpy(a.weights + i + j, &v, sizeof v);
-      sum += v;
+      const Vec rounded = (v + kCoarse) - kCoarse;
+      coarse += rounded;
+      fine += v - rounded;
     }
     double total = 0;
-    for (std::size_t l = 0; l < kLanes; ++l) total += static_cast<double>(sum[l]);
+    for (std::size_t l = 0; l < kLanes; ++l) total += static_cast<double>(coarse[l]) + static_cast<double>(fine[l]);
     a.block_sum[i / kBlock] = total;
   }
   if (i < a.n) {

@@ -17,6 +17,10 @@ void require(bool ok, const char* name, double found, const char* expected) {
 
 }  // namespace
 
+double min_p_nats(const SamplerParams& params) {
+  return static_cast<double>(params.temperature) * std::log(static_cast<double>(params.min_p));
+}
+
 // Comparisons are written so that NaN fails them.
 void validate(const SamplerParams& p, std::int64_t vocab) {
   require(p.temperature >= 0 && p.temperature <= 100, "temperature", p.temperature, "0 (greedy) to 100");

@@ -20,7 +20,7 @@ struct SamplerParams {
   float presence_penalty = 0.0F;    // [-2, 2]
   float frequency_penalty = 0.0F;   // [-2, 2]
   std::uint64_t seed = 0;
-  std::vector<std::pair<std::int32_t, float>> logit_bias;  // token id, [-100, 100]
+  std::vector<std::pair<std::int32_t, float>> logit_bias;  // token id, [-100, 100]; any order
   int logprobs = -1;  // -1: none; 0: of the chosen token; n ≤ kMaxTopLogprobs: and of the n most likely
 
   bool greedy() const { return temperature < kGreedyTemperature; }
@@ -29,6 +29,9 @@ struct SamplerParams {
     return repetition_penalty != 1.0F || presence_penalty != 0.0F || frequency_penalty != 0.0F;
   }
 };
+
+// How far below the best logit a token of probability min_p times the best's lies; needs min_p > 0. Not above 0.
+double min_p_nats(const SamplerParams& params);
 
 // Throws Error (field, value found, range expected) for a value out of range or a bias of an id outside [0, vocab).
 void validate(const SamplerParams& params, std::int64_t vocab);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/check.hpp"
+#include "ops/sample.hpp"
 #include "sampling/kernels.hpp"
 
 namespace glint {
@@ -14,7 +15,6 @@ namespace {
 using sampling::kBlock;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr std::int32_t kLastId = std::numeric_limits<std::int32_t>::max();
 
 bool edits(const SampleInput& input) {
   return input.params->needs_counts() || !input.params->logit_bias.empty() || !input.allowed_tokens.empty();
@@ -35,7 +35,7 @@ const char* sample_status_text(SampleStatus status) {
 }
 
 Sampler::Sampler(std::int64_t vocab) : vocab_(vocab) {
-  CHECK(vocab > 0 && vocab < kLastId, std::to_string(vocab));
+  CHECK(vocab > 0 && vocab <= kMaxSampledVocab, std::to_string(vocab));
   const auto n = static_cast<std::size_t>(vocab);
   edited_.resize(n);
   weights_.resize(n);
@@ -168,39 +168,26 @@ std::int32_t Sampler::argmax() const {
   return static_cast<std::int32_t>(it - logits_.begin());
 }
 
+// The first token at which the sum of weights, in order of id, is more than u · total. Sums are exact: one is.
 std::int32_t Sampler::draw(double u) const {
-  // Rounding may leave u · total past the last partial sum: then the last token with a weight is taken.
   double rest = u * total_;
-  std::int32_t last = -1;
+  const auto reached = [&rest](double weight) {
+    if (rest < weight) return true;
+    rest -= weight;
+    return false;
+  };
   if (!kept_all_) {
-    for (const Ranked& token : kept_) {
-      const auto w = static_cast<double>(token.weight);
-      if (w <= 0) continue;
-      last = token.id;
-      if (rest < w) break;
-      rest -= w;
-    }
-    CHECK(last >= 0);
-    return last;
+    const auto it = std::find_if(kept_.begin(), kept_.end(),
+                                 [&](const Ranked& token) { return reached(static_cast<double>(token.weight)); });
+    CHECK(it != kept_.end());
+    return it->id;
   }
   std::size_t block = 0;
-  std::size_t last_block = 0;
-  for (; block < block_weight_.size(); ++block) {
-    if (block_weight_[block] <= 0) continue;
-    last_block = block;
-    if (rest < block_weight_[block]) break;
-    rest -= block_weight_[block];
-  }
-  const std::size_t end = std::min(weights_.size(), (last_block + 1) * kBlock);
-  for (std::size_t i = last_block * kBlock; i < end; ++i) {
-    const auto w = static_cast<double>(weights_[i]);
-    if (w <= 0) continue;
-    last = static_cast<std::int32_t>(i);
-    if (rest < w) break;
-    rest -= w;
-  }
-  CHECK(last >= 0);
-  return last;
+  while (block < block_weight_.size() && !reached(block_weight_[block])) ++block;
+  std::size_t i = block * kBlock;
+  while (i < weights_.size() && !reached(static_cast<double>(weights_[i]))) ++i;
+  CHECK(i < weights_.size());
+  return static_cast<std::int32_t>(i);
 }
 
 }  // namespace glint

@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <tuple>
 
 #include "backends/cpu/cpu.hpp"
+#include "backends/reference/reference.hpp"
 #include "base/error.hpp"
+#include "engine/constraints.hpp"
 #include "engine/step.hpp"
 #include "ops/decorated.hpp"
 
@@ -136,6 +139,54 @@ TEST_F(StepTest, AThrowWhileScoringEndsTheWindow) {
   EXPECT_EQ(ends.at(9).finish, Finish::kError);
   EXPECT_EQ(loop.stats().cache_tokens_used, 0);
   EXPECT_TRUE(loop.idle());
+}
+
+// A backend that samples draws what the host would; rows that it does not know go through the host as ever.
+TEST(StepSampling, ABackendThatSamplesChangesNothing) {
+  const auto ops = make_reference_ops();
+  const ModelWeights weights = load_weights("models/tiny", *ops);
+  const Tokenizer tokenizer = Tokenizer::from_file("models/tiny/tokenizer.json");
+  Constraints constraints(tokenizer, weights.config.eos_ids, tokenizer.vocab_size(), weights.config.vocab);
+  const auto events = [&](Placement placement) {
+    Runtime runtime(weights, *ops,
+                    {.model = {.max_rows = 64, .max_logits = 8, .max_context = 256},
+                     .cache_tokens = 1024,
+                     .max_seqs = 8,
+                     .placement = placement});
+    StepLoop loop(
+        runtime,
+        {.scheduler = {.n_pages = runtime.store().n_pages(), .chunk_tokens = 64, .max_running = 8, .max_context = 256},
+         .eos_ids = weights.config.eos_ids});
+    const std::vector<SamplerParams> params{
+        {.temperature = 0},
+        {.seed = 3},
+        {.temperature = 0.7F, .top_p = 0.9F, .top_k = 30, .min_p = 0.01F, .seed = 4},
+        {.repetition_penalty = 1.2F, .seed = 5},
+        {.seed = 6, .logprobs = 2}};
+    for (std::size_t i = 0; i < params.size(); ++i) {
+      auto r = std::make_unique<RequestState>();
+      r->id = i + 1;
+      r->tokens = {8129, 8131, static_cast<std::int32_t>(300 + i)};
+      r->prompt_tokens = 3;
+      r->max_tokens = 4 + static_cast<std::int64_t>(i);
+      r->sampling = params[i];
+      if (r->sampling.needs_counts()) r->counts = TokenCounts(r->tokens);
+      r->ignore_eos = true;
+      if (i == 5)
+        r->constraint = constraints.make(R"({"json_schema": {"type": "array", "items": {"type": "integer"}}})");
+      loop.admit(std::move(r));
+    }
+    std::vector<std::tuple<RequestId, std::int32_t, std::uint64_t>> out;
+    while (loop.step()) {
+      for (const StepLoop::Outgoing& o : loop.outgoing())
+        out.emplace_back(o.request, o.event.token, o.event.usage.logits_hash);
+      loop.outgoing().clear();
+    }
+    return out;
+  };
+  const auto on_host = events(Placement::kHost);
+  EXPECT_GT(on_host.size(), 25U);
+  EXPECT_EQ(events(Placement::kDevice), on_host);
 }
 
 }  // namespace

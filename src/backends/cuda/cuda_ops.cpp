@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "backends/cuda/sample.hpp"
 #include "base/error.hpp"
 
 namespace glint {
@@ -294,6 +295,20 @@ void CudaOps::lm_head(const LmHeadParams& p) {
            .rows = p.logits.shape[0],
            .valid = p.valid_vocab},
           scratch);
+}
+
+bool CudaOps::sample(const SampleParams& p) {
+  const Launch& l = begin();
+  if (!samples(l, p.logits.shape[1])) return false;
+  cuda::sample(l, {.logits = p.logits.as<float>(),
+                   .n_rows = p.logits.shape[0],
+                   .vocab = p.logits.shape[1],
+                   .rows = p.rows,
+                   .edits = p.edits,
+                   .masks = p.masks,
+                   .mask_words = mask_words(p.logits.shape[1]),
+                   .tokens = p.tokens});
+  return true;
 }
 
 void CudaOps::mtp_input(const MtpInputParams& p) {

@@ -48,6 +48,7 @@ class CudaOps final : public Ops {
   void mtp_input(const MtpInputParams& p) override;
   void prepare_decoder(std::span<const LayerWeights> layers) override;
   bool decoder(const DecoderParams& p) override;
+  bool sample(const SampleParams& p) override;
 
  private:
   // Up to so many rows, dense products go through the skinny kernel.

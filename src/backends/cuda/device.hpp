@@ -8,6 +8,7 @@
 
 #include "backends/cuda/cuda.hpp"
 #include "backends/cuda/kernels.hpp"
+#include "base/thread_pool.hpp"
 
 namespace glint::cuda {
 
@@ -60,6 +61,7 @@ class Device {
     cudaEvent_t free = nullptr;
   };
   static constexpr std::size_t kHalf = std::size_t{8} << 20;
+  void stage(std::byte* to, const std::byte* from, std::size_t bytes);
 
   CudaDevice info_;
   Launch launch_;
@@ -67,6 +69,7 @@ class Device {
   int half_ = 0;
   std::byte* pinned_ = nullptr;
   std::mutex copies_;
+  std::unique_ptr<ThreadPool> copiers_;  // made by the first large upload
   Buffer workspace_;
 };
 

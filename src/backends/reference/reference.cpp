@@ -35,6 +35,10 @@ class ReferenceOps final : public Ops {
   void mlp(const MlpParams& p) override { reference::mlp(p); }
   void lm_head(const LmHeadParams& p) override { reference::lm_head(p); }
   void mtp_input(const MtpInputParams& p) override { reference::mtp_input(p); }
+  bool sample(const SampleParams& p) override {
+    reference::sample(p);
+    return true;
+  }
 };
 
 }  // namespace

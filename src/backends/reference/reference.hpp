@@ -26,6 +26,7 @@ void moe(const MoeParams& p);
 void mlp(const MlpParams& p);
 void lm_head(const LmHeadParams& p);
 void mtp_input(const MtpInputParams& p);
+void sample(const SampleParams& p);
 
 }  // namespace reference
 }  // namespace glint

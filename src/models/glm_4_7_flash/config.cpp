@@ -12,6 +12,7 @@
 #include "base/file.hpp"
 #include "base/json.hpp"
 #include "ops/params.hpp"
+#include "ops/sample.hpp"
 #include "weights/matrix_reader.hpp"
 
 namespace glint {
@@ -22,7 +23,6 @@ constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxWidth = 1 << 17;
 constexpr std::int64_t kMaxHeads = 1024;
 constexpr std::int64_t kMaxExperts = 4096;
-constexpr std::int64_t kMaxVocab = 1 << 24;
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 30;
 
 struct Range {
@@ -258,7 +258,7 @@ ModelConfig parse_config(std::string_view json_text, std::string_view source) {
   c.routed_scale = static_cast<float>(f.number("routed_scaling_factor", 1e-3, 1e3).value_or(1.8));
   c.rms_eps = static_cast<float>(f.number("rms_norm_eps", 1e-12, 1e-1).value_or(1e-5));
   c.rope_theta = rope_theta(f);
-  c.vocab = f.required("vocab_size", {1, kMaxVocab});
+  c.vocab = f.required("vocab_size", {1, kMaxSampledVocab});
   c.max_positions = f.required("max_position_embeddings", {1, kMaxPositions});
   c.tie_embeddings = f.boolean("tie_word_embeddings", false);
   merge_eos_ids(f, c.vocab, c.eos_ids);

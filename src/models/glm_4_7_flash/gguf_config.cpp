@@ -4,6 +4,7 @@
 
 #include "models/glm_4_7_flash/load_gguf.hpp"
 #include "ops/params.hpp"
+#include "ops/sample.hpp"
 
 namespace glint {
 namespace {
@@ -13,7 +14,6 @@ constexpr std::int64_t kMaxLayers = 1024;
 constexpr std::int64_t kMaxWidth = 1 << 17;
 constexpr std::int64_t kMaxHeads = 1024;
 constexpr std::int64_t kMaxExperts = 4096;
-constexpr std::int64_t kMaxVocab = 1 << 24;
 constexpr std::int64_t kMaxPositions = std::int64_t{1} << 30;
 constexpr std::int64_t kMaxInt = INT32_MAX;
 
@@ -114,11 +114,11 @@ class Reader {
   void read_vocabulary(ModelConfig& c) const {
     const GgufModel::Tensor* embed = file_.find("token_embd.weight");
     const auto* tokens = m_.texts("tokenizer.ggml.tokens");
-    const auto said = integer("vocab_size", 1, kMaxVocab);
+    const auto said = integer("vocab_size", 1, kMaxSampledVocab);
     if (embed != nullptr && embed->entry->shape.rank() == 2) c.vocab = embed->entry->shape[0];
     else c.vocab = said ? *said : tokens != nullptr ? static_cast<std::int64_t>(tokens->size()) : 0;
-    if (c.vocab < 1 || c.vocab > kMaxVocab)
-      m_.refuse(key("vocab_size"), std::to_string(c.vocab), "1 to " + std::to_string(kMaxVocab));
+    if (c.vocab < 1 || c.vocab > kMaxSampledVocab)
+      m_.refuse(key("vocab_size"), std::to_string(c.vocab), "1 to " + std::to_string(kMaxSampledVocab));
     if (said && *said != c.vocab) {
       m_.refuse(key("vocab_size"), std::to_string(*said), std::to_string(c.vocab) + ", the rows of token_embd.weight");
     }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <future>
 #include <unordered_set>
 
 #include "base/error.hpp"
@@ -21,25 +22,54 @@ struct Storage {
   std::vector<Buffer> buffers;
 };
 
+// Copies of tensors on their way to a device: while one is uploaded, the next is filled. They are used for all tensors,
+// since pages cost more when they are new than what is written to them.
+class Staging {
+ public:
+  // The memory that is not being uploaded.
+  std::byte* take(std::size_t bytes) {
+    if (buffers_[at_].bytes() < bytes) buffers_[at_] = host_buffer(bytes);
+    return static_cast<std::byte*>(buffers_[at_].data());
+  }
+  // Uploads what was taken, and turns to the other one.
+  void upload(Ops& ops, void* dst, std::size_t bytes) {
+    wait();
+    upload_ = std::async(std::launch::async,
+                         [&ops, dst, bytes, from = buffers_[at_].data()] { ops.upload(dst, from, bytes); });
+    at_ = 1 - at_;
+  }
+  // Throws what the upload has thrown.
+  void wait() {
+    if (upload_.valid()) upload_.get();
+  }
+
+ private:
+  Buffer buffers_[2];
+  int at_ = 0;
+  std::future<void> upload_;  // last: it reads a buffer, and its destructor waits
+};
+
 // Host memory that becomes the backend's: the backend's own on the host, else a staging copy that is uploaded.
 class Target {
  public:
-  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep) : ops_(ops), bytes_(bytes) {
+  Target(Ops& ops, std::size_t bytes, std::vector<Buffer>& keep, Staging& staging)
+      : ops_(ops), bytes_(bytes), staging_(staging) {
     keep.push_back(ops.allocate(bytes));
     device_ = static_cast<std::byte*>(keep.back().data());
-    if (ops.name().starts_with("cuda")) staging_ = host_buffer(bytes);
+    host_ = ops.name().starts_with("cuda") ? staging.take(bytes) : device_;
   }
-  std::byte* host() const { return staging_.data() != nullptr ? static_cast<std::byte*>(staging_.data()) : device_; }
+  std::byte* host() const { return host_; }
   const std::byte* finish() {
-    if (staging_.data() != nullptr) ops_.upload(device_, staging_.data(), bytes_);
+    if (host_ != device_) staging_.upload(ops_, device_, bytes_);
     return device_;
   }
 
  private:
   Ops& ops_;
   std::size_t bytes_;
+  Staging& staging_;
   std::byte* device_ = nullptr;
-  Buffer staging_;
+  std::byte* host_ = nullptr;
 };
 
 class GgufLoader {
@@ -64,6 +94,7 @@ class GgufLoader {
       load_layer(l, config_.is_dense(l), model_.layers[static_cast<std::size_t>(l)]);
     if (config_.n_mtp_layers > 0) load_mtp();
     refuse_unused();
+    staging_.wait();
     if (progress_) progress_(file_.data_bytes(), file_.data_bytes());
     return std::move(buffers_);
   }
@@ -160,9 +191,9 @@ class GgufLoader {
     if (has_scales(target.format)) return repacked(t, rows, cols, target);
     Weight w{.format = target.format, .rows = rows, .cols = cols, .data = t.data()};
     if (!ops_.name().starts_with("cuda")) return w;
-    Target memory(ops_, static_cast<std::size_t>(t.bytes()), buffers_);
-    std::copy_n(t.data(), t.bytes(), memory.host());
-    w.data = memory.finish();
+    buffers_.push_back(ops_.allocate(t.bytes()));
+    ops_.upload(buffers_.back().data(), t.data(), t.bytes());
+    w.data = buffers_.back().data();
     t.drop_pages();
     return w;
   }
@@ -182,7 +213,7 @@ class GgufLoader {
     const auto aligned = [](std::int64_t n) { return (n + kAlign - 1) / kAlign * kAlign; };
     const std::int64_t codes = aligned(rows * w.row_bytes());
     const std::int64_t scales = aligned(rows * w.groups_a_row() * 2);
-    Target memory(ops_, static_cast<std::size_t>(codes + scales * (target.mins ? 2 : 1)), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(codes + scales * (target.mins ? 2 : 1)), buffers_, staging_);
     std::byte* base = memory.host();
     const std::int64_t file_row = static_cast<std::int64_t>(t.bytes()) / rows;
     std::atomic<bool> finite{true};
@@ -211,7 +242,7 @@ class GgufLoader {
   // A matrix of floats; `format` F32 or F16.
   Weight decoded(const GgufModel::Tensor& t, std::int64_t rows, std::int64_t cols, WeightFormat format) {
     Weight w{.format = format, .rows = rows, .cols = cols};
-    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_, staging_);
     const std::int64_t file_row = static_cast<std::int64_t>(t.bytes()) / rows;
     std::atomic<bool> finite{true};
     for_rows(rows, cols, [&](std::int64_t first, std::int64_t n) {
@@ -259,7 +290,7 @@ class GgufLoader {
     const GgufModel::Tensor& k = take(layer_name(l, kGgufKB), {n, kLatent, kNope});
     const GgufModel::Tensor& v = take(layer_name(l, kGgufVB), {n, kValue, kLatent});
     Weight w{.format = absorbed_format(k.entry->type, v.entry->type), .rows = n * (kNope + kValue), .cols = kLatent};
-    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(w.bytes()), buffers_, staging_);
     std::atomic<bool> finite{true};
     pool_.parallel_for(n, [&](std::int64_t head, int) {
       constexpr std::int64_t kKeys = std::int64_t{kNope} * kLatent, kValues = std::int64_t{kValue} * kLatent;
@@ -284,7 +315,7 @@ class GgufLoader {
   // Norms, router and correction bias.
   ConstView f32(const GgufModel::Tensor& t) {
     const std::int64_t n = t.entry->shape.elements();
-    Target memory(ops_, static_cast<std::size_t>(n) * sizeof(float), buffers_);
+    Target memory(ops_, static_cast<std::size_t>(n) * sizeof(float), buffers_, staging_);
     std::vector<float> values(static_cast<std::size_t>(n));
     decode_gguf(t.entry->type, t.data(), n, values.data());
     if (!store(values.data(), n, WeightFormat::kF32, memory.host())) refuse_not_finite(t);
@@ -308,6 +339,7 @@ class GgufLoader {
   const LoadProgress& progress_;
   ThreadPool pool_;
   std::vector<Buffer> buffers_;
+  Staging staging_;
   std::unordered_set<const GgufTensor*> used_;
   std::uint64_t done_bytes_ = 0;
 };
