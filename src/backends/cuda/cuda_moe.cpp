@@ -222,7 +222,7 @@ void CudaOps::moe_wide(const MoeCall& c, Scratch& scratch) {
   // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache.
   m.item_rows = c.slots() <= 24 * c.n_experts ? kWideRows / 2 : kWideRows;
   m.groups = grouped(c, m.item_rows, scratch);
-  m.h_reordered = wide_reorders(c.down.format);
+  m.down_format = c.down.format;
   set_moe(m, c, scratch);
   run_moe(m, c, reordered(c.x, c.T, c.gate, scratch), wide_moe);
 }

@@ -144,7 +144,7 @@ bool CudaOps::skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const 
 }
 
 std::int64_t CudaOps::most_wide_rows(const MatShape& w) const {
-  if (w.format == WeightFormat::kBF16) return kWideBf16Rows;
+  if (w.format == WeightFormat::kBF16) return device_.launch().wgmma ? kWideWgmmaBf16Rows : kWideBf16Rows;
   const bool tiled_is_fast = w.format == WeightFormat::kI4 && tiled_moe_by_wgmma(device_.launch(), w);
   return tiled_is_fast ? kWideInt4Rows : std::numeric_limits<std::int64_t>::max();
 }
@@ -154,11 +154,9 @@ bool CudaOps::wide_takes(const Mat& w, std::int64_t rows) const {
 }
 
 Act CudaOps::reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch) {
-  if (!wide_reorders(w.format)) return packed(x, rows, w.cols, scratch);
-  const bool whole = aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
-  const Act from = whole ? x : packed(x, rows, w.cols, scratch);
+  if (!wide_reorders(device_.launch(), w.format)) return packed(x, rows, w.cols, scratch);
   auto* out = scratch.take<>(rows * w.cols * 2);
-  wide_reorder(device_.launch(), from, out, rows, w.cols);
+  wide_reorder(device_.launch(), x, out, rows, w.cols, w.format);
   return {.data = out, .stride = w.cols, .bf16 = true};
 }
 

@@ -57,7 +57,7 @@ class CudaOps final : public Ops {
   // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
   // where wgmma reads it too (512 rows took it 103 ms, 256 rows the wide kernels 42; between nothing was measured).
   // Other codes go through them for any number of rows, since the tiled kernels decode them one by one.
-  static constexpr std::int64_t kWideBf16Rows = 128, kWideInt4Rows = 512;
+  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = 512;
   std::int64_t most_wide_rows(const MatShape& w) const;
   // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;

@@ -181,13 +181,14 @@ void skinny_moe(const Launch& l, const SkinnyMoe& m);
 
 // ---- wide.cuh: more rows, bound by the same memory ------------------------------------------------------------------
 
-inline constexpr int kWideRows = 64;  // rows of a block; more are cut
+// Rows of a block; more are cut.
+inline constexpr int kWideRows = 64, kWideWgmmaRows = 128;
 
 bool wide_fits(const Mat& w);
 
-// Rows of x as BF16, dense, in the order in which the format's kernels read them.
-constexpr bool wide_reorders(WeightFormat f) { return f == WeightFormat::kI4; }
-void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols);
+// Rows of x as BF16, dense, in the order in which the format's kernels read them; false: in their own.
+inline bool wide_reorders(const Launch& l, WeightFormat f) { return l.wgmma || f == WeightFormat::kI4; }
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f);
 
 // As SkinnyDense for any number of rows; x is BF16, without rows_index, reordered where the format wants it.
 void wide_dense(const Launch& l, const SkinnyDense& d);
@@ -206,7 +207,7 @@ struct WideMoe {
   std::int64_t x_stride = 0;
   void* h = nullptr;
   std::int64_t h_stride = 0;
-  bool h_reordered = false;
+  WeightFormat down_format = WeightFormat::kBF16;
   float* y = nullptr;
   std::int64_t y_stride = 0;
 };

@@ -32,6 +32,34 @@ struct WideFormat {
   static constexpr int kXRowBytes = 2 * kStep;
 };
 
+// ---- the order of x -------------------------------------------------------------------------------------------------
+
+// A pair of x's values is what a lane has of a k8; with `apart` values v and v + 4 of an eight, else neighbours. wgmma
+// reads x by itself, in k16 steps to which the four lanes of a quad each bring two pairs of their `units` eights;
+// without it (`units` 0) the eights stay where they are, and lanes find theirs.
+struct WideOrder {
+  int units = 0;
+  bool apart = false;
+};
+inline WideOrder wide_order(const Launch& l, WeightFormat f) {
+  const int bits = weight_code_bits(f);
+  return {.units = !l.wgmma ? 0 : bits >= 16 ? 1 : 16 / bits, .apart = f == WeightFormat::kI4};
+}
+// Which value stands at a place, and where a value stands.
+__device__ __forceinline__ int wide_value(WideOrder o, int place) {
+  const int p = place % 8, in_eight = o.apart ? p / 2 + p % 2 * 4 : p;
+  if (o.units == 0) return place - p + in_eight;
+  const int chunk = 32 * o.units, r = place % chunk, pair = r / 8 % 4;
+  const int v = o.apart ? pair + r % 2 * 4 : 2 * pair + r % 2;
+  return place - r + p / 2 * (8 * o.units) + r / 32 * 8 + v;
+}
+__device__ __forceinline__ int wide_place(WideOrder o, int value) {
+  const int v = value % 8, pair = o.apart ? v % 4 : v / 2, of_pair = o.apart ? v / 4 : v % 2;
+  if (o.units == 0) return value - v + 2 * pair + of_pair;
+  const int chunk = 32 * o.units, r = value % chunk;
+  return value - r + r / 8 % o.units * 32 + pair * 8 + r / (8 * o.units) * 2 + of_pair;
+}
+
 // What a block works on.
 struct WideTile {
   MatPtr at[2];      // of rows g and of rows g + 8 of each warp's sixteen
@@ -271,6 +299,7 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
 // kMost: eights of rows of x that a tile may have.
 template <WeightFormat F, bool kExact, int kMost, typename Problem>
 __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_constant__ Problem problem) {
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)  // there wide_wgmma.cuh does it
   using Format = WideFormat<F>;
   constexpr int kHalves = Format::kHalves, kStep = Format::kStep;
   constexpr bool kScaled = Format::Skinny::kScaled;
@@ -464,12 +493,14 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
     if (f >= total) return;
     slot = next_slot;
   }
+#endif
 }
 
-// Rows of x that a stage has room for, given the most that a tile has.
-inline int wide_stage_rows(std::int64_t rows) {
+// Rows of x of a tile at most, and those that a stage has room for.
+inline int wide_tile_rows(const Launch& l) { return l.wgmma ? kWideWgmmaRows : kWideRows; }
+inline int wide_stage_rows(const Launch& l, std::int64_t rows) {
   int n = 8;
-  while (n < rows && n < kWideRows) n *= 2;
+  while (n < rows && n < wide_tile_rows(l)) n *= 2;
   return n;
 }
 
@@ -486,34 +517,6 @@ void launch_wide_format(const Launch& l, Problem p, std::int64_t max_total) {
   auto* kernel = p.x_rows <= 32 ? wide_kernel<F, kExact, 4, Problem> : wide_kernel<F, kExact, 8, Problem>;
   launch_clusters(l, kernel, dim3(static_cast<unsigned>(std::max<std::int64_t>(1, blocks))), dim3(kWideThreads),
                   std::max(p.stages * stage, sums), p.split, p);
-}
-
-// Codes without minima whose scales cover whole steps: the sums of a step are scaled, not the codes.
-template <WeightFormat F, typename Problem>
-void launch_wide_codes(const Launch& l, const Problem& p, std::int64_t max_total) {
-  bool exact = true;
-  for (const MatShape& m : p.shapes)
-    exact = exact && (m.group >= m.cols || m.group % WideFormat<F>::kStep == 0) && !p.has_mins();
-  exact ? launch_wide_format<F, true>(l, p, max_total) : launch_wide_format<F, false>(l, p, max_total);
-}
-
-// One source file instantiates one problem.
-template <typename Problem>
-void launch_wide(const Launch& l, const Problem& p, WeightFormat format, std::int64_t max_total) {
-  switch (format) {
-    case WeightFormat::kBF16:
-      return launch_wide_format<WeightFormat::kBF16, false>(l, p, max_total);
-    case WeightFormat::kF8E4M3:
-      return launch_wide_codes<WeightFormat::kF8E4M3>(l, p, max_total);
-    case WeightFormat::kI8:
-      return launch_wide_codes<WeightFormat::kI8>(l, p, max_total);
-    case WeightFormat::kI4:
-      return launch_wide_codes<WeightFormat::kI4>(l, p, max_total);
-    case WeightFormat::kNF4:
-      return launch_wide_format<WeightFormat::kNF4, false>(l, p, max_total);
-    default:
-      check(cudaErrorNotSupported, "a weight format without wide kernels");
-  }
 }
 
 }  // namespace glint::cuda

@@ -1,6 +1,6 @@
 // More than a few rows through one or two matrices, or through one matrix a head.
 
-#include "backends/cuda/wide.cuh"
+#include "backends/cuda/wide_launch.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -16,7 +16,7 @@ struct DenseProblem {
   std::uint16_t* out_bf16;
   const void* x;
   std::int64_t x_stride;
-  int rows, x_rows, row_blocks;
+  int rows, x_rows, tile_rows, row_blocks;
   int first_tiles, n_tiles;  // of the first matrix, of both
   Epilogue epilogue;
   std::int64_t valid;
@@ -34,8 +34,8 @@ struct DenseProblem {
   __device__ WideTile locate(int f) const {
     WideTile t{};
     const int index = f / row_blocks;
-    t.begin = f % row_blocks * kWideRows;
-    t.count = min(kWideRows, rows - t.begin);
+    t.begin = f % row_blocks * tile_rows;
+    t.count = min(tile_rows, rows - t.begin);
     if (heads > 0) {
       t.item = index / head_tiles;
       t.at[0] = t.at[1] = at[0];
@@ -92,20 +92,31 @@ int parts(const Launch& l, const MatShape& m, int tiles) {
   return n;
 }
 
-void set_rows(DenseProblem& p, std::int64_t rows) {
+void set_rows(const Launch& l, DenseProblem& p, std::int64_t rows) {
   p.rows = static_cast<int>(rows);
-  p.row_blocks = static_cast<int>(ceil_div(rows, kWideRows));
-  p.x_rows = wide_stage_rows(rows);
+  p.tile_rows = wide_tile_rows(l);
+  p.row_blocks = static_cast<int>(ceil_div(rows, p.tile_rows));
+  p.x_rows = wide_stage_rows(l, rows);
 }
 
-__global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int cols) {
+__global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int cols, WideOrder order) {
   pdl_launch();
   pdl_wait();
-  const std::int64_t row = blockIdx.x, from = x.rows_index != nullptr ? x.rows_index[row] : row;
+  const std::int64_t row = blockIdx.x, from = (x.rows_index != nullptr ? x.rows_index[row] : row) * x.stride;
   for (int u = threadIdx.x; u < cols / 8; u += blockDim.x) {
-    float v[8];
-    load_eight(x, from, u, v);
-    out[row * (cols / 8) + u] = staged_values<WeightFormat::kI4>(v);
+    std::uint32_t w[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t a = from + wide_value(order, 8 * u + 2 * i), b = from + wide_value(order, 8 * u + 2 * i + 1);
+      if (x.bf16) {
+        const auto* values = static_cast<const std::uint16_t*>(x.data);
+        w[i] = values[a] | static_cast<std::uint32_t>(values[b]) << 16;
+      } else {
+        const auto* values = static_cast<const float*>(x.data);
+        w[i] = pack_bf16(values[a], values[b]);
+      }
+    }
+    out[row * (cols / 8) + u] = {w[0], w[1], w[2], w[3]};
   }
 }
 
@@ -117,10 +128,10 @@ bool wide_fits(const Mat& w) {
   return skinny_fits(w) && w.shape.cols % (f == WeightFormat::kBF16 ? 64 : 128) == 0;
 }
 
-void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols) {
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f) {
   if (rows == 0) return;
   launch(l, reorder_kernel, dim3(static_cast<unsigned>(rows)), dim3(256), 0, x, static_cast<uint4*>(out),
-         static_cast<int>(cols));
+         static_cast<int>(cols), wide_order(l, f));
 }
 
 void wide_dense(const Launch& l, const SkinnyDense& d) {
@@ -143,7 +154,7 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
   p.first_tiles = static_cast<int>(ceil_div(d.shape[0].rows, gated ? kWideM / 2 : kWideM));
   p.n_tiles = p.first_tiles + (d.n_mats == 2 && !gated ? static_cast<int>(ceil_div(d.shape[1].rows, kWideM)) : 0);
   p.split = parts(l, d.shape[0], p.n_tiles);
-  set_rows(p, d.rows);
+  set_rows(l, p, d.rows);
   launch_wide(l, p, d.shape[0].format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
   if (p.split == 1 && d.epilogue == Epilogue::kRope)
     rope_heads(l, d.out[0], d.rows, d.shape[0].rows / kQkWidth, d.rope);
@@ -167,7 +178,7 @@ void wide_heads(const Launch& l, const SkinnyHeads& h) {
   p.head_tiles = static_cast<int>(ceil_div(h.out_rows, kWideM));
   p.n_tiles = p.head_tiles * h.heads;
   p.split = parts(l, h.w.shape, p.n_tiles);
-  set_rows(p, h.rows);
+  set_rows(l, p, h.rows);
   launch_wide(l, p, h.w.shape.format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
 }
 

@@ -1,6 +1,6 @@
 // Experts with some rows each: one list of (expert, rows) items over all multiprocessors, the shared expert first.
 
-#include "backends/cuda/wide.cuh"
+#include "backends/cuda/wide_launch.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -20,7 +20,7 @@ struct MoeProblem {
   int x_rows;
   std::uint16_t* h;
   std::int64_t h_stride;
-  bool h_reordered;
+  WideOrder h_order;
   float* y;
   std::int64_t y_stride;
   int stages, split;
@@ -69,10 +69,9 @@ struct MoeProblem {
       store_pair(y + slot * y_stride, t.first + 2 * p, t.limit, v0, v1);
       return;
     }
-    int o = t.first + p;
+    const int o = t.first + p;
     if (o >= t.limit) return;
-    if (h_reordered) o = (o & ~7) | (o & 3) << 1 | (o >> 2 & 1);  // as staged_values has them
-    h[place * h_stride + o] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+    h[place * h_stride + wide_place(h_order, o)] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
   }
 };
 
@@ -96,10 +95,10 @@ void wide_moe(const Launch& l, const WideMoe& m) {
   p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, m.item_rows)) : 0;
   p.x = m.x;
   p.x_stride = m.x_stride;
-  p.x_rows = wide_stage_rows(std::min(m.T, m.item_rows));
+  p.x_rows = wide_stage_rows(l, std::min(m.T, m.item_rows));
   p.h = static_cast<std::uint16_t*>(m.h);
   p.h_stride = m.h_stride;
-  p.h_reordered = m.h_reordered;
+  p.h_order = wide_order(l, m.down_format);
   p.y = m.y;
   p.y_stride = m.y_stride;
   p.split = 1;
