@@ -124,7 +124,7 @@ __device__ __forceinline__ void wide_wgmma_stage(float (&all)[kN / 2], std::uint
   float sum[kExact ? kRows / 2 : 1];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) {
-    if (h == 1 && !whole) break;
+    if (Format::Skinny::kNibbles && h == 1 && !whole) break;  // other codes always fill steps
     SkinnySlot<F> slot;
     const std::uint32_t at = w + (kHalves == 2 ? (h * 64) ^ ((g & 1) * 64) : 0);
     slot.codes[0][0] = lds128(at);
