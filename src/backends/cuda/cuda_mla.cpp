@@ -54,6 +54,8 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     product({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, scratch);
     product({.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows}, scratch);
   }
+  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
+  const bool few = skinny_takes(q_b, normed, rows), wide = !few && wide_takes(q_b, rows);
   norm_pair(l,
             {.x = low,
              .x_stride = q_lora,
@@ -61,7 +63,8 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .n = q_lora,
              .out = low_normed,
              .out_stride = q_lora,
-             .out_bf16 = true},
+             .out_bf16 = true,
+             .order = wide ? wide_order(l, q_b.shape.format) : WideOrder{}},
             {.x = p.kv.as<float>(),
              .x_stride = kKvRow,
              .weight = p.kv_a_norm.as<float>(),
@@ -71,15 +74,13 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .rope_tail = true},
             p.latent_eps, rotary, rows);
 
-  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
-  if (skinny_takes(q_b, normed, rows) || wide_takes(q_b, rows)) {
-    const bool few = skinny_takes(q_b, normed, rows);
+  if (few || wide) {
     SkinnyDense d;
     d.shape[0] = q_b.shape;
     d.at[0] = q_b.at;
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
-    d.x = few ? normed : reordered(normed, rows, q_b.shape, scratch);
+    d.x = normed;
     d.rows = rows;
     d.epilogue = Epilogue::kRope;
     d.rope = rotary;

@@ -40,8 +40,9 @@ void CudaOps::route(const RouteParams& p) {
   const Launch& l = begin();
   Scratch scratch = device_.scratch();
   const std::int64_t rows = p.x.shape[0], n_experts = p.w.shape[0];
-  auto* scores = scratch.take<float>(rows * n_experts * kRouteParts * 4);
-  if (route_many_takes(rows, p.x.shape[1])) {
+  const int parts = route_parts(rows, p.x.shape[1]);
+  auto* scores = scratch.take<float>(rows * n_experts * std::max(parts, 1) * 4);
+  if (parts > 0) {
     route_many(l, {.x = p.x.as<float>(),
                    .w = p.w.as<float>(),
                    .bias = p.bias.as<float>(),
@@ -53,6 +54,7 @@ void CudaOps::route(const RouteParams& p) {
                    .scale = p.scale,
                    .ids = p.ids,
                    .weights = p.weights,
+                   .parts = parts,
                    .partial = scores});
     return;
   }

@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kThreads)
     scores_kernel(const float* x, const float* w, int rows, int hidden, int n_experts, float* partial) {
   __shared__ __align__(16) float xs[2][kStep][kStride], ws[2][kStep][kStride];
   pdl_launch();
-  const int thread = threadIdx.x, part = hidden / kRouteParts, column = blockIdx.z * part + thread % 4 * 4;
+  const int thread = threadIdx.x, part = hidden / static_cast<int>(gridDim.z),
+            column = blockIdx.z * part + thread % 4 * 4;
   const int my_row = thread / 4, row = blockIdx.x * kTile + my_row, expert = blockIdx.y * kTile + my_row;
   const float4 zero{};
   const auto* w_from = reinterpret_cast<const float4*>(w + static_cast<std::int64_t>(expert) * hidden + column);
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A warp a row.
 __global__ void __launch_bounds__(kThreads)
-    choose_kernel(const float* partial, int rows, const __grid_constant__ Choice c) {
+    choose_kernel(const float* partial, int parts, int rows, const __grid_constant__ Choice c) {
   pdl_launch();
   pdl_wait();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
@@ -69,7 +70,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kMaxExperts / 32; ++i) {
     const int e = threadIdx.x % 32 + 32 * i;
     float s = 0;
-    for (int part = 0; part < kRouteParts && e < c.n_experts; ++part)
+#pragma unroll 8
+    for (int part = 0; part < parts && e < c.n_experts; ++part)
       s += partial[(static_cast<std::int64_t>(part) * rows + row) * c.n_experts + e];
     score[i] = e < c.n_experts ? 1.0F / (1.0F + expf(-s)) : 0.0F;
   }
@@ -188,8 +190,12 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ S
 
 }  // namespace
 
-bool route_many_takes(std::int64_t rows, std::int64_t hidden) {
-  return rows > 256 && hidden % (kStep * kRouteParts) == 0;
+// Few tiles of rows leave the device idle unless the columns are cut into more parts: 256 rows are four tiles.
+int route_parts(std::int64_t rows, std::int64_t hidden) {
+  if (rows <= kRouteFewRows) return 0;
+  int parts = rows > kRouteSomeRows ? kRouteLeastParts : kRouteMostParts;
+  while (parts >= kRouteLeastParts && hidden % (kStep * parts) != 0) parts /= 2;
+  return parts >= kRouteLeastParts ? parts : 0;
 }
 
 void route_many(const Launch& l, const RouteMany& r) {
@@ -201,9 +207,9 @@ void route_many(const Launch& l, const RouteMany& r) {
                  .ids = r.ids,
                  .weights = r.weights};
   const auto rows = static_cast<int>(r.rows);
-  launch(l, scores_kernel, dim3(ceil_div(r.rows, kTile), ceil_div(r.n_experts, kTile), kRouteParts), dim3(kThreads), 0,
-         r.x, r.w, rows, static_cast<int>(r.hidden), r.n_experts, r.partial);
-  launch(l, choose_kernel, dim3(ceil_div(r.rows, kThreads / 32)), dim3(kThreads), 0, r.partial, rows, c);
+  launch(l, scores_kernel, dim3(ceil_div(r.rows, kTile), ceil_div(r.n_experts, kTile), static_cast<unsigned>(r.parts)),
+         dim3(kThreads), 0, r.x, r.w, rows, static_cast<int>(r.hidden), r.n_experts, r.partial);
+  launch(l, choose_kernel, dim3(ceil_div(r.rows, kThreads / 32)), dim3(kThreads), 0, r.partial, r.parts, rows, c);
 }
 
 void group_many_slots(const Launch& l, const GroupMany& g) {

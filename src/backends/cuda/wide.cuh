@@ -13,6 +13,7 @@
 
 #include "backends/cuda/bulk.cuh"
 #include "backends/cuda/skinny.cuh"
+#include "backends/cuda/wide_order.cuh"
 
 namespace glint::cuda {
 
@@ -31,34 +32,6 @@ struct WideFormat {
   static constexpr int kRowBytes = 64 * kHalves;            // of W, a step
   static constexpr int kXRowBytes = 2 * kStep;
 };
-
-// ---- the order of x -------------------------------------------------------------------------------------------------
-
-// A pair of x's values is what a lane has of a k8; with `apart` values v and v + 4 of an eight, else neighbours. wgmma
-// reads x by itself, in k16 steps to which the four lanes of a quad each bring two pairs of their `units` eights;
-// without it (`units` 0) the eights stay where they are, and lanes find theirs.
-struct WideOrder {
-  int units = 0;
-  bool apart = false;
-};
-inline WideOrder wide_order(const Launch& l, WeightFormat f) {
-  const int bits = weight_code_bits(f);
-  return {.units = !l.wgmma ? 0 : bits >= 16 ? 1 : 16 / bits, .apart = f == WeightFormat::kI4};
-}
-// Which value stands at a place, and where a value stands.
-__device__ __forceinline__ int wide_value(WideOrder o, int place) {
-  const int p = place % 8, in_eight = o.apart ? p / 2 + p % 2 * 4 : p;
-  if (o.units == 0) return place - p + in_eight;
-  const int chunk = 32 * o.units, r = place % chunk, pair = r / 8 % 4;
-  const int v = o.apart ? pair + r % 2 * 4 : 2 * pair + r % 2;
-  return place - r + p / 2 * (8 * o.units) + r / 32 * 8 + v;
-}
-__device__ __forceinline__ int wide_place(WideOrder o, int value) {
-  const int v = value % 8, pair = o.apart ? v % 4 : v / 2, of_pair = o.apart ? v / 4 : v % 2;
-  if (o.units == 0) return value - v + 2 * pair + of_pair;
-  const int chunk = 32 * o.units, r = value % chunk;
-  return value - r + r / 8 % o.units * 32 + pair * 8 + r / (8 * o.units) * 2 + of_pair;
-}
 
 // What a block works on.
 struct WideTile {

@@ -16,7 +16,7 @@ struct DenseProblem {
   std::uint16_t* out_bf16;
   const void* x;
   std::int64_t x_stride;
-  int rows, x_rows, tile_rows, row_blocks;
+  int x_parts, rows, x_rows, tile_rows, row_blocks;
   int first_tiles, n_tiles;  // of the first matrix, of both
   Epilogue epilogue;
   std::int64_t valid;
@@ -28,6 +28,7 @@ struct DenseProblem {
   __device__ int total() const { return n_tiles * row_blocks; }
   __device__ bool gated() const { return epilogue == Epilogue::kSiluMul; }
   __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
+  __device__ int depth(int matrix) const { return x_parts * shapes[matrix].cols; }
   __device__ int shift(int matrix) const { return shifts[matrix]; }
 
   // The row blocks of a tile follow each other: together they read W once from memory.
@@ -67,7 +68,13 @@ struct DenseProblem {
     const std::int64_t row = t.begin + n;
     if (gated()) {
       const int o = t.first + p;
-      if (o < t.limit) out_bf16[row * out_stride[0] + o] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+      if (o >= t.limit) return;
+      const std::int64_t to = row * out_stride[0] + o;
+      if (out_bf16 != nullptr) {
+        out_bf16[to] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+      } else {
+        out[0][to] = silu(v0) * v1;
+      }
       return;
     }
     const int o = t.first + 2 * p;
@@ -99,24 +106,29 @@ void set_rows(const Launch& l, DenseProblem& p, std::int64_t rows) {
   p.x_rows = wide_stage_rows(l, rows);
 }
 
-__global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int cols, WideOrder order) {
+// With two parts, the second is what rounding to BF16 took from the first.
+__global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int cols, WideOrder order, int parts) {
   pdl_launch();
   pdl_wait();
   const std::int64_t row = blockIdx.x, from = (x.rows_index != nullptr ? x.rows_index[row] : row) * x.stride;
+  uint4* to = out + row * parts * (cols / 8);
   for (int u = threadIdx.x; u < cols / 8; u += blockDim.x) {
-    std::uint32_t w[4];
+    std::uint32_t w[4], rest[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::int64_t a = from + wide_value(order, 8 * u + 2 * i), b = from + wide_value(order, 8 * u + 2 * i + 1);
       if (x.bf16) {
         const auto* values = static_cast<const std::uint16_t*>(x.data);
         w[i] = values[a] | static_cast<std::uint32_t>(values[b]) << 16;
+        rest[i] = 0;
       } else {
         const auto* values = static_cast<const float*>(x.data);
         w[i] = pack_bf16(values[a], values[b]);
+        rest[i] = pack_bf16(values[a] - bf16_low(w[i]), values[b] - bf16_high(w[i]));
       }
     }
-    out[row * (cols / 8) + u] = {w[0], w[1], w[2], w[3]};
+    to[u] = {w[0], w[1], w[2], w[3]};
+    if (parts == 2) to[cols / 8 + u] = {rest[0], rest[1], rest[2], rest[3]};
   }
 }
 
@@ -128,10 +140,11 @@ bool wide_fits(const Mat& w) {
   return skinny_fits(w) && w.shape.cols % (f == WeightFormat::kBF16 ? 64 : 128) == 0;
 }
 
-void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f) {
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f,
+                  int parts) {
   if (rows == 0) return;
   launch(l, reorder_kernel, dim3(static_cast<unsigned>(rows)), dim3(256), 0, x, static_cast<uint4*>(out),
-         static_cast<int>(cols), wide_order(l, f));
+         static_cast<int>(cols), wide_order(l, f), parts);
 }
 
 void wide_dense(const Launch& l, const SkinnyDense& d) {
@@ -148,6 +161,7 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
   p.out_bf16 = static_cast<std::uint16_t*>(d.out_bf16);
   p.x = d.x.data;
   p.x_stride = d.x.stride;
+  p.x_parts = d.x_parts;
   p.epilogue = d.epilogue;
   p.valid = d.valid > 0 ? d.valid : std::max(d.shape[0].rows, d.shape[1].rows);
   p.rope = d.rope;
@@ -168,6 +182,7 @@ void wide_heads(const Launch& l, const SkinnyHeads& h) {
   p.out[0] = h.out;
   p.out_stride[0] = static_cast<std::int64_t>(h.heads) * h.out_rows;
   p.x = h.x_bf16;
+  p.x_parts = 1;
   p.x_stride = static_cast<std::int64_t>(h.heads) * h.w.shape.cols;
   p.epilogue = Epilogue::kStore;
   p.valid = h.out_rows;

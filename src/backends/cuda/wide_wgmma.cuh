@@ -43,6 +43,7 @@ struct WideCopies {
   const char* w;
   std::int64_t w_stride;
   int w_live;
+  int row_steps, left;           // of W's row: in all, and until its end (BF16: x may have two parts, see reordered())
   std::uint32_t x[kN / kXRows];  // units from the beginning of x
   int x_live;
 
@@ -54,8 +55,14 @@ struct WideCopies {
     const int step = (gated ? 8 : 16) * (kRows / 16);
     const int o = tile.first + (gated ? 8 * of_warp + g : 16 * of_warp + 2 * g + half);
     const std::int64_t row_bytes = m.cols / 8 * Format::Skinny::kBits;
+    int in_row = first_step;
+    if constexpr (F == WeightFormat::kBF16) {
+      row_steps = m.cols / Format::kStep;
+      in_row = first_step % row_steps;
+      left = row_steps - in_row;
+    }
     w = static_cast<const char*>(half != 0 ? tile.at[1].data : tile.at[0].data) + (tile.skip + o) * row_bytes +
-        first_step * Format::kRowBytes + thread % kWUnits * 16;
+        in_row * Format::kRowBytes + thread % kWUnits * 16;
     w_stride = step * row_bytes;
     w_live = max(0, (tile.limit - o + step - 1) / step);
     const int n = thread / kXUnits;
@@ -84,6 +91,9 @@ struct WideCopies {
     const std::uint32_t to = stage + row * Format::kRowBytes + (kWUnits == 8 ? unit ^ ((row & 1) * 4) : unit) * 16;
     const char* from = w;
     w += Format::kRowBytes;
+    if constexpr (F == WeightFormat::kBF16) {
+      if (--left == 0) w -= row_steps * Format::kRowBytes, left = row_steps;
+    }
     if (!whole && unit >= kWUnits / 2) return;
 #pragma unroll
     for (int i = 0; i < 128 / kRows; ++i, from += w_stride) {
@@ -204,7 +214,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
   const int total = problem.total();
   // Parts are whole pairs of halves, whatever kN makes of them.
   const auto steps_of = [&](int matrix) {
-    const int cols = problem.shape(matrix).cols, pairs = (cols + 2 * Format::kShare - 1) / (2 * Format::kShare);
+    const int cols = problem.depth(matrix), pairs = (cols + 2 * Format::kShare - 1) / (2 * Format::kShare);
     constexpr int kSteps = 2 / kHalves;
     return int2{rank * pairs / split * kSteps, min((rank + 1) * pairs / split * kSteps, (cols + kStep - 1) / kStep)};
   };
@@ -227,7 +237,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
     for (; f < total; f += stride) {
       const WideTile tile = problem.locate(f);
       const int2 steps = steps_of(tile.matrix);
-      const int cols = problem.shape(tile.matrix).cols;
+      const int cols = problem.depth(tile.matrix);
       WideCopies<F, kN> copies;
       if (thread == 0) tiles[slot] = tile;
       slot = slot + 1 == kTiles ? 0 : slot + 1;
@@ -318,7 +328,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
     for (int i = 0; i < kN / 2; ++i) acc[i] = 0;
     const int count = tiles[slot].count, next_slot = slot + 1 == kTiles ? 0 : slot + 1;
     const int2 steps = steps_of(tiles[slot].matrix);
-    const int cols = problem.shape(tiles[slot].matrix).cols;
+    const int cols = problem.depth(tiles[slot].matrix);
     for (int step = steps.x; step < steps.y; ++step) {
       barrier_wait(full + 8 * stage, parity);
       const std::uint32_t from = ring + stage * stage_bytes, done = empty + 8 * stage;
