@@ -156,18 +156,13 @@ MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
   const GroupBuffers buffers{.order = scratch.take<std::int32_t>((c.slots() + c.T) * 4),
                              .items = scratch.take<int4>(most * 16),
                              .n_items = scratch.take<std::int32_t>(4)};
-  if (c.slots() > 2 * kGroupSlots) {
-    group_many_slots(device_.launch(),
-                     {.ids = c.ids,
-                      .slots = c.slots(),
-                      .shared_rows = c.T,
-                      .n_experts = c.n_experts,
-                      .item_rows = item_rows,
-                      .counts = scratch.take<std::int32_t>((c.slots() / kGroupSlots + 1) * c.n_experts * 4),
-                      .out = buffers});
-  } else {
-    group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
-  }
+  group_slots(device_.launch(), {.ids = c.ids,
+                                 .slots = c.slots(),
+                                 .shared_rows = c.T,
+                                 .n_experts = c.n_experts,
+                                 .item_rows = item_rows,
+                                 .counts = scratch.take<std::int32_t>((c.slots() / kGroupSlots + 1) * c.n_experts * 4),
+                                 .out = buffers});
   return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
 }
 

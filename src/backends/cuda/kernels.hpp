@@ -282,13 +282,6 @@ void route(const Launch& l, const float* x, const float* w, const float* bias, s
            unsigned* counters);
 inline constexpr int kRouteRows = 4;  // rows a counter
 
-struct GroupBuffers {
-  std::int32_t* order;    // [T·K + T]
-  int4* items;            // [max_items]
-  std::int32_t* n_items;  // [1]
-};
-void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
-                 int item_rows, const GroupBuffers& out);
 void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
              std::int64_t hidden, bool has_shared, float* out);
 
@@ -312,16 +305,21 @@ inline constexpr std::int64_t kRouteFewRows = 16, kRouteSomeRows = 256;  // rout
 inline constexpr int kRouteMostParts = 32, kRouteLeastParts = 4;
 void route_many(const Launch& l, const RouteMany& r);
 
-// As group_slots(), the same order.
+// The slots sorted by expert, in order; slots without an expert (-1) have no place.
+struct GroupBuffers {
+  std::int32_t* order;    // [T·K + T]
+  int4* items;            // [max_items]
+  std::int32_t* n_items;  // [1]
+};
 inline constexpr int kGroupSlots = 1024;  // slots of a block
-struct GroupMany {
+struct GroupSlots {
   const std::int32_t* ids = nullptr;
   std::int64_t slots = 0, shared_rows = 0;
   int n_experts = 0, item_rows = 0;
-  std::int32_t* counts = nullptr;  // [slots / kGroupSlots rounded up, n_experts]
+  std::int32_t* counts = nullptr;  // [slots / kGroupSlots rounded up, n_experts], for more than one block
   GroupBuffers out{};
 };
-void group_many_slots(const Launch& l, const GroupMany& g);
+void group_slots(const Launch& l, const GroupSlots& g);
 
 // As moe_sum(), for BF16 y and a hidden size in eights.
 struct SumMany {

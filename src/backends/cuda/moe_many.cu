@@ -93,61 +93,83 @@ __global__ void __launch_bounds__(kGroupSlots)
   if (threadIdx.x < n_experts) counts[blockIdx.x * n_experts + threadIdx.x] = count[threadIdx.x];
 }
 
+// The experts' first places and items, from their counts: one warp.
+__device__ __forceinline__ void start_experts(const int* count, int n_experts, int item_rows, int* start,
+                                              int* first_item, std::int32_t* n_items) {
+  constexpr int kEach = kMaxExperts / 32;
+  const int lane = threadIdx.x % 32;
+  int places = 0, items = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane * kEach + i, n = e < n_experts ? count[e] : 0;
+    places += n;
+    items += (n + item_rows - 1) / item_rows;
+  }
+  int place = places, item = items;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int p = __shfl_up_sync(0xffffffffU, place, d), q = __shfl_up_sync(0xffffffffU, item, d);
+    if (lane >= d) place += p, item += q;
+  }
+  if (lane == 31) *n_items = item;
+  place -= places, item -= items;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int e = lane * kEach + i;
+    if (e >= n_experts) break;
+    start[e] = place;
+    first_item[e] = item;
+    place += count[e];
+    item += (count[e] + item_rows - 1) / item_rows;
+  }
+}
+
 // A block places its own slots behind those of the blocks before, in order: the sort is stable. The first writes items.
 __global__ void __launch_bounds__(kGroupSlots)
     place_kernel(const std::int32_t* ids, int slots, int shared_rows, int n_experts, int item_rows,
                  const std::int32_t* counts, const __grid_constant__ GroupBuffers out) {
-  __shared__ int start[kMaxExperts], count[kMaxExperts], first_item[kMaxExperts];
-  __shared__ int of_warp[kGroupSlots / 32][kMaxExperts];
+  constexpr int kWarps = kGroupSlots / 32;
+  __shared__ int start[kMaxExperts], count[kMaxExperts], first_item[kMaxExperts], before[kMaxExperts];
+  __shared__ int of_warp[kWarps][kMaxExperts];
+  __shared__ int n_items;
   pdl_launch();
-  pdl_wait();
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  for (int i = thread; i < kGroupSlots / 32 * kMaxExperts; i += kGroupSlots)
-    of_warp[i / kMaxExperts][i % kMaxExperts] = 0;
-  int before = 0;
-  if (thread < n_experts) {
-    int all = 0;
-    for (int b = 0; b < static_cast<int>(gridDim.x); ++b) {
-      const int n = counts[b * n_experts + thread];
-      if (b < static_cast<int>(blockIdx.x)) before += n;
-      all += n;
-    }
-    count[thread] = all;
-  }
+  for (int i = thread; i < kWarps * kMaxExperts; i += kGroupSlots) of_warp[i / kMaxExperts][i % kMaxExperts] = 0;
   __syncthreads();
-  if (thread == 0) {
-    int place = 0, item = 0;
-    for (int e = 0; e < n_experts; ++e) {
-      start[e] = place;
-      first_item[e] = item;
-      place += count[e];
-      item += (count[e] + item_rows - 1) / item_rows;
-    }
-    if (blockIdx.x == 0) *out.n_items = item;
-  }
+  pdl_wait();
   const int i = blockIdx.x * kGroupSlots + thread, expert = i < slots ? ids[i] : -1;
   const unsigned same = __match_any_sync(0xffffffffU, expert);
   const int rank = __popc(same & ((1U << lane) - 1U));
   if (expert >= 0 && rank == 0) of_warp[warp][expert] = __popc(same);
   __syncthreads();
-  if (blockIdx.x == 0) {
-    for (int e = warp; e < n_experts; e += kGroupSlots / 32) {
-      for (int k = lane; k * item_rows < count[e]; k += 32)
-        out.items[first_item[e] + k] = {e, start[e] + k * item_rows, min(item_rows, count[e] - k * item_rows), 0};
-    }
-    __syncthreads();
-  }
   if (thread < n_experts) {
-    int place = start[thread] + before;
-    for (int w = 0; w < kGroupSlots / 32; ++w) {
-      const int n = of_warp[w][thread];
-      of_warp[w][thread] = place;
-      place += n;
+    int n = 0;
+#pragma unroll 8
+    for (int w = 0; w < kWarps; ++w) {
+      const int more = of_warp[w][thread];
+      of_warp[w][thread] = n;
+      n += more;
     }
+    int earlier = 0, all = 0;
+    for (int b = 0; b < static_cast<int>(gridDim.x) && gridDim.x > 1; ++b) {
+      const int of_block = counts[b * n_experts + thread];
+      if (b < static_cast<int>(blockIdx.x)) earlier += of_block;
+      all += of_block;
+    }
+    count[thread] = gridDim.x > 1 ? all : n;
+    before[thread] = earlier;
   }
   __syncthreads();
-  if (expert >= 0) out.order[of_warp[warp][expert] + rank] = i;
+  if (warp == 0) start_experts(count, n_experts, item_rows, start, first_item, &n_items);
+  __syncthreads();
+  if (expert >= 0) out.order[start[expert] + before[expert] + of_warp[warp][expert] + rank] = i;
   for (int k = i; k < shared_rows; k += static_cast<int>(gridDim.x) * kGroupSlots) out.order[slots + k] = slots + k;
+  if (blockIdx.x != 0) return;
+  if (thread == 0) *out.n_items = n_items;
+  for (int e = warp; e < n_experts; e += kWarps) {
+    for (int k = lane; k * item_rows < count[e]; k += 32)
+      out.items[first_item[e] + k] = {e, start[e] + k * item_rows, min(item_rows, count[e] - k * item_rows), 0};
+  }
 }
 
 // ---- sum ------------------------------------------------------------------------------------------------------------
@@ -212,10 +234,10 @@ void route_many(const Launch& l, const RouteMany& r) {
   launch(l, choose_kernel, dim3(ceil_div(r.rows, kThreads / 32)), dim3(kThreads), 0, r.partial, r.parts, rows, c);
 }
 
-void group_many_slots(const Launch& l, const GroupMany& g) {
+void group_slots(const Launch& l, const GroupSlots& g) {
   const dim3 grid(ceil_div(g.slots, kGroupSlots)), block(kGroupSlots);
   const auto slots = static_cast<int>(g.slots);
-  launch(l, count_kernel, grid, block, 0, g.ids, slots, g.n_experts, g.counts);
+  if (g.slots > kGroupSlots) launch(l, count_kernel, grid, block, 0, g.ids, slots, g.n_experts, g.counts);
   launch(l, place_kernel, grid, block, 0, g.ids, slots, static_cast<int>(g.shared_rows), g.n_experts, g.item_rows,
          g.counts, g.out);
 }

@@ -197,9 +197,10 @@ __device__ __forceinline__ void wide_reduce(const Problem& problem, const WideTi
     }
   }
   cluster_barrier();
-  const int split = problem.split, mine = kWideM / 2 / split;  // pairs of outputs
-  for (int i = thread; i < mine * tile.count; i += 32 * kWideWarps) {
-    const int p = rank * mine + i % mine, n = i / mine;
+  const int split = problem.split, mine = kWideM / 2 / split;  // pairs of outputs: a power of two
+  const int p = rank * mine + thread % mine;
+  const auto sink = problem.sink(tile, p);
+  for (int n = thread / mine; n < tile.count; n += 32 * kWideWarps / mine) {
     const std::uint32_t at = shared_address(smem) + (n * kStride + 2 * p) * 4;
     float2 part[kWideMaxSplit];
 #pragma unroll
@@ -207,7 +208,7 @@ __device__ __forceinline__ void wide_reduce(const Problem& problem, const WideTi
     float2 v = part[0];
 #pragma unroll
     for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[r].x, v.y += part[r].y;
-    problem.template store<true>(tile, n, p, v.x, v.y);
+    sink.template store<true>(n, v.x, v.y);
   }
   cluster_barrier();  // nobody leaves while its sums are read
 }
@@ -268,7 +269,8 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
 
 // Problem has: shape(matrix), shift(matrix), total(), locate(f), x, x_rows (of a stage), x_unit(tile, n): where a row
 // of x begins, in units of 16 bytes, kPrefetch (weights may be loaded before pdl_wait), gated(), split, stages, and
-// store<kReduced>(tile, n, p, v0, v1): outputs 2p and 2p + 1 of a tile, or the answers of two matrices for output p.
+// sink(tile, p), whose store<kReduced>(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of two
+// matrices for output p.
 // kMost: eights of rows of x that a tile may have.
 template <WeightFormat F, bool kExact, int kMost, typename Problem>
 __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_constant__ Problem problem) {
@@ -453,13 +455,14 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
       wide_reduce(problem, tiles[slot], acc, smem, rank);
       return;
     }
-    const WideTile tile = tiles[slot];
+    const int count = tiles[slot].count;
+    const auto sink = problem.sink(tiles[slot], warp * 8 + g);
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int n = i * 8 + 2 * t + c;
-        if (n < tile.count) problem.template store<false>(tile, n, warp * 8 + g, acc[i][c], acc[i][2 + c]);
+        if (n < count) sink.template store<false>(n, acc[i][c], acc[i][2 + c]);
       }
     }
     f += stride;

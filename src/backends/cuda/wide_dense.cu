@@ -62,32 +62,61 @@ struct DenseProblem {
     return static_cast<std::uint32_t>(((t.begin + n) * x_stride + (heads > 0 ? t.item * shapes[0].cols : 0)) / 8);
   }
 
-  // Only sums of several parts are rotated.
-  template <bool kReduced>
-  __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
-    const std::int64_t row = t.begin + n;
-    if (gated()) {
-      const int o = t.first + p;
-      if (o >= t.limit) return;
-      const std::int64_t to = row * out_stride[0] + o;
-      if (out_bf16 != nullptr) {
-        out_bf16[to] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
-      } else {
-        out[0][to] = silu(v0) * v1;
+  // Where outputs 2p and 2p + 1 of a tile's rows go, or the answers of two matrices for output p.
+  struct Sink {
+    float* at;
+    std::uint16_t* at_bf16;
+    std::int64_t stride;
+    bool gated, live[2], pair, hidden[2], rotated;
+    const std::int32_t* positions;
+    double revolutions;
+
+    template <bool kReduced>
+    __device__ void store(int n, float v0, float v1) const {
+      if (gated) {
+        const float v = silu(v0) * v1;
+        if (at_bf16 != nullptr) {
+          if (live[0]) at_bf16[n * stride] = static_cast<std::uint16_t>(pack_bf16(v, 0));
+        } else if (live[0]) {
+          at[n * stride] = v;
+        }
+        return;
       }
-      return;
+      if (kReduced && rotated) {  // only sums of several parts
+        float c, s;
+        rope_angle(revolutions, positions[n], &c, &s);
+        const float a = v0, b = v1;
+        v0 = a * c - b * s;
+        v1 = a * s + b * c;
+      }
+      if (hidden[0]) v0 = -INFINITY;
+      if (hidden[1]) v1 = -INFINITY;
+      float* to = at + n * stride;
+      if (pair) {
+        *reinterpret_cast<float2*>(to) = {v0, v1};
+      } else {
+        if (live[0]) to[0] = v0;
+        if (live[1]) to[1] = v1;
+      }
     }
-    const int o = t.first + 2 * p;
-    if (kReduced && epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth) {
-      float c, s;
-      rope_angle(rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2], rope.positions[row], &c, &s);
-      const float a = v0, b = v1;
-      v0 = a * c - b * s;
-      v1 = a * s + b * c;
+  };
+  __device__ Sink sink(const WideTile& t, int p) const {
+    Sink s{};
+    s.gated = gated();
+    const int o = t.first + (s.gated ? p : 2 * p);
+    const std::int64_t skip = t.begin * out_stride[t.matrix] + (heads > 0 ? t.item * out_rows : 0) + o;
+    s.stride = out_stride[t.matrix];
+    s.at = out[t.matrix] == nullptr ? nullptr : out[t.matrix] + skip;
+    s.at_bf16 = out_bf16 == nullptr ? nullptr : out_bf16 + skip;
+    s.live[0] = o < t.limit, s.live[1] = o + 1 < t.limit;
+    s.pair = s.live[1] && s.stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(s.at) % 8 == 0;
+    s.hidden[0] = o >= valid, s.hidden[1] = o + 1 >= valid;
+    s.rotated = epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth;
+    if (s.rotated) {
+      s.positions = rope.positions + t.begin;
+      s.revolutions = rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2];
     }
-    if (o >= valid) v0 = -INFINITY;
-    if (o + 1 >= valid) v1 = -INFINITY;
-    store_pair(out[t.matrix] + row * out_stride[t.matrix] + (heads > 0 ? t.item * out_rows : 0), o, t.limit, v0, v1);
+    return s;
   }
 };
 
@@ -112,24 +141,24 @@ __global__ void reorder_kernel(const __grid_constant__ Act x, uint4* out, int co
   pdl_wait();
   const std::int64_t row = blockIdx.x, from = (x.rows_index != nullptr ? x.rows_index[row] : row) * x.stride;
   uint4* to = out + row * parts * (cols / 8);
-  for (int u = threadIdx.x; u < cols / 8; u += blockDim.x) {
-    std::uint32_t w[4], rest[4];
+  const int u = blockIdx.y * blockDim.x + threadIdx.x;
+  if (u >= cols / 8) return;
+  std::uint32_t w[4], rest[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::int64_t a = from + wide_value(order, 8 * u + 2 * i), b = from + wide_value(order, 8 * u + 2 * i + 1);
-      if (x.bf16) {
-        const auto* values = static_cast<const std::uint16_t*>(x.data);
-        w[i] = values[a] | static_cast<std::uint32_t>(values[b]) << 16;
-        rest[i] = 0;
-      } else {
-        const auto* values = static_cast<const float*>(x.data);
-        w[i] = pack_bf16(values[a], values[b]);
-        rest[i] = pack_bf16(values[a] - bf16_low(w[i]), values[b] - bf16_high(w[i]));
-      }
+  for (int i = 0; i < 4; ++i) {
+    const std::int64_t a = from + wide_value(order, 8 * u + 2 * i), b = from + wide_value(order, 8 * u + 2 * i + 1);
+    if (x.bf16) {
+      const auto* values = static_cast<const std::uint16_t*>(x.data);
+      w[i] = values[a] | static_cast<std::uint32_t>(values[b]) << 16;
+      rest[i] = 0;
+    } else {
+      const auto* values = static_cast<const float*>(x.data);
+      w[i] = pack_bf16(values[a], values[b]);
+      rest[i] = pack_bf16(values[a] - bf16_low(w[i]), values[b] - bf16_high(w[i]));
     }
-    to[u] = {w[0], w[1], w[2], w[3]};
-    if (parts == 2) to[cols / 8 + u] = {rest[0], rest[1], rest[2], rest[3]};
   }
+  to[u] = {w[0], w[1], w[2], w[3]};
+  if (parts == 2) to[cols / 8 + u] = {rest[0], rest[1], rest[2], rest[3]};
 }
 
 }  // namespace
@@ -143,8 +172,9 @@ bool wide_fits(const Mat& w) {
 void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f,
                   int parts) {
   if (rows == 0) return;
-  launch(l, reorder_kernel, dim3(static_cast<unsigned>(rows)), dim3(256), 0, x, static_cast<uint4*>(out),
-         static_cast<int>(cols), wide_order(l, f), parts);
+  constexpr int kThreads = 128;
+  launch(l, reorder_kernel, dim3(static_cast<unsigned>(rows), ceil_div(cols, 8 * kThreads)), dim3(kThreads), 0, x,
+         static_cast<uint4*>(out), static_cast<int>(cols), wide_order(l, f), parts);
 }
 
 void wide_dense(const Launch& l, const SkinnyDense& d) {

@@ -62,17 +62,37 @@ struct MoeProblem {
     return static_cast<std::uint32_t>(row * x_stride / 8);
   }
 
-  template <bool kReduced>
-  __device__ void store(const WideTile& t, int n, int p, float v0, float v1) const {
-    const std::int64_t place = t.begin + n;
-    if (down) {
-      const std::int64_t slot = t.matrix != 0 ? place : groups.order[place];
-      store_pair(y + slot * y_stride, t.first + 2 * p, t.limit, v0, v1);
-      return;
+  // As of the dense products.
+  struct Sink {
+    std::uint16_t* h;
+    float* y;
+    const std::int32_t* order;  // null: rows are in their places
+    std::int64_t stride;
+    int o, limit;
+
+    template <bool kReduced>
+    __device__ void store(int n, float v0, float v1) const {
+      if (h != nullptr) {
+        if (o < limit) h[n * stride] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+      } else {
+        store_pair(y + (order != nullptr ? order[n] : n) * stride, o, limit, v0, v1);
+      }
     }
-    const int o = t.first + p;
-    if (o >= t.limit) return;
-    h[place * h_stride + wide_place(h_order, o)] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
+  };
+  __device__ Sink sink(const WideTile& t, int p) const {
+    Sink s{};
+    s.limit = t.limit;
+    if (down) {
+      s.o = t.first + 2 * p;
+      s.stride = y_stride;
+      s.order = t.matrix != 0 ? nullptr : groups.order + t.begin;
+      s.y = t.matrix != 0 ? y + t.begin * y_stride : y;
+    } else {
+      s.o = t.first + p;
+      s.stride = h_stride;
+      s.h = h + t.begin * h_stride + wide_place(h_order, s.o);
+    }
+    return s;
   }
 };
 

@@ -191,8 +191,8 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
 
   pdl_launch();
   const int stages = problem.stages, split = problem.split, stage_rows = problem.x_rows;
-  const int rank = split > 1 ? static_cast<int>(blockIdx.x) % split : 0;
-  const int stride = static_cast<int>(gridDim.x) / split;
+  const int split_log2 = __ffs(split) - 1, rank = static_cast<int>(blockIdx.x) & (split - 1);
+  const int stride = static_cast<int>(gridDim.x) >> split_log2;
   const std::uint32_t ring = (shared_address(smem) + 1023) & ~1023U;
   const std::uint32_t full = shared_address(barriers), empty = full + 8 * kWideMaxStages;
   const std::uint32_t stage_bytes = Format::kBytesW + stage_rows * Format::kXUnits * 16;
@@ -216,9 +216,10 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
   const auto steps_of = [&](int matrix) {
     const int cols = problem.depth(matrix), pairs = (cols + 2 * Format::kShare - 1) / (2 * Format::kShare);
     constexpr int kSteps = 2 / kHalves;
-    return int2{rank * pairs / split * kSteps, min((rank + 1) * pairs / split * kSteps, (cols + kStep - 1) / kStep)};
+    return int2{(rank * pairs >> split_log2) * kSteps,
+                min(((rank + 1) * pairs >> split_log2) * kSteps, (cols + kStep - 1) / kStep)};
   };
-  int f = static_cast<int>(blockIdx.x) / split, stage = 0, parity = 0, slot = 0;
+  int f = static_cast<int>(blockIdx.x) >> split_log2, stage = 0, parity = 0, slot = 0;
   const auto next_stage = [&] {
     if (++stage == stages) stage = 0, parity ^= 1;
   };
@@ -226,12 +227,13 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
   if (threadIdx.x >= 32 * kWideWarps) {
     fewer_registers<Format::kCopying>();
     const int thread = threadIdx.x - 32 * kWideWarps, lane = thread % 32;
-    int filled = 0, announced = 0;  // stages, counted on
+    int ahead = 0, announced = 0;  // stages that are copied to, and the next to be announced
     const auto announce = [&] {
       fence_async_proxy();
       __syncwarp();
-      if (lane == 0) barrier_arrive(full + 8 * (announced % stages));
-      ++announced;
+      if (lane == 0) barrier_arrive(full + 8 * announced);
+      if (++announced == stages) announced = 0;
+      --ahead;
     };
     bool waited = !Problem::kPrefetch;
     for (; f < total; f += stride) {
@@ -250,7 +252,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
         pdl_wait();
         waited = true;
       }
-      for (int step = steps.x; step < steps.y; ++step, ++filled) {
+      for (int step = steps.x; step < steps.y; ++step) {
         const std::uint32_t to = ring + stage * stage_bytes;
         if (early > 0) {
           --early;
@@ -261,10 +263,11 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
         copies.rows(to, problem.x, stage_rows, thread, whole(step));
         cp_async_commit();
         next_stage();
-        if (stages >= 4 && filled >= 2) {
+        ++ahead;
+        if (stages >= 4 && ahead > 2) {
           cp_async_wait<2>();
           announce();
-        } else if (stages < 4 && filled >= 1) {
+        } else if (stages < 4 && ahead > 1) {
           cp_async_wait<1>();
           announce();
         }
@@ -272,7 +275,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
     }
     if (!waited) pdl_wait();
     cp_async_wait<0>();
-    while (announced < filled) announce();
+    while (ahead > 0) announce();
     if (split > 1) {
       __syncwarp();
       cluster_barrier();
@@ -374,13 +377,13 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
                   smem + (ring - shared_address(smem)), rank);
       return;
     }
-    const WideTile tile = tiles[slot];
+    const auto sink = problem.sink(tiles[slot], warp * 8 + g);
 #pragma unroll
     for (int i = 0; i < kN / 8; ++i) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int n = i * 8 + 2 * t + c;
-        if (n < tile.count) problem.template store<false>(tile, n, warp * 8 + g, acc[4 * i + c], acc[4 * i + 2 + c]);
+        if (n < count) sink.template store<false>(n, acc[4 * i + c], acc[4 * i + 2 + c]);
       }
     }
     f += stride;
