@@ -21,7 +21,7 @@ constexpr int kWideWarps = 8;
 constexpr int kWideThreads = 32 * (kWideWarps + 1);  // the last warp copies
 constexpr int kWideM = 16 * kWideWarps;
 constexpr int kWideMaxStages = 8;
-constexpr int kWideMaxSplit = 8;
+constexpr int kWideMaxSplit = 4;
 
 template <WeightFormat F>
 struct WideFormat {
@@ -200,15 +200,25 @@ __device__ __forceinline__ void wide_reduce(const Problem& problem, const WideTi
   const int split = problem.split, mine = kWideM / 2 / split;  // pairs of outputs: a power of two
   const int p = rank * mine + thread % mine;
   const auto sink = problem.sink(tile, p);
-  for (int n = thread / mine; n < tile.count; n += 32 * kWideWarps / mine) {
-    const std::uint32_t at = shared_address(smem) + (n * kStride + 2 * p) * 4;
-    float2 part[kWideMaxSplit];
+  const int apart = 32 * kWideWarps / mine;
+  constexpr int kRows = 4;  // whose parts are on their way together
+  for (int first = thread / mine; first < tile.count; first += kRows * apart) {
+    float2 part[kRows][kWideMaxSplit];
 #pragma unroll
-    for (int r = 0; r < kWideMaxSplit; ++r) part[r] = r < split ? cluster_read(at, r) : float2{0, 0};
-    float2 v = part[0];
+    for (int i = 0; i < kRows; ++i) {
+      const int n = first + i * apart;
+      const std::uint32_t at = shared_address(smem) + (n * kStride + 2 * p) * 4;
 #pragma unroll
-    for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[r].x, v.y += part[r].y;
-    sink.template store<true>(n, v.x, v.y);
+      for (int r = 0; r < kWideMaxSplit; ++r)
+        part[i][r] = r < split && n < tile.count ? cluster_read(at, r) : float2{0, 0};
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float2 v = part[i][0];
+#pragma unroll
+      for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[i][r].x, v.y += part[i][r].y;
+      if (first + i * apart < tile.count) sink.template store<true>(first + i * apart, v.x, v.y);
+    }
   }
   cluster_barrier();  // nobody leaves while its sums are read
 }
@@ -269,9 +279,8 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
 
 // Problem has: shape(matrix), shift(matrix), total(), locate(f), x, x_rows (of a stage), x_unit(tile, n): where a row
 // of x begins, in units of 16 bytes, kPrefetch (weights may be loaded before pdl_wait), gated(), split, stages, and
-// sink(tile, p), whose store<kReduced>(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of two
-// matrices for output p.
-// kMost: eights of rows of x that a tile may have.
+// sink(tile, p), whose store<kRotating>(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of
+// two matrices for output p. kMost: eights of rows of x that a tile may have.
 template <WeightFormat F, bool kExact, int kMost, typename Problem>
 __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_constant__ Problem problem) {
 #if !defined(__CUDA_ARCH_FEAT_SM90_ALL)  // there wide_wgmma.cuh does it
@@ -472,11 +481,10 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
 #endif
 }
 
-// Rows of x of a tile at most, and those that a stage has room for.
-inline int wide_tile_rows(const Launch& l) { return l.wgmma ? kWideWgmmaRows : kWideRows; }
-inline int wide_stage_rows(const Launch& l, std::int64_t rows) {
+// Rows of x that a stage has room for, given the most that a tile has.
+inline int wide_stage_rows(std::int64_t rows, int tile_rows) {
   int n = 8;
-  while (n < rows && n < wide_tile_rows(l)) n *= 2;
+  while (n < rows && n < tile_rows) n *= 2;
   return n;
 }
 

@@ -71,7 +71,7 @@ struct DenseProblem {
     const std::int32_t* positions;
     double revolutions;
 
-    template <bool kReduced>
+    template <bool kRotating>
     __device__ void store(int n, float v0, float v1) const {
       if (gated) {
         const float v = silu(v0) * v1;
@@ -82,7 +82,7 @@ struct DenseProblem {
         }
         return;
       }
-      if (kReduced && rotated) {  // only sums of several parts
+      if (kRotating && rotated) {
         float c, s;
         rope_angle(revolutions, positions[n], &c, &s);
         const float a = v0, b = v1;
@@ -120,19 +120,22 @@ struct DenseProblem {
   }
 };
 
-// Parts of the contraction: as many as fill the device with one row block. Any number of rows has the same.
+// Parts of the contraction: until one row block has blocks for part of the device. Adding them takes a few us, about
+// what a block takes for 512 of the contraction. Any number of rows has the same.
 int parts(const Launch& l, const MatShape& m, int tiles) {
   const int steps = m.cols / (weight_code_bits(m.format) >= 16 ? 64 : 128);
   int n = 1;
-  while (l.clusters && n < kWideMaxSplit && 2 * n * tiles <= 2 * l.n_sms && 4 * n <= steps) n *= 2;
+  while (l.clusters && n < kWideMaxSplit && 4 * n * tiles <= l.n_sms && 4 * n <= steps) n *= 2;
   return n;
 }
 
 void set_rows(const Launch& l, DenseProblem& p, std::int64_t rows) {
+  // Large tiles where they fill the device: W is read and decoded less often, but one block has a multiprocessor.
+  const bool large = l.wgmma && p.n_tiles * std::int64_t{ceil_div(rows, kWideWgmmaRows)} >= 2 * l.n_sms;
   p.rows = static_cast<int>(rows);
-  p.tile_rows = wide_tile_rows(l);
+  p.tile_rows = large ? kWideWgmmaRows : kWideRows;
   p.row_blocks = static_cast<int>(ceil_div(rows, p.tile_rows));
-  p.x_rows = wide_stage_rows(l, rows);
+  p.x_rows = wide_stage_rows(rows, p.tile_rows);
 }
 
 // With two parts, the second is what rounding to BF16 took from the first.
@@ -200,7 +203,7 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
   p.split = parts(l, d.shape[0], p.n_tiles);
   set_rows(l, p, d.rows);
   launch_wide(l, p, d.shape[0].format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
-  if (p.split == 1 && d.epilogue == Epilogue::kRope)
+  if (!l.wgmma && p.split == 1 && d.epilogue == Epilogue::kRope)
     rope_heads(l, d.out[0], d.rows, d.shape[0].rows / kQkWidth, d.rope);
 }
 

@@ -70,7 +70,7 @@ struct MoeProblem {
     std::int64_t stride;
     int o, limit;
 
-    template <bool kReduced>
+    template <bool kRotating>
     __device__ void store(int n, float v0, float v1) const {
       if (h != nullptr) {
         if (o < limit) h[n * stride] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
@@ -116,7 +116,7 @@ void wide_moe(const Launch& l, const WideMoe& m) {
   p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, m.item_rows)) : 0;
   p.x = m.x;
   p.x_stride = m.x_stride;
-  p.x_rows = wide_stage_rows(l, std::min(m.T, m.item_rows));
+  p.x_rows = wide_stage_rows(std::min(m.T, m.item_rows), kWideRows);
   p.h = static_cast<std::uint16_t*>(m.h);
   p.h_stride = m.h_stride;
   p.h_order = wide_order(l, m.down_format);

@@ -14,6 +14,11 @@ namespace glint::cuda {
 
 constexpr int kWideWgmmaThreads = 384;
 
+// Where scales go. kAny: into the codes, in any form (or there are none). kSums: codes are multiplied as they are, and
+// the sums over a scale's part of the contraction scaled in F32. kPlain: of 4-bit codes, BF16 scales without minima
+// whose groups are 32, 64 or 128 columns, found by counting.
+enum class WideScaling { kAny, kSums, kPlain };
+
 // kN: rows of x of a tile at most.
 template <WeightFormat F, int kN>
 struct WideWgmmaFormat {
@@ -21,12 +26,12 @@ struct WideWgmmaFormat {
   static constexpr int kUnits = Skinny::kUnits;  // eights of values a share
   static constexpr int kShare = 32 * kUnits;     // of the contraction: 16 bytes of each lane of a quad
   // Whole cache lines of W a row, unless many rows of x would leave room for too few stages.
-  static constexpr int kHalves = Skinny::kNibbles && kN > 64 ? 1 : 2;
+  static constexpr int kHalves = Skinny::kNibbles && kN > 32 ? 1 : 2;
   static constexpr int kStep = kHalves * kShare;
   static constexpr int kRowBytes = 64 * kHalves;  // of W, a step
   static constexpr int kBytesW = kWideM * kRowBytes;
   static constexpr int kXUnits = kStep / 8;         // 16-byte units of a row of x, a step
-  static constexpr int kBlocks = kN <= 32 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kBlocks = kN <= 64 ? 2 : 1;  // of a multiprocessor
   // Of the registers that the launch bounds leave a thread.
   static constexpr int kCopying = kBlocks == 2 ? 48 : 88, kMultiplying = kBlocks == 2 ? 96 : 208;
 };
@@ -118,15 +123,14 @@ struct WideCopies {
 // ---- products -------------------------------------------------------------------------------------------------------
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// One stage for kRows rows of x. With kExact codes are multiplied as they are, and sums over a scale's part of the
-// contraction scaled: a half of 4-bit codes, the whole step of others.
-template <WeightFormat F, bool kExact, int kN, int kRows>
+// One stage for kRows rows of x. kSums scales after a half of 4-bit codes, after the whole step of others.
+template <WeightFormat F, WideScaling kScaling, int kN, int kRows>
 __device__ __forceinline__ void wide_wgmma_stage(float (&all)[kN / 2], std::uint32_t stage, int stage_rows,
                                                  const SkinnyScale (&scale)[WideWgmmaFormat<F, kN>::kHalves],
                                                  const std::uint32_t* nf4_pairs, bool whole) {
   using Format = WideWgmmaFormat<F, kN>;
   constexpr int kUnits = Format::kUnits, kHalves = Format::kHalves;
-  constexpr bool kSumHalf = Format::Skinny::kNibbles;
+  constexpr bool kExact = kScaling == WideScaling::kSums, kSumHalf = Format::Skinny::kNibbles;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const std::uint32_t w = stage + (warp * 16 + g) * Format::kRowBytes + t * 16;
   const std::uint64_t x = k_major(stage + Format::kBytesW);
@@ -176,13 +180,14 @@ __device__ __forceinline__ void wide_wgmma_stage(float (&all)[kN / 2], std::uint
 }
 #endif
 
-template <WeightFormat F, bool kExact, int kN, typename Problem>
+template <WeightFormat F, WideScaling kScaling, int kN, typename Problem>
 __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBlocks)
     wide_wgmma_kernel(const __grid_constant__ Problem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Format = WideWgmmaFormat<F, kN>;
   constexpr int kHalves = Format::kHalves, kStep = Format::kStep;
-  constexpr bool kScaled = Format::Skinny::kScaled;
+  constexpr bool kScaled = Format::Skinny::kScaled, kExact = kScaling == WideScaling::kSums;
+  constexpr bool kPlain = kScaling == WideScaling::kPlain;
   constexpr int kTiles = kWideMaxStages + 2;  // every stage may be of another tile, and one is being stored
   extern __shared__ __align__(128) unsigned char smem[];
   __shared__ __align__(8) std::uint64_t barriers[2 * kWideMaxStages];
@@ -294,6 +299,16 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
   int shift = 0, last_group = 0;
   DType scale_dtype = DType::kF32;
   const auto load_scales = [&](int step) {
+    if constexpr (kPlain) {  // the next step's: pointers are counted on
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const auto* at = reinterpret_cast<const std::uint16_t*>(scales[r]);
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) scale_raw[h][r] = __ldg(at + (h * Format::kShare >> shift));
+        scales[r] += kStep >> shift << 1;
+      }
+      return;
+    }
 #pragma unroll
     for (int h = 0; h < (kExact && !Format::Skinny::kNibbles ? 1 : kHalves); ++h) {
       const int at =
@@ -317,7 +332,9 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
       const int row = of.skip + min(o, of.limit - 1);
       const std::int64_t skip = static_cast<std::int64_t>(row / m.group_rows) * m.groups_a_row * bytes;
       scales[r] = static_cast<const char*>(of.at[r].scales) + skip;
-      if (!kExact && of.at[r].mins != nullptr) mins[r] = static_cast<const char*>(of.at[r].mins) + skip;
+      if (kPlain) scales[r] += (steps_of(of.matrix).x * kStep + t * 8 * Format::kUnits) >> shift << 1;
+      if (kScaling == WideScaling::kAny && of.at[r].mins != nullptr)
+        mins[r] = static_cast<const char*>(of.at[r].mins) + skip;
     }
     load_scales(steps_of(of.matrix).x);
   };
@@ -343,6 +360,14 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
           if constexpr (kExact) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) scale[h].scale[r] = scale_value(scale_raw[h][r], scale_dtype);
+          } else if constexpr (kPlain) {
+            scale[h].offset2 = __float2bfloat162_rn(-136.0F);
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const std::uint32_t both = scale_raw[h][r] * 0x10001U;
+              scale[h].scale2[r] = *reinterpret_cast<const __nv_bfloat162*>(&both);
+              scale[h].min2[r] = __float2bfloat162_rn(0.0F);
+            }
           } else {
             scale[h] = wide_scale<F>(scale_raw[h], min_raw[h], scale_dtype, mins[0] != nullptr);
           }
@@ -356,16 +381,16 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
       }
       const bool whole = (step + 1) * kStep <= cols;
       if (count <= 8) {
-        wide_wgmma_stage<F, kExact, kN, 8>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kN, 8>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if (count <= 16) {
-        wide_wgmma_stage<F, kExact, kN, 16>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kN, 16>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if (kN == 32 || count <= 32) {
-        wide_wgmma_stage<F, kExact, kN, 32>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kN, 32>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if constexpr (kN >= 64) {
         if (kN == 64 || count <= 64) {
-          wide_wgmma_stage<F, kExact, kN, 64>(acc, from, stage_rows, scale, nf4_pairs, whole);
+          wide_wgmma_stage<F, kScaling, kN, 64>(acc, from, stage_rows, scale, nf4_pairs, whole);
         } else if constexpr (kN == 128) {
-          wide_wgmma_stage<F, kExact, kN, 128>(acc, from, stage_rows, scale, nf4_pairs, whole);
+          wide_wgmma_stage<F, kScaling, kN, 128>(acc, from, stage_rows, scale, nf4_pairs, whole);
         }
       }
       __syncwarp();
@@ -383,7 +408,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int n = i * 8 + 2 * t + c;
-        if (n < count) sink.template store<false>(n, acc[4 * i + c], acc[4 * i + 2 + c]);
+        if (n < count) sink.template store<true>(n, acc[4 * i + c], acc[4 * i + 2 + c]);
       }
     }
     f += stride;
@@ -395,7 +420,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
 
 // ---- launching ------------------------------------------------------------------------------------------------------
 
-template <WeightFormat F, bool kExact, int kN, typename Problem>
+template <WeightFormat F, WideScaling kScaling, int kN, typename Problem>
 void launch_wide_wgmma(const Launch& l, Problem p, std::int64_t max_total) {
   using Format = WideWgmmaFormat<F, kN>;
   const std::size_t stage = Format::kBytesW + static_cast<std::size_t>(p.x_rows) * Format::kXUnits * 16;
@@ -404,19 +429,35 @@ void launch_wide_wgmma(const Launch& l, Problem p, std::int64_t max_total) {
   const std::size_t sums = p.split > 1 ? static_cast<std::size_t>(p.x_rows) * (kWideM + 8) * sizeof(float) : 0;
   const std::int64_t blocks =
       p.split > 1 ? max_total * p.split : std::min<std::int64_t>(max_total, Format::kBlocks * l.n_sms);
-  launch_clusters(l, wide_wgmma_kernel<F, kExact, kN, Problem>,
+  launch_clusters(l, wide_wgmma_kernel<F, kScaling, kN, Problem>,
                   dim3(static_cast<unsigned>(std::max<std::int64_t>(1, blocks))), dim3(kWideWgmmaThreads),
                   std::max(p.stages * stage, sums) + 1024, p.split, p);
 }
 
-template <WeightFormat F, bool kExact, typename Problem>
+template <WeightFormat F, WideScaling kScaling, typename Problem>
 void launch_wide_wgmma(const Launch& l, const Problem& p, std::int64_t max_total) {
   if (p.x_rows <= 32) {
-    launch_wide_wgmma<F, kExact, 32>(l, p, max_total);
+    launch_wide_wgmma<F, kScaling, 32>(l, p, max_total);
   } else if (p.x_rows <= 64) {
-    launch_wide_wgmma<F, kExact, 64>(l, p, max_total);
+    launch_wide_wgmma<F, kScaling, 64>(l, p, max_total);
   } else {
-    launch_wide_wgmma<F, kExact, 128>(l, p, max_total);
+    launch_wide_wgmma<F, kScaling, 128>(l, p, max_total);
+  }
+}
+
+template <WeightFormat F, bool kExact, typename Problem>
+void launch_wide_wgmma(const Launch& l, const Problem& p, std::int64_t max_total) {
+  if constexpr (kExact) {
+    launch_wide_wgmma<F, WideScaling::kSums>(l, p, max_total);
+  } else {
+    if constexpr (F == WeightFormat::kI4) {
+      bool plain = !p.has_mins();
+      for (const MatShape& m : p.shapes)
+        plain = plain && m.scale_dtype == DType::kBF16 && m.group_rows == 1 && m.cols % 256 == 0 &&
+                (m.group == 32 || m.group == 64 || m.group == 128);
+      if (plain) return launch_wide_wgmma<F, WideScaling::kPlain>(l, p, max_total);
+    }
+    launch_wide_wgmma<F, WideScaling::kAny>(l, p, max_total);
   }
 }
 
