@@ -112,19 +112,23 @@ __device__ __forceinline__ void wide_decode(const SkinnySlot<F>& s, const Skinny
       a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
   } else if constexpr (F == WeightFormat::kI8 && kExact) {
-    const std::uint32_t w[2] = {(j == 0 ? c.x : c.z) ^ 0x80808080U, (j == 0 ? c.y : c.w) ^ 0x80808080U};
+    // As bf16, 0x4300 | code & 127 is 128 more than the code's low bits, and 0x4300 | code & 128 is 128, or 256 where
+    // the code is negative.
+    const std::uint32_t w[2] = {j == 0 ? c.x : c.z, j == 0 ? c.y : c.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint32_t lo = __byte_perm(w[i / 2], 0x4b000000U, i % 2 == 0 ? 0x7440U : 0x7442U);
-      const std::uint32_t hi = __byte_perm(w[i / 2], 0x4b000000U, i % 2 == 0 ? 0x7441U : 0x7443U);
-      a[i] = pack_bf16(__uint_as_float(lo) - 8388736.0F, __uint_as_float(hi) - 8388736.0F);
+      const std::uint32_t two = __byte_perm(w[i / 2], 0U, i % 2 == 0 ? 0x4140U : 0x4342U);
+      const std::uint32_t low = and_or<0x007f007fU, 0x43004300U>(two), sign = and_or<0x00800080U, 0x43004300U>(two);
+      const __nv_bfloat162 v =
+          __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
   } else if constexpr (F == WeightFormat::kI4 && kExact) {
     const std::uint32_t q = j == 0 ? c.x : j == 1 ? c.y : j == 2 ? c.z : c.w;
     const __nv_bfloat162 offset = __float2bfloat162_rn(-136.0F), one = __float2bfloat162_rn(1.0F);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint32_t magic = ((q >> (4 * i)) & 0x000f000fU) | 0x43004300U;  // 128 + u
+      const std::uint32_t magic = and_or<0x000f000fU, 0x43004300U>(q >> (4 * i));  // 128 + u
       const __nv_bfloat162 v = __hfma2(*reinterpret_cast<const __nv_bfloat162*>(&magic), one, offset);
       a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
