@@ -58,6 +58,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__device__ __forceinline__ float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+
 // A warp a row.
 __global__ void __launch_bounds__(kThreads)
     choose_kernel(const float* partial, int parts, int rows, const __grid_constant__ Choice c) {
@@ -70,10 +72,46 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kMaxExperts / 32; ++i) {
     const int e = threadIdx.x % 32 + 32 * i;
     float s = 0;
-#pragma unroll 8
     for (int part = 0; part < parts && e < c.n_experts; ++part)
       s += partial[(static_cast<std::int64_t>(part) * rows + row) * c.n_experts + e];
-    score[i] = e < c.n_experts ? 1.0F / (1.0F + expf(-s)) : 0.0F;
+    score[i] = e < c.n_experts ? sigmoid(s) : 0.0F;
+  }
+  choose_experts(c, row, score);
+}
+
+// A block a row, where there are few rows and many parts: a warp adds some parts, the first warp what they have.
+__global__ void __launch_bounds__(kThreads)
+    choose_by_block_kernel(const float* partial, int parts, int rows, const __grid_constant__ Choice c) {
+  constexpr int kWarps = kThreads / 32, kEach = kRouteMostParts / kWarps;
+  __shared__ float sums[kWarps][kMaxExperts];
+  pdl_launch();
+  pdl_wait();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const std::int64_t row = blockIdx.x;
+  float score[kMaxExperts / 32];
+#pragma unroll
+  for (int i = 0; i < kMaxExperts / 32; ++i) {
+    const int e = lane + 32 * i;
+    float v[kEach], s = 0;
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) {
+      const int part = warp * kEach + k;
+      v[k] = e < c.n_experts && part < parts ? partial[(static_cast<std::int64_t>(part) * rows + row) * c.n_experts + e]
+                                             : 0.0F;
+    }
+#pragma unroll
+    for (int k = 0; k < kEach; ++k) s += v[k];
+    sums[warp][e] = s;
+  }
+  __syncthreads();
+  if (warp != 0) return;
+#pragma unroll
+  for (int i = 0; i < kMaxExperts / 32; ++i) {
+    const int e = lane + 32 * i;
+    float s = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) s += sums[w][e];
+    score[i] = e < c.n_experts ? sigmoid(s) : 0.0F;
   }
   choose_experts(c, row, score);
 }
@@ -231,7 +269,12 @@ void route_many(const Launch& l, const RouteMany& r) {
   const auto rows = static_cast<int>(r.rows);
   launch(l, scores_kernel, dim3(ceil_div(r.rows, kTile), ceil_div(r.n_experts, kTile), static_cast<unsigned>(r.parts)),
          dim3(kThreads), 0, r.x, r.w, rows, static_cast<int>(r.hidden), r.n_experts, r.partial);
-  launch(l, choose_kernel, dim3(ceil_div(r.rows, kThreads / 32)), dim3(kThreads), 0, r.partial, r.parts, rows, c);
+  if (r.rows <= kRouteSomeRows) {
+    launch(l, choose_by_block_kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, r.partial, r.parts, rows,
+           c);
+  } else {
+    launch(l, choose_kernel, dim3(ceil_div(r.rows, kThreads / 32)), dim3(kThreads), 0, r.partial, r.parts, rows, c);
+  }
 }
 
 void group_slots(const Launch& l, const GroupSlots& g) {

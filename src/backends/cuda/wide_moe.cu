@@ -12,6 +12,7 @@ struct MoeProblem {
   int shifts[2];
   ExpertTable first, second;
   int T, K;
+  std::uint32_t inverse_k;  // 2^32 / K, rounded up
   bool down;
   MoeGroups groups;
   int item_rows, tiles, shared_tiles, shared_items;
@@ -56,9 +57,13 @@ struct MoeProblem {
     t.limit = shapes[t.matrix].rows;
     return t;
   }
+  // slot / K, by a multiplication: exact below 2^32 / K.
+  __device__ int token_of(int slot) const {
+    return K == 1 ? slot : static_cast<int>(__umulhi(static_cast<unsigned>(slot), inverse_k));
+  }
   __device__ std::uint32_t x_unit(const WideTile& t, int n) const {
     std::int64_t row = t.begin + n;
-    if (!down) row = t.matrix != 0 ? row - static_cast<std::int64_t>(T) * K : groups.order[row] / K;
+    if (!down) row = t.matrix != 0 ? row - static_cast<std::int64_t>(T) * K : token_of(groups.order[row]);
     return static_cast<std::uint32_t>(row * x_stride / 8);
   }
 
@@ -107,6 +112,7 @@ void wide_moe(const Launch& l, const WideMoe& m) {
   p.second = m.second;
   p.T = m.T;
   p.K = m.K;
+  p.inverse_k = static_cast<std::uint32_t>(((std::uint64_t{1} << 32) + m.K - 1) / m.K);
   p.down = m.down;
   p.groups = m.groups;
   p.item_rows = m.item_rows;

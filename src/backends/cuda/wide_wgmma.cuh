@@ -49,7 +49,8 @@ struct WideCopies {
   std::int64_t w_stride;
   int w_live;
   int row_steps, left;           // of W's row: in all, and until its end (BF16: x may have two parts, see reordered())
-  std::uint32_t x[kN / kXRows];  // units from the beginning of x
+  const char* x_at;              // this thread's unit of the step, were there one row
+  std::uint32_t x[kN / kXRows];  // rows from there, in units
   int x_live;
 
   template <typename Problem>
@@ -74,8 +75,9 @@ struct WideCopies {
     x_live = max(0, (tile.count - n + kXRows - 1) / kXRows);
 #pragma unroll
     for (int i = 0; i < kN / kXRows; ++i) {
-      if (i < x_live) x[i] = problem.x_unit(tile, n + i * kXRows) + first_step * kXUnits + thread % kXUnits;
+      if (i < x_live) x[i] = problem.x_unit(tile, n + i * kXRows);
     }
+    x_at = static_cast<const char*>(problem.x) + (first_step * kXUnits + thread % kXUnits) * 16;
     if constexpr (Format::Skinny::kScaled) fetch_scales(tile, m, gated, thread);
   }
 
@@ -105,18 +107,15 @@ struct WideCopies {
       if (i < w_live) cp_async_weights(to + i * kRows * Format::kRowBytes, from);
     }
   }
-  __device__ void rows(std::uint32_t stage, const void* from, int stage_rows, int thread, bool whole) {
+  __device__ void rows(std::uint32_t stage, int stage_rows, int thread, bool whole) {
     const int n = thread / kXUnits, unit = thread % kXUnits;
     const std::uint32_t to = stage + Format::kBytesW + (unit / 8 * stage_rows + n) * 128, place = ((unit ^ n) & 7) * 16;
-    const bool inside = whole || unit < kXUnits / 2;
+    const int live = whole || unit < kXUnits / 2 ? x_live : 0;
 #pragma unroll
     for (int i = 0; i < kN / kXRows; ++i) {
-      if (i >= x_live) break;
-      if (inside)
-        cp_async16(to + i * kXRows * 128 + (place ^ (i * kXRows % 8 * 16)),
-                   static_cast<const char*>(from) + x[i] * 16ULL);
-      x[i] += kXUnits;
+      if (i < live) cp_async16(to + i * kXRows * 128 + (place ^ (i * kXRows % 8 * 16)), x_at + x[i] * 16ULL);
     }
+    x_at += kXUnits * 16;
   }
 };
 
@@ -265,7 +264,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
           barrier_wait(empty + 8 * stage, parity ^ 1);
           copies.weights(to, thread, whole(step));
         }
-        copies.rows(to, problem.x, stage_rows, thread, whole(step));
+        copies.rows(to, stage_rows, thread, whole(step));
         cp_async_commit();
         next_stage();
         ++ahead;
