@@ -216,8 +216,10 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
 
 void CudaOps::moe_wide(const MoeCall& c, Scratch& scratch) {
   WideMoe m;
-  // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache.
-  m.item_rows = c.slots() <= 24 * c.n_experts ? kWideRows / 2 : kWideRows;
+  // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache,
+  // and its codes are decoded again, which counts for more on Hopper.
+  const int some = device_.launch().wgmma ? 12 : 24;
+  m.item_rows = c.slots() <= some * c.n_experts ? kWideRows / 2 : kWideRows;
   m.groups = grouped(c, m.item_rows, scratch);
   m.down_format = c.down.format;
   set_moe(m, c, scratch);

@@ -6,7 +6,7 @@ namespace glint::cuda {
 namespace {
 
 struct DenseProblem {
-  static constexpr bool kPrefetch = true;
+  static constexpr bool kPrefetch = true, kTall = false;
 
   MatShape shapes[2];
   MatPtr at[2];

@@ -6,6 +6,7 @@ namespace glint::cuda {
 namespace {
 
 struct MoeProblem {
+  static constexpr bool kTall = true;       // tiles may have 256 rows of W
   static constexpr bool kPrefetch = false;  // which experts is not known before the router has ended
 
   MatShape shapes[2];  // routed, shared
@@ -18,7 +19,7 @@ struct MoeProblem {
   int item_rows, tiles, shared_tiles, shared_items;
   const void* x;
   std::int64_t x_stride;
-  int x_rows;
+  int x_rows, w_rows;
   std::uint16_t* h;
   std::int64_t h_stride;
   WideOrder h_order;
@@ -53,7 +54,7 @@ struct MoeProblem {
     }
     t.at[0] = first.at[expert];
     t.at[1] = down ? t.at[0] : second.at[expert];
-    t.first = index * (down ? kWideM : kWideM / 2);
+    t.first = index * (down ? w_rows : w_rows / 2);
     t.limit = shapes[t.matrix].rows;
     return t;
   }
@@ -116,7 +117,9 @@ void wide_moe(const Launch& l, const WideMoe& m) {
   p.down = m.down;
   p.groups = m.groups;
   p.item_rows = m.item_rows;
-  const int tile_rows = m.down ? kWideM : kWideM / 2;
+  // With more rows of x a tile, codes are decoded less often; with more rows of W, x is copied less often.
+  p.w_rows = l.wgmma && m.item_rows == kWideRows ? 256 : kWideM;
+  const int tile_rows = m.down ? p.w_rows : p.w_rows / 2;
   p.tiles = static_cast<int>(ceil_div(m.shape.rows, tile_rows));
   p.shared_tiles = m.has_shared ? static_cast<int>(ceil_div(m.shared_shape.rows, tile_rows)) : 1;
   p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, m.item_rows)) : 0;

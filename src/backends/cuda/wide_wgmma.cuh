@@ -3,8 +3,8 @@
 // to 128 rows of x, which lie in shared memory as wgmma wants its B operand. mma.sync instead has every warp read all
 // of x.
 //
-// A warpgroup copies, two multiply, 64 rows of W each: warp w has rows 16 w … 16 w + 15 of the tile, as in wide.cuh.
-// The order of x follows from W: a lane's contiguous 16 bytes of a row hold its share of several k16 steps
+// The last warpgroup copies, the others multiply, 64 rows of W each: warp w has rows 16 w … 16 w + 15 of the tile, as
+// in wide.cuh. The order of x follows from W: a lane's contiguous 16 bytes of a row hold its share of several k16 steps
 // (wide_place), and x is laid out so when it is packed.
 
 #include "backends/cuda/wgmma_registers.cuh"
@@ -12,36 +12,36 @@
 
 namespace glint::cuda {
 
-constexpr int kWideWgmmaThreads = 384;
-
 // Where scales go. kAny: into the codes, in any form (or there are none). kSums: codes are multiplied as they are, and
 // the sums over a scale's part of the contraction scaled in F32. kPlain: of 4-bit codes, BF16 scales without minima
 // whose groups are 32, 64 or 128 columns, found by counting.
 enum class WideScaling { kAny, kSums, kPlain };
 
-// kN: rows of x of a tile at most.
-template <WeightFormat F, int kN>
+// kM: rows of W of a tile; kN: rows of x at most. Tall tiles copy x for twice the rows of W.
+template <WeightFormat F, int kM, int kN>
 struct WideWgmmaFormat {
   using Skinny = SkinnyFormat<F>;
+  static constexpr int kWarps = kM / 16, kThreads = 32 * kWarps + 128;
   static constexpr int kUnits = Skinny::kUnits;  // eights of values a share
   static constexpr int kShare = 32 * kUnits;     // of the contraction: 16 bytes of each lane of a quad
   // Whole cache lines of W a row, unless many rows of x would leave room for too few stages.
-  static constexpr int kHalves = Skinny::kNibbles && kN > 32 ? 1 : 2;
+  static constexpr int kHalves = Skinny::kNibbles && kN > 32 && kM == 128 ? 1 : 2;
   static constexpr int kStep = kHalves * kShare;
   static constexpr int kRowBytes = 64 * kHalves;  // of W, a step
-  static constexpr int kBytesW = kWideM * kRowBytes;
-  static constexpr int kXUnits = kStep / 8;         // 16-byte units of a row of x, a step
-  static constexpr int kBlocks = kN <= 64 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kBytesW = kM * kRowBytes;
+  static constexpr int kXUnits = kStep / 8;                      // 16-byte units of a row of x, a step
+  static constexpr int kBlocks = kM == 128 && kN <= 64 ? 2 : 1;  // of a multiprocessor
   // Of the registers that the launch bounds leave a thread.
-  static constexpr int kCopying = kBlocks == 2 ? 48 : 88, kMultiplying = kBlocks == 2 ? 96 : 208;
+  static constexpr int kCopying = kBlocks == 2 ? 48 : kM == 128 ? 88 : 64;
+  static constexpr int kMultiplying = kBlocks == 2 ? 96 : kM == 128 ? 208 : 104;
 };
 
 // ---- copies ---------------------------------------------------------------------------------------------------------
 
 // A copying thread's part of a tile: one 16-byte unit of every kRows-th row of W, and of every kXRows-th row of x.
-template <WeightFormat F, int kN>
+template <WeightFormat F, int kM, int kN>
 struct WideCopies {
-  using Format = WideWgmmaFormat<F, kN>;
+  using Format = WideWgmmaFormat<F, kM, kN>;
   static constexpr int kWUnits = Format::kRowBytes / 16, kXUnits = Format::kXUnits;
   static constexpr int kRows = 128 / kWUnits, kXRows = 128 / kXUnits;
 
@@ -83,13 +83,15 @@ struct WideCopies {
 
   // Scales are read where they are used; until then they come as far as the level-2 cache.
   __device__ static void fetch_scales(const WideTile& tile, const MatShape& m, bool gated, int thread) {
-    const int g = thread % 8, half = thread / 8 % 2, of_warp = thread / 16;
-    const int o = tile.first + (gated ? 8 * of_warp + g : 16 * of_warp + 2 * g + half);
-    if (o >= tile.limit) return;
     const int bytes = m.groups_a_row * (m.scale_dtype == DType::kF32 ? 4 : 2);
-    const auto* row = static_cast<const char*>(half != 0 ? tile.at[1].scales : tile.at[0].scales) +
-                      static_cast<std::int64_t>((tile.skip + o) / m.group_rows) * bytes;
-    for (int i = 0; i < bytes; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i));
+    for (int r = thread; r < kM; r += 128) {
+      const int g = r % 8, half = r / 8 % 2, of_warp = r / 16;
+      const int o = tile.first + (gated ? 8 * of_warp + g : 16 * of_warp + 2 * g + half);
+      if (o >= tile.limit) return;
+      const auto* row = static_cast<const char*>(half != 0 ? tile.at[1].scales : tile.at[0].scales) +
+                        static_cast<std::int64_t>((tile.skip + o) / m.group_rows) * bytes;
+      for (int i = 0; i < bytes; i += 32) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i));
+    }
   }
 
   // One step of W; of its last one there may be only the first half.
@@ -103,7 +105,7 @@ struct WideCopies {
     }
     if (!whole && unit >= kWUnits / 2) return;
 #pragma unroll
-    for (int i = 0; i < 128 / kRows; ++i, from += w_stride) {
+    for (int i = 0; i < kM / kRows; ++i, from += w_stride) {
       if (i < w_live) cp_async_weights(to + i * kRows * Format::kRowBytes, from);
     }
   }
@@ -123,11 +125,11 @@ struct WideCopies {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // One stage for kRows rows of x. kSums scales after a half of 4-bit codes, after the whole step of others.
-template <WeightFormat F, WideScaling kScaling, int kN, int kRows>
+template <WeightFormat F, WideScaling kScaling, int kM, int kN, int kRows>
 __device__ __forceinline__ void wide_wgmma_stage(float (&all)[kN / 2], std::uint32_t stage, int stage_rows,
-                                                 const SkinnyScale (&scale)[WideWgmmaFormat<F, kN>::kHalves],
+                                                 const SkinnyScale (&scale)[WideWgmmaFormat<F, kM, kN>::kHalves],
                                                  const std::uint32_t* nf4_pairs, bool whole) {
-  using Format = WideWgmmaFormat<F, kN>;
+  using Format = WideWgmmaFormat<F, kM, kN>;
   constexpr int kUnits = Format::kUnits, kHalves = Format::kHalves;
   constexpr bool kExact = kScaling == WideScaling::kSums, kSumHalf = Format::Skinny::kNibbles;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -179,11 +181,11 @@ __device__ __forceinline__ void wide_wgmma_stage(float (&all)[kN / 2], std::uint
 }
 #endif
 
-template <WeightFormat F, WideScaling kScaling, int kN, typename Problem>
-__global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBlocks)
+template <WeightFormat F, WideScaling kScaling, int kM, int kN, typename Problem>
+__global__ void __launch_bounds__(WideWgmmaFormat<F, kM, kN>::kThreads, WideWgmmaFormat<F, kM, kN>::kBlocks)
     wide_wgmma_kernel(const __grid_constant__ Problem problem) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using Format = WideWgmmaFormat<F, kN>;
+  using Format = WideWgmmaFormat<F, kM, kN>;
   constexpr int kHalves = Format::kHalves, kStep = Format::kStep;
   constexpr bool kScaled = Format::Skinny::kScaled, kExact = kScaling == WideScaling::kSums;
   constexpr bool kPlain = kScaling == WideScaling::kPlain;
@@ -208,7 +210,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
   if (threadIdx.x == 0) {
     for (int s = 0; s < stages; ++s) {
       barrier_init(full + 8 * s, 4);  // warps that copy
-      barrier_init(empty + 8 * s, kWideWarps);
+      barrier_init(empty + 8 * s, Format::kWarps);
     }
     barrier_init_fence();
   }
@@ -228,9 +230,9 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
     if (++stage == stages) stage = 0, parity ^= 1;
   };
 
-  if (threadIdx.x >= 32 * kWideWarps) {
+  if (threadIdx.x >= 32 * Format::kWarps) {
     fewer_registers<Format::kCopying>();
-    const int thread = threadIdx.x - 32 * kWideWarps, lane = thread % 32;
+    const int thread = threadIdx.x - 32 * Format::kWarps, lane = thread % 32;
     int ahead = 0, announced = 0;  // stages that are copied to, and the next to be announced
     const auto announce = [&] {
       fence_async_proxy();
@@ -244,7 +246,7 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
       const WideTile tile = problem.locate(f);
       const int2 steps = steps_of(tile.matrix);
       const int cols = problem.depth(tile.matrix);
-      WideCopies<F, kN> copies;
+      WideCopies<F, kM, kN> copies;
       if (thread == 0) tiles[slot] = tile;
       slot = slot + 1 == kTiles ? 0 : slot + 1;
       copies.start(problem, tile, steps.x, thread);
@@ -380,23 +382,23 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
       }
       const bool whole = (step + 1) * kStep <= cols;
       if (count <= 8) {
-        wide_wgmma_stage<F, kScaling, kN, 8>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kM, kN, 8>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if (count <= 16) {
-        wide_wgmma_stage<F, kScaling, kN, 16>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kM, kN, 16>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if (kN == 32 || count <= 32) {
-        wide_wgmma_stage<F, kScaling, kN, 32>(acc, from, stage_rows, scale, nf4_pairs, whole);
+        wide_wgmma_stage<F, kScaling, kM, kN, 32>(acc, from, stage_rows, scale, nf4_pairs, whole);
       } else if constexpr (kN >= 64) {
         if (kN == 64 || count <= 64) {
-          wide_wgmma_stage<F, kScaling, kN, 64>(acc, from, stage_rows, scale, nf4_pairs, whole);
+          wide_wgmma_stage<F, kScaling, kM, kN, 64>(acc, from, stage_rows, scale, nf4_pairs, whole);
         } else if constexpr (kN == 128) {
-          wide_wgmma_stage<F, kScaling, kN, 128>(acc, from, stage_rows, scale, nf4_pairs, whole);
+          wide_wgmma_stage<F, kScaling, kM, kN, 128>(acc, from, stage_rows, scale, nf4_pairs, whole);
         }
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(done);
     }
 
-    if (split > 1) {
+    if (kM == kWideM && split > 1) {
       wide_reduce(problem, tiles[slot], reinterpret_cast<float(&)[kN / 8][4]>(acc),
                   smem + (ring - shared_address(smem)), rank);
       return;
@@ -419,28 +421,31 @@ __global__ void __launch_bounds__(kWideWgmmaThreads, WideWgmmaFormat<F, kN>::kBl
 
 // ---- launching ------------------------------------------------------------------------------------------------------
 
-template <WeightFormat F, WideScaling kScaling, int kN, typename Problem>
+template <WeightFormat F, WideScaling kScaling, int kM, int kN, typename Problem>
 void launch_wide_wgmma(const Launch& l, Problem p, std::int64_t max_total) {
-  using Format = WideWgmmaFormat<F, kN>;
+  using Format = WideWgmmaFormat<F, kM, kN>;
   const std::size_t stage = Format::kBytesW + static_cast<std::size_t>(p.x_rows) * Format::kXUnits * 16;
   const std::size_t budget = static_cast<std::size_t>(l.smem_limit) / Format::kBlocks - 4096;
   p.stages = static_cast<int>(std::clamp<std::size_t>((budget - 1024) / stage, 3, kWideMaxStages));
   const std::size_t sums = p.split > 1 ? static_cast<std::size_t>(p.x_rows) * (kWideM + 8) * sizeof(float) : 0;
   const std::int64_t blocks =
       p.split > 1 ? max_total * p.split : std::min<std::int64_t>(max_total, Format::kBlocks * l.n_sms);
-  launch_clusters(l, wide_wgmma_kernel<F, kScaling, kN, Problem>,
-                  dim3(static_cast<unsigned>(std::max<std::int64_t>(1, blocks))), dim3(kWideWgmmaThreads),
+  launch_clusters(l, wide_wgmma_kernel<F, kScaling, kM, kN, Problem>,
+                  dim3(static_cast<unsigned>(std::max<std::int64_t>(1, blocks))), dim3(Format::kThreads),
                   std::max(p.stages * stage, sums) + 1024, p.split, p);
 }
 
 template <WeightFormat F, WideScaling kScaling, typename Problem>
 void launch_wide_wgmma(const Launch& l, const Problem& p, std::int64_t max_total) {
+  if constexpr (Problem::kTall) {
+    if (p.w_rows == 256) return launch_wide_wgmma<F, kScaling, 256, 64>(l, p, max_total);
+  }
   if (p.x_rows <= 32) {
-    launch_wide_wgmma<F, kScaling, 32>(l, p, max_total);
+    launch_wide_wgmma<F, kScaling, 128, 32>(l, p, max_total);
   } else if (p.x_rows <= 64) {
-    launch_wide_wgmma<F, kScaling, 64>(l, p, max_total);
-  } else {
-    launch_wide_wgmma<F, kScaling, 128>(l, p, max_total);
+    launch_wide_wgmma<F, kScaling, 128, 64>(l, p, max_total);
+  } else if constexpr (!Problem::kTall) {
+    launch_wide_wgmma<F, kScaling, 128, 128>(l, p, max_total);
   }
 }
 
