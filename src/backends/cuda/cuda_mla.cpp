@@ -28,7 +28,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   const std::int64_t rows = p.x.shape[0], q_lora = p.q_a.rows, heads = p.q.shape[1];
   if (rows == 0) return;
   const Mat q_a = mat_of(p.q_a), kv_a = mat_of(p.kv_a), q_b = mat_of(p.q_b);
-  const RopeJob rotary = rope(p.positions, p.rope_theta);
+  RopeJob rotary = rope(p.positions, p.rope_theta);
   Act x{.data = p.x.data, .stride = p.x.shape[1]};
 
   auto* low = scratch.take<float>(rows * q_lora * 4);
@@ -56,6 +56,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   }
   const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
   const bool few = skinny_takes(q_b, normed, rows), wide = !few && wide_takes(q_b, rows);
+  if (wide) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
   norm_pair(l,
             {.x = low,
              .x_stride = q_lora,

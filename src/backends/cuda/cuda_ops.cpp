@@ -98,7 +98,7 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t inner = std::max(l.dense_inner, l.expert_inner), some = std::min(t, kPartRows);
   const std::int64_t widest = std::max({2 * h, l.n_heads * kValue, l.q_lora, inner, std::int64_t{kLatent}});
   const std::int64_t linear = std::max(t, l.max_logits) * widest * 4;
-  const std::int64_t project = t * h * 6 + t * l.q_lora * 8;
+  const std::int64_t project = t * h * 6 + t * l.q_lora * 8 + t * kRope * 4;
   const std::int64_t attend =
       t * l.n_heads * (2 * kKvRow + 2 * kNope + 4 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
   const PrefillSizes p = prefill_sizes(l.max_rows, l.max_context, l.n_heads);

@@ -100,6 +100,7 @@ __global__ void norm_pair_kernel(const __grid_constant__ NormPart a, const __gri
     const int i = threadIdx.x;
     float c, s;
     rope_angle(rope.frequencies.revolutions[i], rope.positions[row], &c, &s);
+    if (rope.angles != nullptr) rope.angles[row * (kRowWidth - kLatentWidth) / 2 + i] = {c, s};
     const float u = x[n + 2 * i], v = x[n + 2 * i + 1];
     static_cast<float*>(p.out)[to + n + 2 * i] = u * c - v * s;
     static_cast<float*>(p.out)[to + n + 2 * i + 1] = u * s + v * c;

@@ -65,6 +65,7 @@ struct RopeFrequencies {
 struct RopeJob {
   const std::int32_t* positions = nullptr;
   RopeFrequencies frequencies;
+  float2* angles = nullptr;  // [rows, 32] cosine and sine: norm_pair writes them, the wide kernels read them
 };
 
 // The order in which the wide kernels want the values of a row of x. A pair of values is what a lane has of a k8; with

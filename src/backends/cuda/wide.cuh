@@ -221,7 +221,13 @@ __device__ __forceinline__ void wide_reduce(const Problem& problem, const WideTi
       float2 v = part[i][0];
 #pragma unroll
       for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[i][r].x, v.y += part[i][r].y;
-      if (first + i * apart < tile.count) sink.template store<true>(first + i * apart, v.x, v.y);
+      const int n = first + i * apart;
+      if (n >= tile.count) break;
+      if (sink.plain) {
+        sink.store_plain(n, v.x, v.y);
+      } else {
+        sink.store(n, v.x, v.y);
+      }
     }
   }
   cluster_barrier();  // nobody leaves while its sums are read
@@ -283,7 +289,7 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
 
 // Problem has: shape(matrix), shift(matrix), total(), locate(f), x, x_rows (of a stage), x_unit(tile, n): where a row
 // of x begins, in units of 16 bytes, kPrefetch (weights may be loaded before pdl_wait), gated(), split, stages, and
-// sink(tile, p), whose store<kRotating>(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of
+// sink(tile, p), whose store(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of
 // two matrices for output p. kMost: eights of rows of x that a tile may have.
 template <WeightFormat F, bool kExact, int kMost, typename Problem>
 __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_constant__ Problem problem) {
@@ -470,13 +476,20 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
     }
     const int count = tiles[slot].count;
     const auto sink = problem.sink(tiles[slot], warp * 8 + g);
+    const auto store_all = [&](auto store) {
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
+      for (int i = 0; i < kMost; ++i) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int n = i * 8 + 2 * t + c;
-        if (n < count) sink.template store<false>(n, acc[i][c], acc[i][2 + c]);
+        for (int c = 0; c < 2; ++c) {
+          const int n = i * 8 + 2 * t + c;
+          if (n < count) store(n, acc[i][c], acc[i][2 + c]);
+        }
       }
+    };
+    if (sink.plain) {
+      store_all([&](int n, float v0, float v1) { sink.store_plain(n, v0, v1); });
+    } else {
+      store_all([&](int n, float v0, float v1) { sink.store(n, v0, v1); });
     }
     f += stride;
     if (f >= total) return;

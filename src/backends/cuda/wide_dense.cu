@@ -20,7 +20,7 @@ struct DenseProblem {
   int first_tiles, n_tiles;  // of the first matrix, of both
   Epilogue epilogue;
   std::int64_t valid;
-  RopeJob rope;
+  const float2* angles;                                   // of kRope
   int heads, head_rows, first_row, out_rows, head_tiles;  // heads > 0: one matrix a head
   int stages, split;
 
@@ -62,16 +62,18 @@ struct DenseProblem {
     return static_cast<std::uint32_t>(((t.begin + n) * x_stride + (heads > 0 ? t.item * shapes[0].cols : 0)) / 8);
   }
 
-  // Where outputs 2p and 2p + 1 of a tile's rows go, or the answers of two matrices for output p.
+  // Where outputs 2p and 2p + 1 of a tile's rows go, or the answers of two matrices for output p. Each row's store is
+  // code of its own, mostly run once: `plain` ones are three instructions.
   struct Sink {
     float* at;
     std::uint16_t* at_bf16;
     std::int64_t stride;
-    bool gated, live[2], pair, hidden[2], rotated;
-    const std::int32_t* positions;
-    double revolutions;
+    bool plain, gated, live[2], pair, hidden[2];
+    const float2* angles;  // null: not rotated
 
-    template <bool kRotating>
+    __device__ void store_plain(int n, float v0, float v1) const {
+      *reinterpret_cast<float2*>(at + n * stride) = {v0, v1};
+    }
     __device__ void store(int n, float v0, float v1) const {
       if (gated) {
         const float v = silu(v0) * v1;
@@ -82,12 +84,11 @@ struct DenseProblem {
         }
         return;
       }
-      if (kRotating && rotated) {
-        float c, s;
-        rope_angle(revolutions, positions[n], &c, &s);
+      if (angles != nullptr) {
+        const float2 cs = angles[n * (kRowWidth - kLatentWidth) / 2];
         const float a = v0, b = v1;
-        v0 = a * c - b * s;
-        v1 = a * s + b * c;
+        v0 = a * cs.x - b * cs.y;
+        v1 = a * cs.y + b * cs.x;
       }
       if (hidden[0]) v0 = -INFINITY;
       if (hidden[1]) v1 = -INFINITY;
@@ -111,11 +112,9 @@ struct DenseProblem {
     s.live[0] = o < t.limit, s.live[1] = o + 1 < t.limit;
     s.pair = s.live[1] && s.stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(s.at) % 8 == 0;
     s.hidden[0] = o >= valid, s.hidden[1] = o + 1 >= valid;
-    s.rotated = epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth;
-    if (s.rotated) {
-      s.positions = rope.positions + t.begin;
-      s.revolutions = rope.frequencies.revolutions[(o % kQkWidth - kNopeWidth) / 2];
-    }
+    if (epilogue == Epilogue::kRope && o % kQkWidth >= kNopeWidth)
+      s.angles = angles + t.begin * ((kRowWidth - kLatentWidth) / 2) + (o % kQkWidth - kNopeWidth) / 2;
+    s.plain = s.pair && !s.gated && !s.hidden[1] && s.angles == nullptr;
     return s;
   }
 };
@@ -197,14 +196,12 @@ void wide_dense(const Launch& l, const SkinnyDense& d) {
   p.x_parts = d.x_parts;
   p.epilogue = d.epilogue;
   p.valid = d.valid > 0 ? d.valid : std::max(d.shape[0].rows, d.shape[1].rows);
-  p.rope = d.rope;
+  p.angles = d.rope.angles;
   p.first_tiles = static_cast<int>(ceil_div(d.shape[0].rows, gated ? kWideM / 2 : kWideM));
   p.n_tiles = p.first_tiles + (d.n_mats == 2 && !gated ? static_cast<int>(ceil_div(d.shape[1].rows, kWideM)) : 0);
   p.split = parts(l, d.shape[0], p.n_tiles);
   set_rows(l, p, d.rows);
   launch_wide(l, p, d.shape[0].format, static_cast<std::int64_t>(p.n_tiles) * p.row_blocks);
-  if (!l.wgmma && p.split == 1 && d.epilogue == Epilogue::kRope)
-    rope_heads(l, d.out[0], d.rows, d.shape[0].rows / kQkWidth, d.rope);
 }
 
 void wide_heads(const Launch& l, const SkinnyHeads& h) {

@@ -75,13 +75,18 @@ struct MoeProblem {
     const std::int32_t* order;  // null: rows are in their places
     std::int64_t stride;
     int o, limit;
+    bool plain;
 
-    template <bool kRotating>
+    __device__ void store_plain(int n, float v0, float v1) const {
+      *reinterpret_cast<float2*>(y + (order != nullptr ? order[n] : n) * stride) = {v0, v1};
+    }
     __device__ void store(int n, float v0, float v1) const {
       if (h != nullptr) {
         if (o < limit) h[n * stride] = static_cast<std::uint16_t>(pack_bf16(silu(v0) * v1, 0));
       } else {
-        store_pair(y + (order != nullptr ? order[n] : n) * stride, o, limit, v0, v1);
+        float* to = y + (order != nullptr ? order[n] : n) * stride;
+        if (o < limit) to[0] = v0;
+        if (o + 1 < limit) to[1] = v1;
       }
     }
   };
@@ -92,7 +97,8 @@ struct MoeProblem {
       s.o = t.first + 2 * p;
       s.stride = y_stride;
       s.order = t.matrix != 0 ? nullptr : groups.order + t.begin;
-      s.y = t.matrix != 0 ? y + t.begin * y_stride : y;
+      s.y = (t.matrix != 0 ? y + t.begin * y_stride : y) + s.o;
+      s.plain = s.o + 1 < s.limit && y_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(s.y) % 8 == 0;
     } else {
       s.o = t.first + p;
       s.stride = h_stride;

@@ -404,13 +404,20 @@ __global__ void __launch_bounds__(WideWgmmaFormat<F, kM, kN>::kThreads, WideWgmm
       return;
     }
     const auto sink = problem.sink(tiles[slot], warp * 8 + g);
+    const auto store_all = [&](auto store) {
 #pragma unroll
-    for (int i = 0; i < kN / 8; ++i) {
+      for (int i = 0; i < kN / 8; ++i) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int n = i * 8 + 2 * t + c;
-        if (n < count) sink.template store<true>(n, acc[4 * i + c], acc[4 * i + 2 + c]);
+        for (int c = 0; c < 2; ++c) {
+          const int n = i * 8 + 2 * t + c;
+          if (n < count) store(n, acc[4 * i + c], acc[4 * i + 2 + c]);
+        }
       }
+    };
+    if (sink.plain) {
+      store_all([&](int n, float v0, float v1) { sink.store_plain(n, v0, v1); });
+    } else {
+      store_all([&](int n, float v0, float v1) { sink.store(n, v0, v1); });
     }
     f += stride;
     if (f >= total) return;
