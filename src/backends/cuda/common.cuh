@@ -78,6 +78,14 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float lo, float hi) {
 __device__ __forceinline__ float bf16_low(std::uint32_t v) { return __uint_as_float(v << 16); }
 __device__ __forceinline__ float bf16_high(std::uint32_t v) { return __uint_as_float(v & 0xffff0000U); }
 
+// (v & kMask) | kBits in one instruction: of the two constants one has to be in a register, which compilers avoid.
+template <std::uint32_t kMask, std::uint32_t kBits>
+__device__ __forceinline__ std::uint32_t and_or(std::uint32_t v) {
+  std::uint32_t r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "n"(kMask), "n"(kBits));
+  return r;
+}
+
 __device__ __forceinline__ float silu(float x) { return x / (1.0F + expf(-x)); }
 
 __device__ __forceinline__ float warp_sum(float v) {

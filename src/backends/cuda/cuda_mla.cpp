@@ -30,7 +30,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   const std::int64_t rows = p.x.shape[0], q_lora = p.q_a.rows, heads = p.q.shape[1];
   if (rows == 0) return;
   const Mat q_a = mat_of(p.q_a), kv_a = mat_of(p.kv_a), q_b = mat_of(p.q_b);
-  const RopeJob rotary = rope(p.positions, p.rope_theta);
+  RopeJob rotary = rope(p.positions, p.rope_theta);
   Act x{.data = p.x.data, .stride = p.x.shape[1]};
 
   auto* low = scratch.take<float>(rows * q_lora * 4);
@@ -56,6 +56,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     product({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, scratch);
     product({.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows}, scratch);
   }
+  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
+  const bool few = skinny_takes(q_b, normed, rows), wide = !few && wide_takes(q_b, rows);
+  if (wide) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
   norm_pair(l,
             {.x = low,
              .x_stride = q_lora,
@@ -63,7 +66,8 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .n = q_lora,
              .out = low_normed,
              .out_stride = q_lora,
-             .out_bf16 = true},
+             .out_bf16 = true,
+             .order = wide ? wide_order(l, q_b.shape.format) : WideOrder{}},
             {.x = p.kv.as<float>(),
              .x_stride = kKvRow,
              .weight = p.kv_a_norm.as<float>(),
@@ -73,15 +77,13 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .rope_tail = true},
             p.latent_eps, rotary, rows);
 
-  const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
-  if (skinny_takes(q_b, normed, rows) || wide_takes(q_b, rows)) {
-    const bool few = skinny_takes(q_b, normed, rows);
+  if (few || wide) {
     SkinnyDense d;
     d.shape[0] = q_b.shape;
     d.at[0] = q_b.at;
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
-    d.x = few ? normed : reordered(normed, rows, q_b.shape, scratch);
+    d.x = normed;
     d.rows = rows;
     d.epilogue = Epilogue::kRope;
     d.rope = rotary;

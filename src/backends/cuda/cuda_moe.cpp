@@ -40,8 +40,9 @@ void CudaOps::route(const RouteParams& p) {
   const Launch& l = begin();
   Scratch scratch = device_.scratch();
   const std::int64_t rows = p.x.shape[0], n_experts = p.w.shape[0];
-  auto* scores = scratch.take<float>(rows * n_experts * kRouteParts * 4);
-  if (route_many_takes(rows, p.x.shape[1])) {
+  const int parts = route_parts(rows, p.x.shape[1]);
+  auto* scores = scratch.take<float>(rows * n_experts * std::max(parts, 1) * 4);
+  if (parts > 0) {
     route_many(l, {.x = p.x.as<float>(),
                    .w = p.w.as<float>(),
                    .bias = p.bias.as<float>(),
@@ -53,6 +54,7 @@ void CudaOps::route(const RouteParams& p) {
                    .scale = p.scale,
                    .ids = p.ids,
                    .weights = p.weights,
+                   .parts = parts,
                    .partial = scores});
     return;
   }
@@ -154,18 +156,13 @@ MoeGroups CudaOps::grouped(const MoeCall& c, int item_rows, Scratch& scratch) {
   const GroupBuffers buffers{.order = scratch.take<std::int32_t>((c.slots() + c.T) * 4),
                              .items = scratch.take<int4>(most * 16),
                              .n_items = scratch.take<std::int32_t>(4)};
-  if (c.slots() > 2 * kGroupSlots) {
-    group_many_slots(device_.launch(),
-                     {.ids = c.ids,
-                      .slots = c.slots(),
-                      .shared_rows = c.T,
-                      .n_experts = c.n_experts,
-                      .item_rows = item_rows,
-                      .counts = scratch.take<std::int32_t>((c.slots() / kGroupSlots + 1) * c.n_experts * 4),
-                      .out = buffers});
-  } else {
-    group_slots(device_.launch(), c.ids, c.slots(), c.T, c.n_experts, item_rows, buffers);
-  }
+  group_slots(device_.launch(), {.ids = c.ids,
+                                 .slots = c.slots(),
+                                 .shared_rows = c.T,
+                                 .n_experts = c.n_experts,
+                                 .item_rows = item_rows,
+                                 .counts = scratch.take<std::int32_t>((c.slots() / kGroupSlots + 1) * c.n_experts * 4),
+                                 .out = buffers});
   return {.order = buffers.order, .items = buffers.items, .n_items = buffers.n_items, .max_items = most};
 }
 
@@ -219,10 +216,12 @@ void CudaOps::moe_skinny(const MoeCall& c, Scratch& scratch) {
 
 void CudaOps::moe_wide(const MoeCall& c, Scratch& scratch) {
   WideMoe m;
-  // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache.
-  m.item_rows = c.slots() <= 24 * c.n_experts ? kWideRows / 2 : kWideRows;
+  // Small items leave more of the ring to the weights; an expert with more rows is read again, mostly from the cache,
+  // and its codes are decoded again, which counts for more on Hopper.
+  const int some = device_.launch().wgmma ? 12 : 24;
+  m.item_rows = c.slots() <= some * c.n_experts ? kWideRows / 2 : kWideRows;
   m.groups = grouped(c, m.item_rows, scratch);
-  m.h_reordered = wide_reorders(c.down.format);
+  m.down_format = c.down.format;
   set_moe(m, c, scratch);
   run_moe(m, c, reordered(c.x, c.T, c.gate, scratch), wide_moe);
 }

@@ -99,15 +99,17 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t inner = std::max(l.dense_inner, l.expert_inner), some = std::min(t, kPartRows);
   const std::int64_t widest = std::max({2 * h, l.n_heads * kValue, l.q_lora, inner, std::int64_t{kLatent}});
   const std::int64_t linear = std::max(t, l.max_logits) * widest * 4;
-  const std::int64_t project = t * h * 6 + t * l.q_lora * 8;
+  const std::int64_t project = t * h * 6 + t * l.q_lora * 8 + t * kRope * 4;
   const std::int64_t attend =
       t * l.n_heads * (2 * kKvRow + 2 * kNope + 4 * kLatent) + partial_rows(l) * (kLatent * 4 + 8);
   const PrefillSizes p = prefill_sizes(l.max_rows, l.max_context, l.n_heads);
   const std::int64_t prefill = p.latent_bytes + p.tile_bytes + p.state_bytes;
-  const std::int64_t gated = t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4;
+  const std::int64_t gated =
+      std::max(t * h * 2 + 2 * t * inner * 2 + 2 * some * inner * 4, std::min(t, kTwoPartRows) * (h * 4 + inner * 8));
   const std::int64_t moe = t * h * 2 + slots * (l.expert_inner * 2 + h * 4 + 4) + (slots + l.n_experts) * 16 + gated +
                            (slots / kGroupSlots + 1) * l.n_experts * 4;
-  const std::int64_t route = t * l.n_experts * kRouteParts * 4;
+  const std::int64_t route =
+      std::max(t * kRouteLeastParts, std::min(t, kRouteSomeRows) * kRouteMostParts) * l.n_experts * 4;
   const std::int64_t mtp = t * h * 4 + linear;
   return static_cast<std::size_t>(std::max({linear, project, attend, prefill, moe, route, mtp}) + kSlack);
 }
@@ -146,7 +148,7 @@ bool CudaOps::skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const 
 }
 
 std::int64_t CudaOps::most_wide_rows(const MatShape& w) const {
-  if (w.format == WeightFormat::kBF16) return kWideBf16Rows;
+  if (w.format == WeightFormat::kBF16) return device_.launch().wgmma ? kWideWgmmaBf16Rows : kWideBf16Rows;
   const bool tiled_is_fast = w.format == WeightFormat::kI4 && tiled_moe_by_wgmma(device_.launch(), w);
   return tiled_is_fast ? kWideInt4Rows : std::numeric_limits<std::int64_t>::max();
 }
@@ -155,13 +157,11 @@ bool CudaOps::wide_takes(const Mat& w, std::int64_t rows) const {
   return rows > kSkinnyRows && rows <= most_wide_rows(w.shape) && wide_fits(w);
 }
 
-Act CudaOps::reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch) {
-  if (!wide_reorders(w.format)) return packed(x, rows, w.cols, scratch);
-  const bool whole = aligned(x.data) && x.stride % (x.bf16 ? 8 : 4) == 0;
-  const Act from = whole ? x : packed(x, rows, w.cols, scratch);
-  auto* out = scratch.take<>(rows * w.cols * 2);
-  wide_reorder(device_.launch(), from, out, rows, w.cols);
-  return {.data = out, .stride = w.cols, .bf16 = true};
+Act CudaOps::reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch, int parts) {
+  if (!wide_reorders(device_.launch(), w.format)) return packed(x, rows, w.cols, scratch);
+  auto* out = scratch.take<>(rows * w.cols * parts * 2);
+  wide_reorder(device_.launch(), x, out, rows, w.cols, w.format, parts);
+  return {.data = out, .stride = w.cols * parts, .bf16 = true};
 }
 
 Act CudaOps::packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch) {
@@ -219,6 +219,15 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
   const bool same = gate.shape.format == up.shape.format && gate.shape.group == up.shape.group &&
                     gate.shape.group_rows == up.shape.group_rows && gate.shape.scale_dtype == up.shape.scale_dtype &&
                     (gate.at.mins == nullptr) == (up.at.mins == nullptr);
+  if (same && wide_takes_parts(l, gate.shape.format) && wide_takes_parts(l, down.shape.format) && wide_fits(gate) &&
+      wide_fits(up) && wide_fits(down) && !x.bf16 && x.rows_index == nullptr) {
+    for (std::int64_t r = 0; r < rows; r += kTwoPartRows) {
+      Act some = x;
+      some.data = static_cast<const float*>(x.data) + r * x.stride;
+      gated_in_parts(gate, up, down, some, out + r * hidden, std::min(kTwoPartRows, rows - r), scratch);
+    }
+    return;
+  }
   auto* h = scratch.take<std::uint16_t>(rows * inner * 2);
   const bool skinny = same && skinny_takes(gate, x, rows) && skinny_fits(up);
   if (skinny || (same && wide_takes(gate, rows) && wide_fits(up))) {
@@ -261,6 +270,38 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
   }
   product({.w = down, .x = {.data = h, .stride = inner, .bf16 = true}, .out = out, .out_stride = hidden, .rows = rows},
           scratch);
+}
+
+// The same with x and h as two BF16 numbers each. Rounding them in the dense layer's MLP alone cost three times the KL
+// that a BF16 model may lose (docs/experiments/2026-11-28-cuda-wide.md).
+void CudaOps::gated_in_parts(const Mat& gate, const Mat& up, const Mat& down, const Act& x, float* out,
+                             std::int64_t rows, Scratch scratch) {
+  const Launch& l = device_.launch();
+  const std::int64_t inner = gate.shape.rows;
+  auto* h = scratch.take<float>(rows * inner * 4);
+  SkinnyDense d;
+  d.shape[0] = gate.shape;
+  d.shape[1] = up.shape;
+  d.at[0] = gate.at;
+  d.at[1] = up.at;
+  d.out[0] = h;
+  d.out_stride[0] = inner;
+  d.n_mats = 2;
+  d.x = reordered(x, rows, gate.shape, scratch, 2);
+  d.x_parts = 2;
+  d.rows = rows;
+  d.epilogue = Epilogue::kSiluMul;
+  wide_dense(l, d);
+
+  SkinnyDense e;
+  e.shape[0] = down.shape;
+  e.at[0] = down.at;
+  e.out[0] = out;
+  e.out_stride[0] = down.shape.rows;
+  e.x = reordered({.data = h, .stride = inner}, rows, down.shape, scratch, 2);
+  e.x_parts = 2;
+  e.rows = rows;
+  wide_dense(l, e);
 }
 
 // ---- dense ops ------------------------------------------------------------------------------------------------------

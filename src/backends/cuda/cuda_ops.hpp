@@ -58,12 +58,14 @@ class CudaOps final : public Ops {
   // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
   // where wgmma reads it too (512 rows took it 103 ms, 256 rows the wide kernels 42; between nothing was measured).
   // Other codes go through them for any number of rows, since the tiled kernels decode them one by one.
-  static constexpr std::int64_t kWideBf16Rows = 128, kWideInt4Rows = 512;
+  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = 512;
   std::int64_t most_wide_rows(const MatShape& w) const;
   // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
   // Rows at once where gated products of odd shapes need fp32 buffers.
   static constexpr std::int64_t kPartRows = 256;
+  // The same where x and h have two parts: twice the bytes.
+  static constexpr std::int64_t kTwoPartRows = 1024;
 
   const Launch& begin();  // every op starts here
 
@@ -78,12 +80,14 @@ class CudaOps final : public Ops {
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
   bool wide_takes(const Mat& w, std::int64_t rows) const;
-  // BF16 rows of x, dense, as the wide kernels of a format read them.
-  Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch);
+  // BF16 rows of x, dense, as the wide kernels of a format read them; with two parts [high | low].
+  Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch, int parts = 1);
   // BF16 rows of x, dense, as the tiled kernels read them.
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
+  void gated_in_parts(const Mat& gate, const Mat& up, const Mat& down, const Act& x, float* out, std::int64_t rows,
+                      Scratch scratch);
 
   void attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const CacheView& cache, bool many);
 

@@ -1,6 +1,7 @@
 // Ops that only move rows or work element by element.
 
 #include "backends/cuda/common.cuh"
+#include "backends/cuda/wide_order.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -90,7 +91,7 @@ __global__ void norm_pair_kernel(const __grid_constant__ NormPart a, const __gri
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const float v = x[i] * factor * p.weight[i];
     if (p.out_bf16) {
-      static_cast<__nv_bfloat16*>(p.out)[to + i] = __float2bfloat16_rn(v);
+      static_cast<__nv_bfloat16*>(p.out)[to + wide_place(p.order, i)] = __float2bfloat16_rn(v);
     } else {
       static_cast<float*>(p.out)[to + i] = v;
     }
@@ -99,6 +100,7 @@ __global__ void norm_pair_kernel(const __grid_constant__ NormPart a, const __gri
     const int i = threadIdx.x;
     float c, s;
     rope_angle(rope.frequencies.revolutions[i], rope.positions[row], &c, &s);
+    if (rope.angles != nullptr) rope.angles[row * (kRowWidth - kLatentWidth) / 2 + i] = {c, s};
     const float u = x[n + 2 * i], v = x[n + 2 * i + 1];
     static_cast<float*>(p.out)[to + n + 2 * i] = u * c - v * s;
     static_cast<float*>(p.out)[to + n + 2 * i + 1] = u * s + v * c;

@@ -65,7 +65,21 @@ struct RopeFrequencies {
 struct RopeJob {
   const std::int32_t* positions = nullptr;
   RopeFrequencies frequencies;
+  float2* angles = nullptr;  // [rows, 32] cosine and sine: norm_pair writes them, the wide kernels read them
 };
+
+// The order in which the wide kernels want the values of a row of x. A pair of values is what a lane has of a k8; with
+// `apart` values v and v + 4 of an eight, else neighbours. wgmma reads x by itself, in k16 steps to which the four
+// lanes of a quad each bring two pairs of their share of 2^share_log2 values; without it (0) eights stay where they
+// are, and lanes find theirs.
+struct WideOrder {
+  int share_log2 = 0;
+  bool apart = false;
+};
+inline WideOrder wide_order(const Launch& l, WeightFormat f) {
+  const int bits = weight_code_bits(f);
+  return {.share_log2 = !l.wgmma ? 0 : bits >= 16 ? 3 : bits == 8 ? 4 : 5, .apart = f == WeightFormat::kI4};
+}
 
 // ---- elementwise.cu -------------------------------------------------------------------------------------------------
 
@@ -84,6 +98,7 @@ struct NormPart {
   void* out = nullptr;
   std::int64_t out_stride = 0;
   bool out_bf16 = false;
+  WideOrder order;         // of a BF16 out
   bool rope_tail = false;  // the 64 values behind the n normed ones are a rotary key
 };
 void norm_pair(const Launch& l, const NormPart& a, const NormPart& b, float eps, const RopeJob& rope,
@@ -134,9 +149,10 @@ struct SkinnyDense {
   MatPtr at[2];
   float* out[2] = {nullptr, nullptr};
   std::int64_t out_stride[2] = {0, 0};
-  void* out_bf16 = nullptr;  // of kSiluMul
+  void* out_bf16 = nullptr;  // of kSiluMul; the wide kernels write F32 to out[0] without it
   int n_mats = 1;
   Act x;
+  int x_parts = 1;  // 2: see wide_takes_parts
   std::int64_t rows = 0;
   Epilogue epilogue = Epilogue::kStore;
   std::int64_t valid = 0;  // columns from here on become -infinity; 0: none
@@ -181,13 +197,17 @@ void skinny_moe(const Launch& l, const SkinnyMoe& m);
 
 // ---- wide.cuh: more rows, bound by the same memory ------------------------------------------------------------------
 
-inline constexpr int kWideRows = 64;  // rows of a block; more are cut
+// Rows of a block; more are cut.
+inline constexpr int kWideRows = 64, kWideWgmmaRows = 128;
 
 bool wide_fits(const Mat& w);
 
-// Rows of x as BF16, dense, in the order in which the format's kernels read them.
-constexpr bool wide_reorders(WeightFormat f) { return f == WeightFormat::kI4; }
-void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols);
+// Rows of x as BF16, dense, in the order in which the format's kernels read them; false: in their own.
+inline bool wide_reorders(const Launch& l, WeightFormat f) { return l.wgmma || f == WeightFormat::kI4; }
+void wide_reorder(const Launch& l, const Act& x, void* out, std::int64_t rows, std::int64_t cols, WeightFormat f,
+                  int parts);
+// Whether rows of x may be [high | low], two BF16 numbers for each F32: rounding takes nothing that counts.
+inline bool wide_takes_parts(const Launch& l, WeightFormat f) { return l.wgmma && f == WeightFormat::kBF16; }
 
 // As SkinnyDense for any number of rows; x is BF16, without rows_index, reordered where the format wants it.
 void wide_dense(const Launch& l, const SkinnyDense& d);
@@ -206,7 +226,7 @@ struct WideMoe {
   std::int64_t x_stride = 0;
   void* h = nullptr;
   std::int64_t h_stride = 0;
-  bool h_reordered = false;
+  WeightFormat down_format = WeightFormat::kBF16;
   float* y = nullptr;
   std::int64_t y_stride = 0;
 };
@@ -263,20 +283,12 @@ void route(const Launch& l, const float* x, const float* w, const float* bias, s
            unsigned* counters);
 inline constexpr int kRouteRows = 4;  // rows a counter
 
-struct GroupBuffers {
-  std::int32_t* order;    // [T·K + T]
-  int4* items;            // [max_items]
-  std::int32_t* n_items;  // [1]
-};
-void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
-                 int item_rows, const GroupBuffers& out);
 void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
              std::int64_t hidden, bool has_shared, float* out);
 
 // ---- moe_many.cu ----------------------------------------------------------------------------------------------------
 
 // As route(), for many rows: products of parts of the columns first, added in order.
-inline constexpr int kRouteParts = 4;
 struct RouteMany {
   const float *x = nullptr, *w = nullptr, *bias = nullptr;
   std::int64_t rows = 0, hidden = 0;
@@ -285,21 +297,30 @@ struct RouteMany {
   float scale = 1;
   std::int32_t* ids = nullptr;
   float* weights = nullptr;
-  float* partial = nullptr;  // [kRouteParts, rows, n_experts]
+  int parts = 0;             // as route_parts() has it
+  float* partial = nullptr;  // [parts, rows, n_experts]
 };
-bool route_many_takes(std::int64_t rows, std::int64_t hidden);
+// 0: such sizes are left to route().
+int route_parts(std::int64_t rows, std::int64_t hidden);
+inline constexpr std::int64_t kRouteFewRows = 16, kRouteSomeRows = 256;  // route()'s; those with more parts
+inline constexpr int kRouteMostParts = 32, kRouteLeastParts = 4;
 void route_many(const Launch& l, const RouteMany& r);
 
-// As group_slots(), the same order.
+// The slots sorted by expert, in order; slots without an expert (-1) have no place.
+struct GroupBuffers {
+  std::int32_t* order;    // [T·K + T]
+  int4* items;            // [max_items]
+  std::int32_t* n_items;  // [1]
+};
 inline constexpr int kGroupSlots = 1024;  // slots of a block
-struct GroupMany {
+struct GroupSlots {
   const std::int32_t* ids = nullptr;
   std::int64_t slots = 0, shared_rows = 0;
   int n_experts = 0, item_rows = 0;
-  std::int32_t* counts = nullptr;  // [slots / kGroupSlots rounded up, n_experts]
+  std::int32_t* counts = nullptr;  // [slots / kGroupSlots rounded up, n_experts], for more than one block
   GroupBuffers out{};
 };
-void group_many_slots(const Launch& l, const GroupMany& g);
+void group_slots(const Launch& l, const GroupSlots& g);
 
 // As moe_sum(), for BF16 y and a hidden size in eights.
 struct SumMany {

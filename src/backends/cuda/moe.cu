@@ -66,54 +66,25 @@ __global__ void route_kernel(const float* x, const float* w, const float* bias, 
   choose_experts({bias, n_experts, top_k, normalize, scale, ids, weights}, row, score);
 }
 
-// One block. A warp counts and places the slots of some experts, 32 slots at a time in order: the sort is stable.
-__global__ void group_kernel(const std::int32_t* ids, int slots, int shared_rows, int n_experts, int item_rows,
-                             const __grid_constant__ GroupBuffers out) {
-  __shared__ int count[kMaxExperts], start[kMaxExperts], first_item[kMaxExperts];
-  pdl_launch();
-  pdl_wait();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-  for (int e = warp; e < n_experts; e += n_warps) {
-    int n = 0;
-    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32)
-      n += __popc(__ballot_sync(0xffffffffU, i < slots && ids[i] == e));
-    if (lane == 0) count[e] = n;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int place = 0, item = 0;
-    for (int e = 0; e < n_experts; ++e) {
-      start[e] = place;
-      first_item[e] = item;
-      place += count[e];
-      item += (count[e] + item_rows - 1) / item_rows;
-    }
-    *out.n_items = item;
-  }
-  __syncthreads();
-  for (int e = warp; e < n_experts; e += n_warps) {
-    int place = start[e];
-    for (int i = lane; i < (slots + 31) / 32 * 32; i += 32) {
-      const bool here = i < slots && ids[i] == e;
-      const unsigned mask = __ballot_sync(0xffffffffU, here);
-      if (here) out.order[place + __popc(mask & ((1U << lane) - 1U))] = i;
-      place += __popc(mask);
-    }
-    for (int i = lane; i * item_rows < count[e]; i += 32)
-      out.items[first_item[e] + i] = {e, start[e] + i * item_rows, min(item_rows, count[e] - i * item_rows), 0};
-  }
-  for (int i = threadIdx.x; i < shared_rows; i += blockDim.x) out.order[slots + i] = slots + i;
-}
-
-// Block (row, 256 columns): the row's experts in ascending order, then the shared one.
+// Block (row, 256 threads), kColumns columns a thread: the row's experts in ascending order, then the shared one.
+template <int kColumns>
 __global__ void moe_sum_kernel(const std::int32_t* ids, const float* weights, const float* y, int T, int K, int hidden,
                                bool has_shared, float* out) {
   pdl_launch();
   pdl_wait();
   const std::int64_t row = blockIdx.x;
-  const int c = blockIdx.y * blockDim.x + threadIdx.x;
+  const int c = (blockIdx.y * blockDim.x + threadIdx.x) * kColumns;
   if (c >= hidden) return;
-  float sum = 0;
+  float sum[kColumns] = {};
+  const auto add = [&](float weight, std::int64_t slot) {
+    const float* from = y + slot * hidden + c;
+    if constexpr (kColumns == 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from);
+      sum[0] += weight * v.x, sum[1] += weight * v.y, sum[2] += weight * v.z, sum[3] += weight * v.w;
+    } else {
+      sum[0] += weight * *from;
+    }
+  };
   int done = -1;  // experts up to here are added
   for (int k = 0; k < K; ++k) {
     int next = 1 << 30, at = -1;
@@ -122,11 +93,15 @@ __global__ void moe_sum_kernel(const std::int32_t* ids, const float* weights, co
       if (id > done && id < next) next = id, at = i;
     }
     if (at < 0) break;
-    sum += weights[row * K + at] * y[(row * K + at) * hidden + c];
+    add(weights[row * K + at], row * K + at);
     done = next;
   }
-  if (has_shared) sum += y[(static_cast<std::int64_t>(T) * K + row) * hidden + c];
-  out[row * hidden + c] = sum;
+  if (has_shared) add(1, static_cast<std::int64_t>(T) * K + row);
+  if constexpr (kColumns == 4) {
+    *reinterpret_cast<float4*>(out + row * hidden + c) = {sum[0], sum[1], sum[2], sum[3]};
+  } else {
+    out[row * hidden + c] = sum[0];
+  }
 }
 
 }  // namespace
@@ -140,17 +115,18 @@ void route(const Launch& l, const float* x, const float* w, const float* bias, s
          scores, counters);
 }
 
-void group_slots(const Launch& l, const std::int32_t* ids, std::int64_t slots, std::int64_t shared_rows, int n_experts,
-                 int item_rows, const GroupBuffers& out) {
-  launch(l, group_kernel, dim3(1), dim3(1024), 0, ids, static_cast<int>(slots), static_cast<int>(shared_rows),
-         n_experts, item_rows, out);
-}
-
 void moe_sum(const Launch& l, const std::int32_t* ids, const float* weights, const float* y, std::int64_t T, int K,
              std::int64_t hidden, bool has_shared, float* out) {
   if (T == 0) return;
-  launch(l, moe_sum_kernel, dim3(static_cast<unsigned>(T), ceil_div(hidden, 256)), dim3(256), 0, ids, weights, y,
-         static_cast<int>(T), K, static_cast<int>(hidden), has_shared, out);
+  const auto run = [&](auto* kernel, int columns) {
+    launch(l, kernel, dim3(static_cast<unsigned>(T), ceil_div(hidden, 256 * columns)), dim3(256), 0, ids, weights, y,
+           static_cast<int>(T), K, static_cast<int>(hidden), has_shared, out);
+  };
+  if (hidden % 4 == 0 && reinterpret_cast<std::uintptr_t>(out) % 16 == 0) {
+    run(moe_sum_kernel<4>, 4);
+  } else {
+    run(moe_sum_kernel<1>, 1);
+  }
 }
 
 }  // namespace glint::cuda

@@ -160,7 +160,7 @@ __device__ __forceinline__ void skinny_decode(const SkinnySlot<F>& s, const Skin
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // 0x4300 is 128 in bf16, whose last mantissa bit is worth 1: the code lands in it as 128 + u.
-        const std::uint32_t magic = ((q >> (4 * i)) & 0x000f000fU) | 0x43004300U;
+        const std::uint32_t magic = and_or<0x000f000fU, 0x43004300U>(q >> (4 * i));
         const __nv_bfloat162 u = __hfma2(*reinterpret_cast<const __nv_bfloat162*>(&magic), one, scale.offset2);
         const __nv_bfloat162 v = __hfma2(u, scale.scale2[r], scale.min2[r]);
         a[i] = *reinterpret_cast<const std::uint32_t*>(&v);

@@ -109,7 +109,7 @@ struct I4Copies {
     const std::uint32_t s = scale | scale << 16;
     std::uint32_t v[4];  // values j and j + 4
 #pragma unroll
-    for (int j = 0; j < 4; ++j) v[j] = mul2(sub2((code >> (4 * j) & 0x000f000fU) | 0x43004300U, 0x43084308U), s);
+    for (int j = 0; j < 4; ++j) v[j] = mul2(sub2(and_or<0x000f000fU, 0x43004300U>(code >> (4 * j)), 0x43084308U), s);
     return {__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410), __byte_perm(v[0], v[1], 0x7632),
             __byte_perm(v[2], v[3], 0x7632)};
   }

@@ -13,6 +13,7 @@
 
 #include "backends/cuda/bulk.cuh"
 #include "backends/cuda/skinny.cuh"
+#include "backends/cuda/wide_order.cuh"
 
 namespace glint::cuda {
 
@@ -20,7 +21,7 @@ constexpr int kWideWarps = 8;
 constexpr int kWideThreads = 32 * (kWideWarps + 1);  // the last warp copies
 constexpr int kWideM = 16 * kWideWarps;
 constexpr int kWideMaxStages = 8;
-constexpr int kWideMaxSplit = 8;
+constexpr int kWideMaxSplit = 4;
 
 template <WeightFormat F>
 struct WideFormat {
@@ -111,19 +112,23 @@ __device__ __forceinline__ void wide_decode(const SkinnySlot<F>& s, const Skinny
       a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
   } else if constexpr (F == WeightFormat::kI8 && kExact) {
-    const std::uint32_t w[2] = {(j == 0 ? c.x : c.z) ^ 0x80808080U, (j == 0 ? c.y : c.w) ^ 0x80808080U};
+    // As bf16, 0x4300 | code & 127 is 128 more than the code's low bits, and 0x4300 | code & 128 is 128, or 256 where
+    // the code is negative.
+    const std::uint32_t w[2] = {j == 0 ? c.x : c.z, j == 0 ? c.y : c.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint32_t lo = __byte_perm(w[i / 2], 0x4b000000U, i % 2 == 0 ? 0x7440U : 0x7442U);
-      const std::uint32_t hi = __byte_perm(w[i / 2], 0x4b000000U, i % 2 == 0 ? 0x7441U : 0x7443U);
-      a[i] = pack_bf16(__uint_as_float(lo) - 8388736.0F, __uint_as_float(hi) - 8388736.0F);
+      const std::uint32_t two = __byte_perm(w[i / 2], 0U, i % 2 == 0 ? 0x4140U : 0x4342U);
+      const std::uint32_t low = and_or<0x007f007fU, 0x43004300U>(two), sign = and_or<0x00800080U, 0x43004300U>(two);
+      const __nv_bfloat162 v =
+          __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&low), *reinterpret_cast<const __nv_bfloat162*>(&sign));
+      a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
   } else if constexpr (F == WeightFormat::kI4 && kExact) {
     const std::uint32_t q = j == 0 ? c.x : j == 1 ? c.y : j == 2 ? c.z : c.w;
     const __nv_bfloat162 offset = __float2bfloat162_rn(-136.0F), one = __float2bfloat162_rn(1.0F);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const std::uint32_t magic = ((q >> (4 * i)) & 0x000f000fU) | 0x43004300U;  // 128 + u
+      const std::uint32_t magic = and_or<0x000f000fU, 0x43004300U>(q >> (4 * i));  // 128 + u
       const __nv_bfloat162 v = __hfma2(*reinterpret_cast<const __nv_bfloat162*>(&magic), one, offset);
       a[i] = *reinterpret_cast<const std::uint32_t*>(&v);
     }
@@ -196,17 +201,34 @@ __device__ __forceinline__ void wide_reduce(const Problem& problem, const WideTi
     }
   }
   cluster_barrier();
-  const int split = problem.split, mine = kWideM / 2 / split;  // pairs of outputs
-  for (int i = thread; i < mine * tile.count; i += 32 * kWideWarps) {
-    const int p = rank * mine + i % mine, n = i / mine;
-    const std::uint32_t at = shared_address(smem) + (n * kStride + 2 * p) * 4;
-    float2 part[kWideMaxSplit];
+  const int split = problem.split, mine = kWideM / 2 / split;  // pairs of outputs: a power of two
+  const int p = rank * mine + thread % mine;
+  const auto sink = problem.sink(tile, p);
+  const int apart = 32 * kWideWarps / mine;
+  constexpr int kRows = 4;  // whose parts are on their way together
+  for (int first = thread / mine; first < tile.count; first += kRows * apart) {
+    float2 part[kRows][kWideMaxSplit];
 #pragma unroll
-    for (int r = 0; r < kWideMaxSplit; ++r) part[r] = r < split ? cluster_read(at, r) : float2{0, 0};
-    float2 v = part[0];
+    for (int i = 0; i < kRows; ++i) {
+      const int n = first + i * apart;
+      const std::uint32_t at = shared_address(smem) + (n * kStride + 2 * p) * 4;
 #pragma unroll
-    for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[r].x, v.y += part[r].y;
-    problem.template store<true>(tile, n, p, v.x, v.y);
+      for (int r = 0; r < kWideMaxSplit; ++r)
+        part[i][r] = r < split && n < tile.count ? cluster_read(at, r) : float2{0, 0};
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float2 v = part[i][0];
+#pragma unroll
+      for (int r = 1; r < kWideMaxSplit; ++r) v.x += part[i][r].x, v.y += part[i][r].y;
+      const int n = first + i * apart;
+      if (n >= tile.count) break;
+      if (sink.plain) {
+        sink.store_plain(n, v.x, v.y);
+      } else {
+        sink.store(n, v.x, v.y);
+      }
+    }
   }
   cluster_barrier();  // nobody leaves while its sums are read
 }
@@ -267,10 +289,11 @@ __device__ __forceinline__ void wide_copy_rows(WideSource& s, std::uint32_t stag
 
 // Problem has: shape(matrix), shift(matrix), total(), locate(f), x, x_rows (of a stage), x_unit(tile, n): where a row
 // of x begins, in units of 16 bytes, kPrefetch (weights may be loaded before pdl_wait), gated(), split, stages, and
-// store<kReduced>(tile, n, p, v0, v1): outputs 2p and 2p + 1 of a tile, or the answers of two matrices for output p.
-// kMost: eights of rows of x that a tile may have.
+// sink(tile, p), whose store(n, v0, v1) takes outputs 2p and 2p + 1 of row n of a tile, or the answers of
+// two matrices for output p. kMost: eights of rows of x that a tile may have.
 template <WeightFormat F, bool kExact, int kMost, typename Problem>
 __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_constant__ Problem problem) {
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)  // there wide_wgmma.cuh does it
   using Format = WideFormat<F>;
   constexpr int kHalves = Format::kHalves, kStep = Format::kStep;
   constexpr bool kScaled = Format::Skinny::kScaled;
@@ -451,25 +474,34 @@ __global__ void __launch_bounds__(kWideThreads, 2) wide_kernel(const __grid_cons
       wide_reduce(problem, tiles[slot], acc, smem, rank);
       return;
     }
-    const WideTile tile = tiles[slot];
+    const int count = tiles[slot].count;
+    const auto sink = problem.sink(tiles[slot], warp * 8 + g);
+    const auto store_all = [&](auto store) {
 #pragma unroll
-    for (int i = 0; i < kMost; ++i) {
+      for (int i = 0; i < kMost; ++i) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int n = i * 8 + 2 * t + c;
-        if (n < tile.count) problem.template store<false>(tile, n, warp * 8 + g, acc[i][c], acc[i][2 + c]);
+        for (int c = 0; c < 2; ++c) {
+          const int n = i * 8 + 2 * t + c;
+          if (n < count) store(n, acc[i][c], acc[i][2 + c]);
+        }
       }
+    };
+    if (sink.plain) {
+      store_all([&](int n, float v0, float v1) { sink.store_plain(n, v0, v1); });
+    } else {
+      store_all([&](int n, float v0, float v1) { sink.store(n, v0, v1); });
     }
     f += stride;
     if (f >= total) return;
     slot = next_slot;
   }
+#endif
 }
 
 // Rows of x that a stage has room for, given the most that a tile has.
-inline int wide_stage_rows(std::int64_t rows) {
+inline int wide_stage_rows(std::int64_t rows, int tile_rows) {
   int n = 8;
-  while (n < rows && n < kWideRows) n *= 2;
+  while (n < rows && n < tile_rows) n *= 2;
   return n;
 }
 
@@ -486,34 +518,6 @@ void launch_wide_format(const Launch& l, Problem p, std::int64_t max_total) {
   auto* kernel = p.x_rows <= 32 ? wide_kernel<F, kExact, 4, Problem> : wide_kernel<F, kExact, 8, Problem>;
   launch_clusters(l, kernel, dim3(static_cast<unsigned>(std::max<std::int64_t>(1, blocks))), dim3(kWideThreads),
                   std::max(p.stages * stage, sums), p.split, p);
-}
-
-// Codes without minima whose scales cover whole steps: the sums of a step are scaled, not the codes.
-template <WeightFormat F, typename Problem>
-void launch_wide_codes(const Launch& l, const Problem& p, std::int64_t max_total) {
-  bool exact = true;
-  for (const MatShape& m : p.shapes)
-    exact = exact && (m.group >= m.cols || m.group % WideFormat<F>::kStep == 0) && !p.has_mins();
-  exact ? launch_wide_format<F, true>(l, p, max_total) : launch_wide_format<F, false>(l, p, max_total);
-}
-
-// One source file instantiates one problem.
-template <typename Problem>
-void launch_wide(const Launch& l, const Problem& p, WeightFormat format, std::int64_t max_total) {
-  switch (format) {
-    case WeightFormat::kBF16:
-      return launch_wide_format<WeightFormat::kBF16, false>(l, p, max_total);
-    case WeightFormat::kF8E4M3:
-      return launch_wide_codes<WeightFormat::kF8E4M3>(l, p, max_total);
-    case WeightFormat::kI8:
-      return launch_wide_codes<WeightFormat::kI8>(l, p, max_total);
-    case WeightFormat::kI4:
-      return launch_wide_codes<WeightFormat::kI4>(l, p, max_total);
-    case WeightFormat::kNF4:
-      return launch_wide_format<WeightFormat::kNF4, false>(l, p, max_total);
-    default:
-      check(cudaErrorNotSupported, "a weight format without wide kernels");
-  }
 }
 
 }  // namespace glint::cuda
