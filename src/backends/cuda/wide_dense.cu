@@ -28,7 +28,7 @@ struct DenseProblem {
   __device__ int total() const { return n_tiles * row_blocks; }
   __device__ bool gated() const { return epilogue == Epilogue::kSiluMul; }
   __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
-  __device__ int depth(int matrix) const { return x_parts * shapes[matrix].cols; }
+  [[maybe_unused]] __device__ int depth(int matrix) const { return x_parts * shapes[matrix].cols; }
   __device__ int shift(int matrix) const { return shifts[matrix]; }
 
   // The row blocks of a tile follow each other: together they read W once from memory.

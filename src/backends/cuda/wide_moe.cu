@@ -31,7 +31,7 @@ struct MoeProblem {
   __device__ int total() const { return shared_items * shared_tiles + *groups.n_items * tiles; }
   __device__ bool gated() const { return !down; }
   __device__ const MatShape& shape(int matrix) const { return shapes[matrix]; }
-  __device__ int depth(int matrix) const { return shapes[matrix].cols; }
+  [[maybe_unused]] __device__ int depth(int matrix) const { return shapes[matrix].cols; }
   __device__ int shift(int matrix) const { return shifts[matrix]; }
 
   __device__ WideTile locate(int f) const {
