@@ -308,16 +308,16 @@ __global__ void __launch_bounds__(WideWgmmaFormat<F, kM, kN>::kThreads, WideWgmm
         for (int h = 0; h < kHalves; ++h) scale_raw[h][r] = __ldg(at + (h * Format::kShare >> shift));
         scales[r] += kStep >> shift << 1;
       }
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int h = 0; h < (kExact && !Format::Skinny::kNibbles ? 1 : kHalves); ++h) {
-      const int at =
-          min((step * kStep + h * Format::kShare + (kExact ? 0 : t * 8 * Format::kUnits)) >> shift, last_group);
+      for (int h = 0; h < (kExact && !Format::Skinny::kNibbles ? 1 : kHalves); ++h) {
+        const int at =
+            min((step * kStep + h * Format::kShare + (kExact ? 0 : t * 8 * Format::kUnits)) >> shift, last_group);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        scale_raw[h][r] = scale_bits(scales[r], scale_dtype, at);
-        if (!kExact && mins[0] != nullptr) min_raw[h][r] = scale_bits(mins[r], scale_dtype, at);
+        for (int r = 0; r < 2; ++r) {
+          scale_raw[h][r] = scale_bits(scales[r], scale_dtype, at);
+          if (!kExact && mins[0] != nullptr) min_raw[h][r] = scale_bits(mins[r], scale_dtype, at);
+        }
       }
     }
   };
