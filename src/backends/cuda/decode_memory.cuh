@@ -7,6 +7,7 @@
 #include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/decode_trace.cuh"
 #include "backends/cuda/kv_codec.cuh"
+#include "backends/cuda/wgmma.cuh"
 
 namespace glint::cuda {
 
@@ -114,19 +115,6 @@ union StepMemory {
 };
 static __shared__ StepMemory step;
 
-template <int kRegisters>
-__device__ __forceinline__ void more_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-template <int kRegisters>
-__device__ __forceinline__ void fewer_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
-}
-
 // A barrier of the working warps.
 __device__ __forceinline__ void step_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStepThreads) : "memory"); }
 
@@ -198,9 +186,8 @@ __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, st
 // x as the products want it, a row of high and a row of low parts: products with weights that are integers or BF16 lose
 // nothing to the rounding of x that a float would keep.
 //   kPairs    BF16 numbers, x ≈ high + low, in order
-//   kBytes    for INT8: signed bytes, x ≈ scale · (256 high + low), in order; a scale for the columns that a lane takes
-//   of
-//             a step, behind both rows
+//   kBytes    for INT8: signed bytes, x ≈ scale · (256 high + low), in order; a scale for a lane's columns of a step,
+//             behind both rows
 //   kNibbles  for INT4: the same, eights of columns as 0 2 4 6 1 3 5 7, the order in which masks take codes apart
 enum class XKind : std::uint8_t { kPairs, kBytes, kNibbles };
 __device__ __forceinline__ XKind x_kind(WeightFormat f) {
