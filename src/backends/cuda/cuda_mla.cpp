@@ -38,16 +38,11 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   const bool same = q_a.shape.format == kv_a.shape.format && (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr);
   const bool skinny = same && skinny_takes(q_a, x, rows) && skinny_fits(kv_a);
   if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
-    SkinnyDense d;
-    d.shape[0] = q_a.shape;
-    d.shape[1] = kv_a.shape;
-    d.at[0] = q_a.at;
-    d.at[1] = kv_a.at;
+    SkinnyDense d(q_a, kv_a);
     d.out[0] = low;
     d.out[1] = p.kv.as<float>();
     d.out_stride[0] = q_lora;
     d.out_stride[1] = kKvRow;
-    d.n_mats = 2;
     d.x = skinny ? x : reordered(x, rows, q_a.shape, scratch);
     d.rows = rows;
     skinny ? skinny_dense(l, d) : wide_dense(l, d);
@@ -78,9 +73,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
             p.latent_eps, rotary, rows);
 
   if (few || wide) {
-    SkinnyDense d;
-    d.shape[0] = q_b.shape;
-    d.at[0] = q_b.at;
+    SkinnyDense d(q_b);
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
     d.x = normed;

@@ -175,26 +175,15 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
   if (p.rows == 0) return;
   const Launch& l = device_.launch();
   const std::int64_t valid = p.valid > 0 ? p.valid : p.w.shape.rows;
-  if (skinny_takes(p.w, p.x, p.rows)) {
-    SkinnyDense d;
-    d.shape[0] = p.w.shape;
-    d.at[0] = p.w.at;
+  const bool skinny = skinny_takes(p.w, p.x, p.rows);
+  if (skinny || wide_takes(p.w, p.rows)) {
+    SkinnyDense d(p.w);
     d.out[0] = p.out;
     d.out_stride[0] = p.out_stride;
-    d.x = p.x;
+    d.x = skinny ? p.x : reordered(p.x, p.rows, p.w.shape, scratch);
     d.rows = p.rows;
     d.valid = valid;
-    skinny_dense(l, d);
-  } else if (wide_takes(p.w, p.rows)) {
-    SkinnyDense d;
-    d.shape[0] = p.w.shape;
-    d.at[0] = p.w.at;
-    d.out[0] = p.out;
-    d.out_stride[0] = p.out_stride;
-    d.x = reordered(p.x, p.rows, p.w.shape, scratch);
-    d.rows = p.rows;
-    d.valid = valid;
-    wide_dense(l, d);
+    skinny ? skinny_dense(l, d) : wide_dense(l, d);
   } else if (tiled_fits(p.w)) {
     const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch);
     Tiled t;
@@ -231,14 +220,9 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
   auto* h = scratch.take<std::uint16_t>(rows * inner * 2);
   const bool skinny = same && skinny_takes(gate, x, rows) && skinny_fits(up);
   if (skinny || (same && wide_takes(gate, rows) && wide_fits(up))) {
-    SkinnyDense d;
-    d.shape[0] = gate.shape;
-    d.shape[1] = up.shape;
-    d.at[0] = gate.at;
-    d.at[1] = up.at;
+    SkinnyDense d(gate, up);
     d.out_stride[0] = inner;
     d.out_bf16 = h;
-    d.n_mats = 2;
     d.x = skinny ? x : reordered(x, rows, gate.shape, scratch);
     d.rows = rows;
     d.epilogue = Epilogue::kSiluMul;
@@ -279,23 +263,16 @@ void CudaOps::gated_in_parts(const Mat& gate, const Mat& up, const Mat& down, co
   const Launch& l = device_.launch();
   const std::int64_t inner = gate.shape.rows;
   auto* h = scratch.take<float>(rows * inner * 4);
-  SkinnyDense d;
-  d.shape[0] = gate.shape;
-  d.shape[1] = up.shape;
-  d.at[0] = gate.at;
-  d.at[1] = up.at;
+  SkinnyDense d(gate, up);
   d.out[0] = h;
   d.out_stride[0] = inner;
-  d.n_mats = 2;
   d.x = reordered(x, rows, gate.shape, scratch, 2);
   d.x_parts = 2;
   d.rows = rows;
   d.epilogue = Epilogue::kSiluMul;
   wide_dense(l, d);
 
-  SkinnyDense e;
-  e.shape[0] = down.shape;
-  e.at[0] = down.at;
+  SkinnyDense e(down);
   e.out[0] = out;
   e.out_stride[0] = down.shape.rows;
   e.x = reordered({.data = h, .stride = inner}, rows, down.shape, scratch, 2);

@@ -157,6 +157,18 @@ struct SkinnyDense {
   Epilogue epilogue = Epilogue::kStore;
   std::int64_t valid = 0;  // columns from here on become -infinity; 0: none
   RopeJob rope;
+
+  explicit SkinnyDense(const Mat& w) { set(0, w); }
+  SkinnyDense(const Mat& a, const Mat& b) : n_mats(2) {
+    set(0, a);
+    set(1, b);
+  }
+
+ private:
+  void set(int i, const Mat& w) {
+    shape[i] = w.shape;
+    at[i] = w.at;
+  }
 };
 void skinny_dense(const Launch& l, const SkinnyDense& d);
 
