@@ -18,6 +18,8 @@ struct Sizes {
 // The tiny model's proportions, and the real widths with few and narrow experts (a down projection in two segments).
 constexpr Sizes kSmall{256, 4, 128, 768, 64, 24, 4};
 constexpr Sizes kWide{2048, 20, 768, 6144, 192, 10, 4};
+// The real model with few experts: the kernels that know its sizes.
+constexpr Sizes kReal{2048, 20, 768, 10240, 1536, 6, 4};
 
 constexpr std::int64_t kLayers = 3;
 constexpr std::int64_t kVocab = 64;
@@ -228,6 +230,15 @@ TEST(DecodeStep, EveryWeightFormat) {
   compare(kWide, "int8-channel", "int8-channel", "int4-g64", KvCodec::kBF16, 0, few);
   compare(kWide, "bf16", "nf4-g64", "nf4-g64", KvCodec::kBF16, 0, few);
   compare(kSmall, "int8-channel", "bf16", "int4-g32", KvCodec::kBF16, 0, few);
+}
+
+// The kernels that know the real model's sizes when they are compiled.
+TEST(DecodeStep, TheRealSizes) {
+  NEED_GPU();
+  compare(kReal, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, kBatches);
+  compare(kReal, "int8-channel", "int8-channel", "int8-channel", KvCodec::kInt8, 0, {{{700, 1}}});
+  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kBF16, 0, {{{1, 1}}, {{700, 1}}});
+  compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{70, 1}}, {{2500, 1}}});
 }
 
 // Formats with minima or with scales of several rows go op by op, and so do steps of several rows.

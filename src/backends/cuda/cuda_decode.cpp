@@ -131,6 +131,7 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
     for (const ExpertWeights& e : w.experts) experts_of.push_back(mat_of(e.up).at);
     for (const ExpertWeights& e : w.experts) experts_of.push_back(mat_of(e.down).at);
   }
+  s.known = step_model(s, table);
   device_.upload(decoder_.table.data(), table.data(), layer_bytes);
   if (pointers > 0) {
     device_.upload(static_cast<std::byte*>(decoder_.table.data()) + layer_bytes, experts_of.data(),

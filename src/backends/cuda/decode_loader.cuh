@@ -5,6 +5,8 @@
 // Rows of a tile lie one behind the other in memory: most chunks are one or two copies of several kilobytes, and what
 // the copy engine takes for a copy (70 to 80 cycles) does not count.
 
+#include <utility>
+
 #include "backends/cuda/decode_work.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -18,24 +20,26 @@ struct StepCopy {
 };
 
 // Of whole tiles: four lanes a tile, codes and scales of its two halves.
-__device__ __forceinline__ StepCopy copy_of_tiles(StepStage s, const StepLayer& layer, const StepWork& w, int group,
+template <class P>
+__device__ __forceinline__ StepCopy copy_of_tiles(StepStage s, const LayerView<P>& v, const StepWork& w, int group,
                                                   int item) {
-  const StepMat& m = mat_of(s, layer);
+  const StepMat m = v.mat(s);
   const int lane = threadIdx.x % 32, j = lane / 4, tile = group * w.together + j, half = lane % 2;
   if (j >= w.together || tile >= w.tiles) return {};
-  const StepHalf h = half_of(s, layer, w, tile, item, half);
+  const StepHalf h = half_of(s, v, w, tile, item, half);
   const int first = j * 16 + half * 8;  // row in the slot
   if (lane % 4 < 2) return {h.data, first * m.row_bytes, 0, h.rows * m.row_bytes};
   return {h.scales, kSlotCodes + first * m.scale_row_bytes, 0, h.rows * m.scale_row_bytes};
 }
 
 // Of a tile whose rows come in parts: a lane a row for codes, and one for scales.
-__device__ __forceinline__ StepCopy copy_of_parts(StepStage s, const StepLayer& layer, const StepWork& w, int tile,
+template <class P>
+__device__ __forceinline__ StepCopy copy_of_parts(StepStage s, const LayerView<P>& v, const StepWork& w, int tile,
                                                   int item) {
-  const StepMat& m = mat_of(s, layer);
+  const StepMat m = v.mat(s);
   const int lane = threadIdx.x % 32, row = lane % 16, before = (w.chunks - 1) * kSplitBytes;
   const bool whole = !is_grouped(m);  // a row has one scale: a lane takes those of a half, every time
-  const StepHalf h = half_of(s, layer, w, tile, item, lane >= 16 && whole ? row % 2 : row / 8);
+  const StepHalf h = half_of(s, v, w, tile, item, lane >= 16 && whole ? row % 2 : row / 8);
   if (lane < 16) {
     if (row % 8 >= h.rows) return {};
     return {h.data + row % 8 * m.row_bytes, row * kSplitBytes, kSplitBytes, m.row_bytes - before};
@@ -52,24 +56,25 @@ __device__ __forceinline__ StepCopy copy_of_parts(StepStage s, const StepLayer& 
           scale_bytes_of(m, m.row_bytes - before)};
 }
 
-__device__ __forceinline__ void load_stage(StepStage s, const StepLayer& layer, StepRing& ring) {
-  const StepWork& w = work_of(s, layer.n_experts > 0);
-  const bool leads = threadIdx.x % 32 == 0, steps = is_grouped(mat_of(s, layer)) || threadIdx.x % 32 < 16;
+template <class P>
+__device__ __forceinline__ void load_stage(StepStage s, const LayerView<P>& v, StepRing& ring) {
+  const StepWork w = v.work(s);
+  const bool leads = threadIdx.x % 32 == 0, steps = is_grouped(v.mat(s)) || threadIdx.x % 32 < 16;
   const int chunks = w.chunks;
 #pragma unroll 1
   for (int group = 0; group < w.groups; ++group) {
 #pragma unroll 1
     for (int item = 0; item < w.items; ++item) {
-      StepCopy c = chunks == 1 ? copy_of_tiles(s, layer, w, group, item) : copy_of_parts(s, layer, w, group, item);
+      StepCopy c = chunks == 1 ? copy_of_tiles(s, v, w, group, item) : copy_of_parts(s, v, w, group, item);
       const unsigned all = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.bytes)),
                      last = __reduce_add_sync(0xffffffffU, static_cast<unsigned>(c.last));
 #pragma unroll 1
       for (int chunk = 1; chunk <= chunks; ++chunk) {
         const int bytes = chunk < chunks ? c.bytes : c.last;
         barrier_wait(ring.empty(), ring.phase ^ 1);
-        if (leads) barrier_expect(ring.full(), static_cast<int>(chunk < chunks ? all : last));
+        if (leads) barrier_expect(ring.full, static_cast<int>(chunk < chunks ? all : last));
         __syncwarp();
-        if (bytes > 0) bulk_copy(ring.at() + static_cast<std::uint32_t>(c.to), c.from, bytes, ring.full());
+        if (bytes > 0) bulk_copy(ring.at + static_cast<std::uint32_t>(c.to), c.from, bytes, ring.full);
         if (steps) c.from += bytes;
         ring.advance();
       }
@@ -113,28 +118,49 @@ __device__ __forceinline__ void choose(const StepLayer& layer, unsigned epoch) {
   __syncwarp();
 }
 
+template <class P>
+__device__ __forceinline__ void load_any(StepStage s, int l, const LayerView<P>& v, unsigned scored, StepRing& ring) {
+  if (s == StepStage::kKeys || s == StepStage::kAttend || !has_stage(s, v)) return;
+  if (s == StepStage::kExpertUp) choose(v.at, scored);
+  if (s == StepStage::kValues) {  // attention comes first: there is time
+    load_experts(v.at);
+    if (l + 1 < step.s.p.n_layers) load_table(l + 1);
+  }
+  load_stage(s, v, ring);
+}
+// The stages of a layer. Known ones have each its code: what a chunk takes counts where the experts begin.
+template <class P, int... kStages>
+__device__ __forceinline__ void load_each(std::integer_sequence<int, kStages...>, int l, const LayerView<P>& v,
+                                          unsigned scored, StepRing& ring) {
+  if constexpr (P::kKnown) {
+    (load_any(static_cast<StepStage>(kStages), l, v, scored, ring), ...);
+  } else {
+#pragma unroll 1
+    for (int s = 0; s < kStepStages; ++s) load_any(static_cast<StepStage>(s), l, v, scored, ring);
+  }
+}
+template <class P>
+__device__ __forceinline__ void load_layer(int l, const LayerView<P>& v, unsigned scored, StepRing& ring) {
+  load_each(std::make_integer_sequence<int, kStepStages>(), l, v, scored, ring);
+}
+
 // By the last warp, from beginning to end.
+template <class P>
 __device__ __forceinline__ void load_all() {
   StepRing ring;
   unsigned epoch = 0;  // of the last barrier of the layer before
   const unsigned merges = step.s.context.merge ? 1 : 0;
+  const int n_layers = step.s.p.n_layers;
   load_table(0);
-  for (int l = 0; l < step.s.p.n_layers; ++l) {
+#pragma unroll 1
+  for (int l = 0; l < n_layers; ++l) {
     const StepLayer& layer = step.s.ahead[l & 1];
+    const unsigned scored = epoch + (kScoreBarrier + merges) * gridDim.x;
     const bool routed = layer.n_experts > 0;
-    for (const StepStage s :
-         {StepStage::kLow, StepStage::kQuery, StepStage::kValues, StepStage::kOut, StepStage::kSharedUp,
-          StepStage::kExpertUp, StepStage::kExpertDown, StepStage::kSharedDown}) {
-      if (s == StepStage::kExpertUp || s == StepStage::kExpertDown) {
-        if (!routed) continue;
-      }
-      if (s == StepStage::kSharedDown && down_joined(layer)) continue;
-      if (s == StepStage::kExpertUp) choose(layer, epoch + (kScoreBarrier + merges) * gridDim.x);
-      if (s == StepStage::kValues) {  // attention comes first: there is time
-        load_experts(layer);
-        if (l + 1 < step.s.p.n_layers) load_table(l + 1);
-      }
-      load_stage(s, layer, ring);
+    if (!P::kKnown || routed) {
+      load_layer(l, LayerView<P>{layer, P::kKnown || routed}, scored, ring);
+    } else {
+      load_layer(l, LayerView<P>{layer, false}, scored, ring);
     }
     epoch += ((routed ? kRoutedBarriers : kDenseBarriers) + merges) * gridDim.x;
   }

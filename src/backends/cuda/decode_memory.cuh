@@ -71,7 +71,6 @@ constexpr unsigned kRoutedBarriers = 9, kDenseBarriers = 8, kScoreBarrier = 7;
 // or where a row has more than sixteen steps, sixteen steps of one tile. A warp has a step of one tile in it, or two.
 struct StepWork {
   std::int32_t begin, rows;  // of gate and up: of each
-  std::int32_t first_rows;   // kValues: rows of the first head that the block meets (it meets two at most)
   std::int32_t tiles;
   std::int32_t items;                 // matrices along the contraction: experts
   std::int32_t together;              // tiles of a chunk
@@ -81,8 +80,7 @@ struct StepWork {
   std::int32_t recip;                 // warp / parts = warp · recip / 256
   std::int32_t last_steps;            // of the last chunk along a row
   std::int32_t row_bytes, scale_row;  // of a row in a slot: codes, scales
-  std::int32_t second_tile;           // kValues: the first tile of the second head
-  bool even;                          // both are
+  bool even;                          // the last chunk's steps are
 };
 
 // x and what else a stage needs lie behind it, then sums, then the ring.
@@ -98,7 +96,9 @@ struct StepShared {
   float weights[kStepSlots];
   std::int32_t ids[kStepSlots];
   std::uint32_t nf4[256];
-  float reduce[2][kStepWarps];
+  alignas(16) float reduce[2][kStepWarps];
+  alignas(16) float squares[2][kStepWarps];  // of a stage's x, by warp, for its RMS; stages in a row use them in turn
+  alignas(16) float dots[kStepWarps];        // of x and a row of the router
   alignas(16) float kv_row[kRowWidth];
   alignas(8) std::uint64_t full[kSlotsMost], empty[kSlotsMost];
   std::uint32_t x, notes, sums, ring;  // shared addresses
@@ -120,28 +120,46 @@ __device__ __forceinline__ void step_sync() { asm volatile("bar.sync 1, %0;" ::"
 
 // A place in the ring, and which time it is there.
 struct StepRing {
-  int slot = 0;
-  std::uint32_t phase = 0;
+  std::uint32_t at, slot_bytes, full, last, phase = 0;
+  __device__ __forceinline__ StepRing()
+      : at(step.s.ring),
+        slot_bytes(static_cast<std::uint32_t>(step.s.slot_bytes)),
+        full(shared_address(step.s.full)),
+        last(full + 8 * static_cast<std::uint32_t>(step.s.slots - 1)) {}
   __device__ __forceinline__ void advance() {
-    if (++slot == step.s.slots) slot = 0, phase ^= 1;
+    if (full != last) {
+      full += 8;
+      at += slot_bytes;
+      return;
+    }
+    full = shared_address(step.s.full);
+    at = step.s.ring;
+    phase ^= 1;
   }
-  __device__ __forceinline__ std::uint32_t at() const {
-    return step.s.ring + static_cast<std::uint32_t>(slot * step.s.slot_bytes);
-  }
-  __device__ __forceinline__ std::uint32_t full() const { return shared_address(&step.s.full[slot]); }
-  __device__ __forceinline__ std::uint32_t empty() const { return shared_address(&step.s.empty[slot]); }
+  __device__ __forceinline__ std::uint32_t empty() const { return full + 8 * kSlotsMost; }
 };
+static_assert(offsetof(StepShared, empty) == offsetof(StepShared, full) + 8 * kSlotsMost);
 
 // ---- the barrier of the grid ----------------------------------------------------------------------------------------
 
 // What all blocks wrote before arriving is there after waiting, for loads that pass by the first-level cache (__ldcg):
 // hence no fence after the wait, which would throw that cache away.
+// By the first thread, for its block: after a barrier of whoever wrote.
+__device__ __forceinline__ void arrive_alone() {
+  step.s.epoch += gridDim.x;
+  asm volatile("fence.release.gpu;" ::: "memory");
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
+}
 __device__ __forceinline__ void grid_arrive() {
   step_sync();
-  if (threadIdx.x == 0) {
-    step.s.epoch += gridDim.x;
-    asm volatile("fence.release.gpu;" ::: "memory");
-    asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
+  if (threadIdx.x == 0) arrive_alone();
+  step.s.trace.note(StepPart::kArrive);
+}
+// Where only the first warp wrote.
+__device__ __forceinline__ void grid_arrive_of_warp() {
+  if (threadIdx.x < 32) {
+    __syncwarp();
+    if (threadIdx.x == 0) arrive_alone();
   }
   step.s.trace.note(StepPart::kArrive);
 }
@@ -160,16 +178,18 @@ __device__ __forceinline__ void grid_wait() {
 
 // ---- sums over a block ----------------------------------------------------------------------------------------------
 
+// Of what every warp left, after a barrier.
+__device__ __forceinline__ float sum_of_warps(const float (&v)[kStepWarps]) {
+  const float4 a = *reinterpret_cast<const float4*>(v), b = *reinterpret_cast<const float4*>(v + 4);
+  return ((a.x + b.x) + (a.y + b.y)) + ((a.z + b.z) + (a.w + b.w));
+}
 // Over the working warps, in every thread. `turn`: calls in a row use 0 and 1 in turn.
 __device__ __forceinline__ float step_sum(float v, int turn) {
   float(&to)[kStepWarps] = step.s.reduce[turn];
   v = warp_sum(v);
   if (threadIdx.x % 32 == 0) to[threadIdx.x / 32] = v;
   step_sync();
-  float sum[4] = {};
-#pragma unroll
-  for (int w = 0; w < kStepWarps; ++w) sum[w % 4] += to[w];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  return sum_of_warps(to);
 }
 
 // ---- rows of x ------------------------------------------------------------------------------------------------------
@@ -177,6 +197,11 @@ __device__ __forceinline__ float step_sum(float v, int turn) {
 __device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
   std::uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ float2 lds_pair(std::uint32_t address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
   return v;
 }
 __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, std::uint32_t b) {

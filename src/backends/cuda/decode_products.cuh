@@ -82,9 +82,10 @@ struct StepSums {
 
 // ---- what can be known before x is there ----------------------------------------------------------------------------
 
-// A thread notes it in shared memory: held in registers it would end in local memory, which the little that is left of
-// the first-level cache does not hold. Two notes a thread: its lane's part of the products; and, of a row of the
-// block's tiles, where its sums lie and where their sum goes.
+// A lane's part of a stage's products, and a row of the block's tiles: where its sums lie and where their sum goes. A
+// thread works both out while it waits for other blocks. Where stages have each its code (a known model) they stay in
+// registers; else a thread notes them in shared memory: in registers across the one place for all stages they would end
+// in local memory, which the little that is left of the first-level cache does not hold.
 struct StepTask {
   std::uint32_t code, scale;  // in a slot: its 16 bytes of row g and their scale
   std::uint32_t x;            // of the first chunk, item and tile
@@ -104,30 +105,36 @@ __device__ __forceinline__ std::uint32_t note_at(int i) {
   return step.s.notes + static_cast<std::uint32_t>((i * kStepThreads + static_cast<int>(threadIdx.x)) * kNoteBytes);
 }
 
-__device__ __forceinline__ void note_task(StepStage stage, const StepLayer& layer) {
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  const StepMat& m = mat_of(stage, layer);
+template <class P>
+__device__ __forceinline__ StepTask task_of(StepStage stage, const LayerView<P>& v) {
+  const StepWork w = v.work(stage);
+  const StepMat m = v.mat(stage);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
   const int in = warp * w.recip >> 8, at = warp - in * w.parts;  // tile and step in a chunk
   const bool pairs = x_kind(m.format) == XKind::kPairs;
   const int lane_cols = m.step_cols / 4, stride = pairs ? x_stride(m.cols) : byte_stride(m.cols), row = in * 16 + g;
   const bool scaled = m.scale_row_bytes > 0, rotated = !scaled && w.even;
-  const bool brings = scaled ? g / 2 == t : g < (rotated ? 4 : 2);
   const int code = row * w.row_bytes + (rotated ? at ^ (g & 1) : at) * kStepBytes + t * 16;
   // A row's last step may be longer than the row: x is zero there, and the scale must be a number.
   const int column = (at * 4 + t) * lane_cols;
   const int group = is_grouped(m) && column < m.cols ? column >> m.group_shift : 0;
   const int scale = kSlotCodes + row * w.scale_row + group * (m.scale_dtype == DType::kF32 ? 4 : 2);
   const int x_bytes = pairs ? 2 : 1;
-  const std::uint32_t x =
-      step.s.x + static_cast<std::uint32_t>(x_offset(stage, layer) + g % 2 * stride + t * lane_cols * x_bytes +
-                                            (rotated ? at ^ (g >> 1) : at) * m.step_cols * x_bytes);
-  const std::uint32_t sums =
-      step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes + (in * w.parts + at) * 64);
-  const std::uint32_t tile = in < w.together ? static_cast<std::uint32_t>(in) : 0xffffU;
-  sts128(note_at(0), {static_cast<std::uint32_t>(code | scale << 16), x, sums,
-                      tile | (brings ? 1U << 29 : 0U) | (at < w.last_steps ? 1U << 30 : 0U) |
-                          (at + kStepWarps < w.last_steps ? 1U << 31 : 0U)});
+  const int x = x_offset(stage, v) + g % 2 * stride + t * lane_cols * x_bytes +
+                (rotated ? at ^ (g >> 1) : at) * m.step_cols * x_bytes;
+  const int sums = pass_of(stage, v.routed) * step.s.pass_bytes + (in * w.parts + at) * 64;
+  return {static_cast<std::uint32_t>(code),
+          static_cast<std::uint32_t>(scale),
+          step.s.x + static_cast<std::uint32_t>(x),
+          step.s.sums + static_cast<std::uint32_t>(sums),
+          in < w.together ? in : 0xffff,
+          scaled ? g / 2 == t : g < (rotated ? 4 : 2),
+          {at < w.last_steps, at + kStepWarps < w.last_steps}};
+}
+__device__ __forceinline__ void note(const StepTask& k) {
+  sts128(note_at(0), {k.code | k.scale << 16, k.x, k.sums,
+                      static_cast<std::uint32_t>(k.tile) | (k.brings ? 1U << 29 : 0U) | (k.ends[0] ? 1U << 30 : 0U) |
+                          (k.ends[1] ? 1U << 31 : 0U)});
 }
 __device__ __forceinline__ StepTask noted_task() {
   const uint4 n = lds128(note_at(0));
@@ -140,39 +147,36 @@ __device__ __forceinline__ StepTask noted_task() {
           {(n.w >> 30 & 1U) != 0, n.w >> 31 != 0}};
 }
 
+// Which of the rows of the block's tiles is this thread's. The shared expert's and the chosen ones' gate and up end
+// together: other warps take the shared one's.
+__device__ __forceinline__ int place_of(StepStage stage, bool routed) {
+  const int tid = static_cast<int>(threadIdx.x);
+  return stage == StepStage::kSharedUp && routed ? tid ^ (kStepThreads - 32) : tid;
+}
 // Where the sums of this thread's row lie; 0: no such tile.
-__device__ __forceinline__ std::uint32_t sums_of(StepStage stage, const StepLayer& layer) {
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  const int place = static_cast<int>(threadIdx.x), tile = place >> 4;
+template <class P>
+__device__ __forceinline__ std::uint32_t sums_of(StepStage stage, const LayerView<P>& v) {
+  const StepWork w = v.work(stage);
+  const int place = place_of(stage, v.routed), tile = place >> 4;
   if (tile >= w.tiles) return 0;
   const int group = w.together == 1 ? tile : tile / w.together, in = tile - group * w.together;
-  return step.s.sums + static_cast<std::uint32_t>(pass_of(stage, layer) * step.s.pass_bytes +
+  return step.s.sums + static_cast<std::uint32_t>(pass_of(stage, v.routed) * step.s.pass_bytes +
                                                   group * (kStepWarps * 64) + in * w.parts * 64 + place % 16 * 4);
 }
 
-__device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer& layer) {
+template <class P>
+__device__ __forceinline__ StepOutput output_of(StepStage stage, const LayerView<P>& v) {
   const DecodeStep& p = step.s.p;
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  const int place = static_cast<int>(threadIdx.x), tile = place >> 4;
-  StepOutput o{nullptr, sums_of(stage, layer), 0.0F, {1.0F, 0.0F}};
-  if (o.sums == 0) return o;
-  int i = place, end = w.rows;
-  if (is_pair(stage)) {
-    if (place % 16 >= 8) return o;
-    i = tile * 8 + place % 16;
-  } else if (stage == StepStage::kValues) {
-    const int first = (w.first_rows + 15) / 16 * 16;
-    if (i >= first) {
-      i += w.first_rows - first;
-    } else {
-      end = w.first_rows;
-    }
-  }
-  if (i >= end) return o;
+  const StepWork w = v.work(stage);
+  const int place = place_of(stage, v.routed), tile = place >> 4;
+  StepOutput o{nullptr, sums_of(stage, v), 0.0F, {1.0F, 0.0F}};
+  if (o.sums == 0 || (is_pair(stage) && place % 16 >= 8)) return o;
+  const int i = is_pair(stage) ? tile * 8 + place % 16 : place;
+  if (i >= w.rows) return o;
   const int row = w.begin + i;
   switch (stage) {
     case StepStage::kLow:
-      o.to = row < p.q_lora ? p.low + row : p.kv + (row - p.q_lora);
+      o.to = row < v.q_lora() ? p.low + row : p.kv + (row - v.q_lora());
       break;
     case StepStage::kQuery:
       o.to = p.q + row;
@@ -182,13 +186,11 @@ __device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer
       o.to = p.attended + row;
       break;
     case StepStage::kSharedUp:
-      o.to = p.h + (layer.n_experts > 0 ? p.top_k * p.inner_stride : 0) + row;
+      o.to = p.h + (v.routed ? v.top_k() * p.inner_stride : 0) + row;
       break;
     case StepStage::kExpertUp: {
-      const int rows = mat_of(stage, layer).rows;
-      int slot = 0, in_slot = row;
-      for (; in_slot >= rows; ++slot) in_slot -= rows;
-      o.to = p.h + slot * p.inner_stride + in_slot;
+      const int rows = v.mat(stage).rows, slot = row / rows;
+      o.to = p.h + slot * p.inner_stride + (row - slot * rows);
       break;
     }
     default:  // the stages that add to the stream give a block, and a thread, the same rows
@@ -198,13 +200,7 @@ __device__ __forceinline__ StepOutput output_of(StepStage stage, const StepLayer
   }
   return o;
 }
-// Down's two stages have the same rows: the second only needs to know where its sums lie.
-__device__ __forceinline__ void note_output(StepStage stage, const StepLayer& layer) {
-  if (stage == StepStage::kSharedDown && layer.n_experts > 0) {
-    sts32(note_at(1) + 8, sums_of(stage, layer));
-    return;
-  }
-  const StepOutput o = output_of(stage, layer);
+__device__ __forceinline__ void note(StepStage stage, const StepOutput& o) {
   const auto to = reinterpret_cast<std::uintptr_t>(o.to);
   sts128(note_at(1),
          {static_cast<std::uint32_t>(to), static_cast<std::uint32_t>(to >> 32), o.sums, __float_as_uint(o.old)});
@@ -285,12 +281,11 @@ __device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uin
 
 // A stage's products, in the ring's order.
 template <WeightFormat F>
-__device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat& m, StepRing& ring) {
-  const StepTask k = noted_task();
+__device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat& m, const StepTask& k, StepRing& ring) {
   const std::uint32_t nf4 = shared_address(step.s.nf4);
   const bool leads = threadIdx.x % 32 == 0, rotated = !StepFormat<F>::kScaled && w.even;
   const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
-  const int second_tile = w.second_tile, code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
+  const int code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
   constexpr int kBytes = StepFormat<F>::kInteger ? 1 : 2;  // of a column of x
   const std::uint32_t x_item = static_cast<std::uint32_t>(2 * x_stride(m.cols)),
                       x_chunk = static_cast<std::uint32_t>(kChunkSteps * m.step_cols * kBytes);
@@ -312,16 +307,15 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
     const bool works = tile < tiles;
     const int first_steps = works ? k.ends[0] ? chunks : chunks - 1 : 0,
               second_steps = works ? k.ends[1] ? chunks : chunks - 1 : 0;
-    std::uint32_t first = k.x + (tile >= second_tile ? x_item : 0);
+    std::uint32_t first = k.x;
     StepSums<F> sums;
 #pragma unroll 1
     for (int item = 0; item < items; ++item) {
       std::uint32_t x = first, x_scale = first + x_scales;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
-        const std::uint32_t slot = ring.at();
-        barrier_wait(ring.full(), ring.phase);
-        const std::uint32_t code = slot + k.code, scale = slot + k.scale;
+        barrier_wait(ring.full, ring.phase);
+        const std::uint32_t code = ring.at + k.code, scale = ring.at + k.scale;
         if (chunk < first_steps) multiply<F>(code, code8, scale, scale8, scale_dtype, x, x_scale, k.brings, nf4, sums);
         if (chunk < second_steps)
           multiply<F>(code + kCode, code8, scale + scale_on, scale8, scale_dtype, x + kX,
@@ -340,20 +334,21 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
   }
 }
 
-__device__ __forceinline__ void products(StepStage stage, const StepLayer& layer, StepRing& ring) {
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  const StepMat& m = mat_of(stage, layer);
+template <class P>
+__device__ __forceinline__ void products(StepStage stage, const LayerView<P>& v, const StepTask& k, StepRing& ring) {
+  const StepWork w = v.work(stage);
+  const StepMat m = v.mat(stage);
   switch (m.format) {
     case WeightFormat::kBF16:
-      return multiply_stage<WeightFormat::kBF16>(w, m, ring);
+      return multiply_stage<WeightFormat::kBF16>(w, m, k, ring);
     case WeightFormat::kF8E4M3:
-      return multiply_stage<WeightFormat::kF8E4M3>(w, m, ring);
+      return multiply_stage<WeightFormat::kF8E4M3>(w, m, k, ring);
     case WeightFormat::kI8:
-      return multiply_stage<WeightFormat::kI8>(w, m, ring);
+      return multiply_stage<WeightFormat::kI8>(w, m, k, ring);
     case WeightFormat::kI4:
-      return multiply_stage<WeightFormat::kI4>(w, m, ring);
+      return multiply_stage<WeightFormat::kI4>(w, m, k, ring);
     default:
-      return multiply_stage<WeightFormat::kNF4>(w, m, ring);
+      return multiply_stage<WeightFormat::kNF4>(w, m, k, ring);
   }
 }
 
@@ -372,26 +367,30 @@ __device__ __forceinline__ float sum_of(std::uint32_t sums, int parts) {
   return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-// Down of the experts: what they add to a row, kept until the shared expert's part is there.
-__device__ __forceinline__ float noted_sum(StepStage stage, const StepLayer& layer) {
-  const std::uint32_t sums = noted_output(stage).sums;
-  return sums != 0 ? sum_of(sums, work_of(stage, layer.n_experts > 0).parts) : 0.0F;
+// By which x of a stage, and so its sums, are still to be multiplied: 1 / RMS, where it is normed.
+template <class P>
+__device__ __forceinline__ float norm_factor(StepStage stage, const LayerView<P>& v) {
+  const bool latent = stage == StepStage::kQuery;
+  if (stage != StepStage::kLow && !latent && !is_pair(stage)) return 1.0F;
+  return rsqrtf(__fdividef(sum_of_warps(step.s.squares[latent ? 1 : 0]), static_cast<float>(v.mat(stage).cols)) +
+                (latent ? step.s.p.latent_eps : step.s.p.eps));
 }
 
 // `more`: what else is added to the row. Warps that have no tile leave at once.
-__device__ __forceinline__ void finish(StepStage stage, const StepLayer& layer, float more) {
-  const StepWork& w = work_of(stage, layer.n_experts > 0);
-  if (static_cast<int>(threadIdx.x / 32) * 2 >= w.tiles) return;
-  const StepOutput o = noted_output(stage);
-  float v = o.sums != 0 ? sum_of(o.sums, w.parts) : 0.0F;
+template <class P>
+__device__ __forceinline__ void finish(StepStage stage, const LayerView<P>& v, const StepOutput& o, float more) {
+  const StepWork w = v.work(stage);
+  if (place_of(stage, v.routed) / 32 * 2 >= w.tiles) return;
+  const float factor = norm_factor(stage, v);
+  float sum = (o.sums != 0 ? sum_of(o.sums, w.parts) : 0.0F) * factor;
   if (is_pair(stage)) {
-    const float up = __shfl_down_sync(0xffffffffU, v, 8);
-    v = v / (1.0F + __expf(-v)) * up;
+    const float up = __shfl_down_sync(0xffffffffU, sum, 8);
+    sum = sum / (1.0F + __expf(-sum)) * up;
   } else if (stage == StepStage::kQuery) {
-    const float other = __shfl_xor_sync(0xffffffffU, v, 1);
-    v = threadIdx.x % 2 == 0 ? v * o.rope.x - other * o.rope.y : other * o.rope.y + v * o.rope.x;
+    const float other = __shfl_xor_sync(0xffffffffU, sum, 1);
+    sum = threadIdx.x % 2 == 0 ? sum * o.rope.x - other * o.rope.y : other * o.rope.y + sum * o.rope.x;
   }
-  if (o.to != nullptr) *o.to = o.old + (v + more);
+  if (o.to != nullptr) *o.to = o.old + (sum + more);
 }
 
 }  // namespace glint::cuda

@@ -77,7 +77,7 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
   constexpr int kPerHead = kLatentWidth / 8;
   const DecodeStep& p = step.s.p;
   const int tid = static_cast<int>(threadIdx.x);
-  const Range mine = share(p.heads * kPerHead, 1, static_cast<int>(gridDim.x));
+  const Range mine = share_of_head(kPerHead, 1);
   const int n = mine.end - mine.begin;
   const int parts = n > 0 ? min(kNopeWidth, kStepThreads / n) : 0, part = n > 0 ? tid / n : 0, unit = tid - part * n;
   const bool works = part < parts;
@@ -93,17 +93,15 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
   }
   grid_wait();
   if (n == 0) return;
-  // q_nope of the heads that the block meets, two at most: [head][192].
-  const int first = mine.begin / kPerHead, heads = (mine.end - 1) / kPerHead - first + 1;
   constexpr int kQuads = kNopeWidth / 4;
-  for (int i = tid; i < heads * kQuads; i += kStepThreads) {
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(p.q + (first + i / kQuads) * kQkWidth) + i % kQuads);
-    sts128(step.s.x + static_cast<std::uint32_t>(i) * 16,
+  if (tid < kQuads) {  // q_nope
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(p.q + mine.begin / kPerHead * kQkWidth) + tid);
+    sts128(step.s.x + static_cast<std::uint32_t>(tid) * 16,
            {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)});
   }
   step_sync();
   float sum[8] = {};
-  const std::uint32_t q = step.s.x + static_cast<std::uint32_t>((head - first) * kNopeWidth * 4);
+  const std::uint32_t q = step.s.x;
 #pragma unroll
   for (int i = 0; i < kKeyLoads; ++i) {
     const int row = part + i * parts;
@@ -117,7 +115,7 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
     }
   }
   // The parts' sums: [part][columns].
-  const std::uint32_t sums = step.s.x + static_cast<std::uint32_t>(heads * kNopeWidth * 4);
+  const std::uint32_t sums = step.s.x + static_cast<std::uint32_t>(kNopeWidth * 4);
   if (works) {
     const std::uint32_t to = sums + static_cast<std::uint32_t>(part * n + unit) * 32;
     sts128(to, {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]), __float_as_uint(sum[3])});

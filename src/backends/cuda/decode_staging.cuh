@@ -50,48 +50,60 @@ __device__ __forceinline__ void weights8(const float* from, float (&v)[8]) {
   v[4] = __uint_as_float(b.x), v[5] = __uint_as_float(b.y), v[6] = __uint_as_float(b.z), v[7] = __uint_as_float(b.w);
 }
 
-// An RMS-normed row of at most 8 · kStepThreads columns. Of kSharedUp, on the way: the score of the expert that is this
-// block's, and the arrival at the barrier behind which all scores are known; x then also in the experts' order.
-__device__ __forceinline__ void stage_normed(StepStage stage, const StepLayer& layer) {
+// A row that is to be RMS-normed, of at most 8 · kStepThreads columns: times the norm's weights, and its squares; the
+// sums of the products are divided by its RMS (norm_factor). Of kSharedUp, on the way: the score of the expert that is
+// this block's, and the arrival at the barrier behind which all scores are known; x then also in the experts' order.
+template <class P>
+__device__ __forceinline__ void stage_normed(StepStage stage, const LayerView<P>& v) {
   const DecodeStep& p = step.s.p;
-  const bool scores = stage == StepStage::kSharedUp && layer.n_experts > 0;
-  const StepMat& m = mat_of(stage, layer);
-  const int cols = m.cols, u = static_cast<int>(threadIdx.x);
+  const bool scores = stage == StepStage::kSharedUp && v.routed;
+  const StepMat m = v.mat(stage);
+  const int cols = m.cols, u = static_cast<int>(threadIdx.x), lane = u % 32, warp = u / 32;
   const float* from = stage == StepStage::kQuery ? p.low : p.stream;
-  const float* weight = stage == StepStage::kLow     ? layer.input_norm
-                        : stage == StepStage::kQuery ? layer.q_a_norm
-                                                     : layer.post_norm;
-  const bool mine = u < cols / 8, scored = scores && static_cast<int>(blockIdx.x) < layer.n_experts;
-  float norm[8] = {}, router[8] = {}, v[8] = {};
+  const float* weight = stage == StepStage::kLow     ? v.at.input_norm
+                        : stage == StepStage::kQuery ? v.at.q_a_norm
+                                                     : v.at.post_norm;
+  const bool mine = u < cols / 8, scored = scores && static_cast<int>(blockIdx.x) < v.at.n_experts;
+  float norm[8] = {}, router[8] = {}, x[8] = {};
   if (mine) {
     weights8(weight + u * 8, norm);
-    if (scored) weights8(layer.router + static_cast<std::int64_t>(blockIdx.x) * cols + u * 8, router);
+    if (scored) weights8(v.at.router + static_cast<std::int64_t>(blockIdx.x) * cols + u * 8, router);
   }
   grid_wait();
-  if (mine) load8(from + u * 8, v);
-  float squares = 0;
+  if (mine) load8(from + u * 8, x);
+  float squares = 0, dot = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
-  const float factor = rsqrtf(__fdividef(step_sum(squares, 0), static_cast<float>(cols)) +
-                              (stage == StepStage::kQuery ? p.latent_eps : p.eps));
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] *= factor * norm[i];
-  if (scores) {
-    if (scored) {
-      float dot = 0;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) dot = fmaf(v[i], router[i], dot);
-      dot = step_sum(dot, 1);
-      if (u == 0) p.scores[blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-dot));
-    }
-    grid_arrive();
+  for (int i = 0; i < 8; ++i) {
+    squares = fmaf(x[i], x[i], squares);
+    x[i] *= norm[i];
   }
-  put_x(x_kind(m.format), step.s.x, cols, u, v, mine);
+  if (scored) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) dot = fmaf(x[i], router[i], dot);
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d >>= 1) {
+    squares += __shfl_xor_sync(0xffffffffU, squares, d);
+    if (scored) dot += __shfl_xor_sync(0xffffffffU, dot, d);
+  }
+  if (lane == 0) {
+    step.s.squares[stage == StepStage::kQuery ? 1 : 0][warp] = squares;
+    step.s.dots[warp] = dot;
+  }
+  if (scores) {
+    step_sync();
+    if (u == 0) {
+      if (scored)
+        p.scores[blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-sum_of_warps(step.s.dots) * norm_factor(stage, v)));
+      arrive_alone();
+    }
+  }
+  put_x(x_kind(m.format), step.s.x, cols, u, x, mine);
   put_tail(x_kind(m.format), step.s.x, 1, cols);
-  const int second = stage == StepStage::kSharedUp ? expert_x_offset(layer) : 0;
+  const int second = stage == StepStage::kSharedUp ? expert_x_offset(v) : 0;
   if (second == 0) return;
-  const XKind other = x_kind(mat_of(StepStage::kExpertUp, layer).format);
-  put_x(other, step.s.x + static_cast<std::uint32_t>(second), cols, u, v, mine);
+  const XKind other = x_kind(v.mat(StepStage::kExpertUp).format);
+  put_x(other, step.s.x + static_cast<std::uint32_t>(second), cols, u, x, mine);
   put_tail(other, step.s.x + static_cast<std::uint32_t>(second), 1, cols);
 }
 
@@ -145,99 +157,92 @@ __device__ __forceinline__ void add_pieces(int head, float (&sum)[16]) {
   }
 }
 
-// The answers of the heads that this block's rows of W_UV belong to: from attention's pieces, or merged before.
-__device__ __forceinline__ void stage_latents(const StepLayer& layer) {
-  const StepWork& w = work_of(StepStage::kValues, layer.n_experts > 0);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = w.begin / kQkWidth;
-  const int heads = w.rows == 0 ? 0 : w.first_rows < w.rows ? 2 : 1;
+// The answer of the head that this block's rows of W_UV belong to: from attention's pieces, or merged before.
+template <class P>
+__device__ __forceinline__ void stage_latents(const LayerView<P>& v) {
+  const StepWork w = v.work(StepStage::kValues);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = w.begin / kQkWidth;
   const int rows = step.s.context.merge ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
   const bool rotated = is_rotated(step.s.p.cache.codec);
   constexpr int kStride = x_stride(kLatentWidth), kSumBytes = kLatentWidth * 4;
-  const std::uint32_t sums = step.s.x + 4 * kStride;  // [head][warp][512]
+  const std::uint32_t sums = step.s.x + 2 * kStride;  // [warp][512]
   grid_wait();
+  if (w.rows == 0) return;
   if (warp < rows) {
-#pragma unroll 1
-    for (int i = 0; i < heads; ++i) {
-      float sum[16];
-      add_pieces(first + i, sum);
-      const std::uint32_t to = sums + static_cast<std::uint32_t>((i * kStepWarps + warp) * kSumBytes + lane * 16);
+    float sum[16];
+    add_pieces(head, sum);
+    const std::uint32_t to = sums + static_cast<std::uint32_t>(warp * kSumBytes + lane * 16);
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        sts128(to + k * 512, {__float_as_uint(sum[4 * k]), __float_as_uint(sum[4 * k + 1]),
-                              __float_as_uint(sum[4 * k + 2]), __float_as_uint(sum[4 * k + 3])});
-    }
+    for (int k = 0; k < 4; ++k)
+      sts128(to + k * 512, {__float_as_uint(sum[4 * k]), __float_as_uint(sum[4 * k + 1]),
+                            __float_as_uint(sum[4 * k + 2]), __float_as_uint(sum[4 * k + 3])});
   }
   step_sync();
   // Two columns a thread.
   static_assert(2 * kStepThreads == kLatentWidth);
-#pragma unroll 1
-  for (int i = 0; i < heads; ++i) {
-    float2 v{};
-    if (rows == 0)
-      v = __ldcg(reinterpret_cast<const float2*>(step.s.p.latent + (first + i) * kLatentWidth) + threadIdx.x);
-    const std::uint32_t from = sums + static_cast<std::uint32_t>(i * kStepWarps * kSumBytes) + threadIdx.x * 8;
+  float2 x{};
+  if (rows == 0) x = __ldcg(reinterpret_cast<const float2*>(step.s.p.latent + head * kLatentWidth) + threadIdx.x);
+  const std::uint32_t from = sums + threadIdx.x * 8;
 #pragma unroll
-    for (int row = 0; row < kStepWarps; ++row) {
-      if (row >= rows) break;
-      v.x += __uint_as_float(lds32(from + row * kSumBytes));
-      v.y += __uint_as_float(lds32(from + row * kSumBytes + 4));
-    }
-    if (rotated) {
-      sts64(from, __float_as_uint(v.x), __float_as_uint(v.y));
-      continue;
-    }
-    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * i * kStride) + threadIdx.x * 4;
-    const std::uint32_t high = pack_bf16(v.x, v.y);
-    sts32(to, high);
-    sts32(to + kStride, pack_bf16(v.x - bf16_low(high), v.y - bf16_high(high)));
+  for (int row = 0; row < kStepWarps; ++row) {
+    if (row >= rows) break;
+    const float2 y = lds_pair(from + static_cast<std::uint32_t>(row * kSumBytes));
+    x.x += y.x, x.y += y.y;
   }
-  if (!rotated) return;
+  if (!rotated) {
+    const std::uint32_t to = step.s.x + threadIdx.x * 4, high = pack_bf16(x.x, x.y);
+    sts32(to, high);
+    sts32(to + kStride, pack_bf16(x.x - bf16_low(high), x.y - bf16_high(high)));
+    return;
+  }
+  sts64(from, __float_as_uint(x.x), __float_as_uint(x.y));
   step_sync();
-  if (warp >= heads) return;
-  float v[16];
+  if (warp != 0) return;
+  float all[16];
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const uint4 u = lds128(sums + static_cast<std::uint32_t>(warp * kStepWarps * kSumBytes + lane * 64 + k * 16));
-    v[4 * k] = __uint_as_float(u.x), v[4 * k + 1] = __uint_as_float(u.y);
-    v[4 * k + 2] = __uint_as_float(u.z), v[4 * k + 3] = __uint_as_float(u.w);
+    const uint4 u = lds128(sums + static_cast<std::uint32_t>(lane * 64 + k * 16));
+    all[4 * k] = __uint_as_float(u.x), all[4 * k + 1] = __uint_as_float(u.y);
+    all[4 * k + 2] = __uint_as_float(u.z), all[4 * k + 3] = __uint_as_float(u.w);
   }
-  warp_hadamard(v, lane);
-  const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(2 * warp * kStride + lane * 32);
+  warp_hadamard(all, lane);
+  const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(lane * 32);
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     float part[8];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) part[j] = v[8 * k + j];
+    for (int j = 0; j < 8; ++j) part[j] = all[8 * k + j];
     put_pairs(to + 16 * k, kStride, part);
   }
 }
 
 // Waits for the other blocks and stages this stage's x. By the working warps; ends with a barrier of theirs.
-__device__ __forceinline__ void stage_x(StepStage stage, const StepLayer& layer) {
+template <class P>
+__device__ __forceinline__ void stage_x(StepStage stage, const LayerView<P>& v) {
   const DecodeStep& p = step.s.p;
-  const StepMat& m = mat_of(stage, layer);
+  const StepMat m = v.mat(stage);
   switch (stage) {
     case StepStage::kValues:
-      stage_latents(layer);
+      stage_latents(v);
       break;
     case StepStage::kOut:
       put_rows(p.attended, m.cols, 1, m.cols, x_kind(m.format), step.s.x, nullptr);
       break;
     case StepStage::kExpertDown:
     case StepStage::kSharedDown: {
-      const int items = layer.n_experts > 0 ? p.top_k : 0;
-      const StepMat& shared = layer.mats[static_cast<int>(StepRole::kSharedDown)];
+      const int items = v.routed ? v.top_k() : 0;
+      const StepMat shared = v.mat(StepRole::kSharedDown);
       const bool alike = items == 0 || (x_kind(shared.format) == x_kind(m.format) && shared.cols == m.cols);
       if (items > 0) {
         put_rows(p.h, p.inner_stride, alike ? items + 1 : items, m.cols, x_kind(m.format), step.s.x, step.s.weights);
         if (alike) break;
       }
       put_rows(p.h + static_cast<std::int64_t>(items) * p.inner_stride, p.inner_stride, 1, shared.cols,
-               x_kind(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(layer)), nullptr);
+               x_kind(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(v)), nullptr);
       break;
     }
     default:
-      stage_normed(stage, layer);
+      stage_normed(stage, v);
       break;
   }
   step_sync();

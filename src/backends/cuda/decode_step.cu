@@ -1,152 +1,59 @@
-// All layers of a decode step of one row in one kernel, a block a multiprocessor, resident to the end. A layer is nine
-// or ten stages with a barrier of the grid after each, since every output of one is an input of all blocks in the next:
-//
-//   low     RMS, W_qa and W_kva            | attend  pieces of the context        | score    RMS, router; the shared
-//   query   RMS, W_qb, rope; cache write   | (merge  where the pieces are many)   |          expert's gate and up
-//   keys    W_UKᵀ                          | values  W_UV                         | gate/up  choice, experts
-//                                          | out     W_o, into the stream         | down     experts, into the stream
-//
-// Blocks stage x for themselves: what one would write and all read again is computed by all instead. A warp of its own
-// (decode_loader.cuh) keeps the memory busy while the others wait for each other.
-//
-// State that is needed on both sides of a call lies in shared memory: in local memory it cost more than the barriers
-// did (docs/experiments/2026-11-24-cuda-decode-step.md).
+// The host's side of a decode step in one kernel (decode_kernel.cuh): which kernel, its shared memory, its launch.
 
-#include "backends/cuda/decode_loader.cuh"
-#include "backends/cuda/decode_stages.cuh"
+#include <algorithm>
+
+#include "backends/cuda/common.cuh"
+#include "backends/cuda/decode_memory.cuh"
+#include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_shape.cuh"
 
 namespace glint::cuda {
 namespace {
 
-struct StepSizes {
-  int x_bytes, note_at, sum_bytes, pass_bytes, slot_bytes, slots, bytes;
-};
-
-#if __CUDA_ARCH__ >= 900
-
-__device__ __forceinline__ void work_layers() {
-  if (threadIdx.x == 0) step.s.trace.begin();
-  StepRing ring;
-  const int n_layers = step.s.p.n_layers;
-  const bool appends = blockIdx.x == gridDim.x - 1;  // this token's row of the cache
-#pragma unroll 1
-  for (int l = 0; l < n_layers; ++l) {
-    const StepLayer& layer = step.s.layers[l & 1];
-    const bool routed = layer.n_experts > 0, joined = down_joined(layer);
-    float experts = 0;  // of a row of the stream: what the chosen experts add, where the shared one comes behind them
-                        // One place for the products of all stages: less code than the instruction cache holds.
-#pragma unroll 1
-    for (int i = 0; i < kStepStages; ++i) {
-      const auto s = static_cast<StepStage>(i);
-      step.s.trace.enter(i);
-      if (s == StepStage::kKeys) {
-        latent_query(layer);
-        grid_arrive();
-        if (l + 1 < n_layers) fetch_layer(l + 1);
-        continue;
-      }
-      if (s == StepStage::kAttend) {
-        attend_piece_any(l);
-        grid_arrive();
-        if (step.s.context.merge) {
-          grid_wait();
-          merge_pieces();
-          grid_arrive();
-        }
-        continue;
-      }
-      if (s == StepStage::kQuery && appends) {
-        append_row(l);
-        grid_arrive();
-        continue;
-      }
-      if (!routed && (s == StepStage::kExpertUp || s == StepStage::kExpertDown)) continue;
-      if (s == StepStage::kSharedDown && joined) continue;
-      note_task(s, layer);
-      note_output(s, layer);
-      if (s != StepStage::kExpertUp && (s != StepStage::kSharedDown || !routed)) stage_x(s, layer);
-      step.s.trace.note(StepPart::kX);
-      products(s, layer, ring);
-      step.s.trace.note(StepPart::kProducts);
-      step_sync();
-      if (s == StepStage::kExpertDown && !joined) {
-        experts = noted_sum(s, layer);
-        continue;
-      }
-      finish(s, layer, s == StepStage::kSharedDown ? experts : 0.0F);
-      step.s.trace.note(StepPart::kFinish);
-      if (s != StepStage::kSharedUp || !routed) grid_arrive();  // the shared expert's rows: with the others
-    }
+const void* kernel_of(const DecodeStep& s) {
+  switch (s.top_k == FlashBf16::kTopK ? s.known : StepModel::kAny) {
+    case StepModel::kBf16:
+      return step_kernel_bf16();
+    case StepModel::kInt8:
+      return step_kernel_int8();
+    case StepModel::kInt4:
+      return step_kernel_int4();
+    case StepModel::kQ4:
+      return step_kernel_q4();
+    default:
+      return step_kernel_any();
   }
-  step.s.trace.write(step.s.p.trace);
-  normed_out();
 }
 
-#endif
-
-__global__ void __launch_bounds__(kStepBlock, 1)
-    decode_step_kernel(const __grid_constant__ DecodeStep p, const __grid_constant__ StepSizes sizes) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ __align__(128) unsigned char smem[];
-  const int tid = threadIdx.x;
-  if (tid == 0) {
-    step.s.p = p;
-    step.s.x = shared_address(smem);
-    step.s.notes = step.s.x + static_cast<std::uint32_t>(sizes.note_at);
-    step.s.sums = step.s.x + static_cast<std::uint32_t>(sizes.x_bytes);
-    step.s.ring = step.s.sums + static_cast<std::uint32_t>(sizes.sum_bytes);
-    step.s.pass_bytes = sizes.pass_bytes;
-    step.s.slot_bytes = sizes.slot_bytes;
-    step.s.slots = sizes.slots;
-    step.s.epoch = 0;
-    step.s.weights[p.top_k] = 1;  // the shared expert's
-    for (int i = 0; i < sizes.slots; ++i) {
-      barrier_init(shared_address(&step.s.full[i]), 1);
-      barrier_init(shared_address(&step.s.empty[i]), kStepWarps);
+// Whether these layers, the first of their kinds, are what P knows.
+template <class P>
+bool knows(const DecodeStep& s, std::span<const StepLayer> layers) {
+  const auto same = [](const StepMat& a, const StepMat& b) {
+    return a.rows == b.rows && a.cols == b.cols && a.row_bytes == b.row_bytes && a.format == b.format &&
+           a.scale_row_bytes == b.scale_row_bytes && a.group_shift == b.group_shift && a.scale_dtype == b.scale_dtype;
+  };
+  if (s.heads != P::kHeads || s.hidden != P::kHidden || s.q_lora != P::kQLora || s.top_k != P::kTopK) return false;
+  return std::ranges::all_of(layers, [&](const StepLayer& l) {
+    const bool routed = l.n_experts > 0;
+    for (int r = 0; r < kStepRoles; ++r) {
+      const auto role = static_cast<StepRole>(r);
+      if (!routed && (role == StepRole::kGate || role == StepRole::kDown)) continue;
+      if (!same(l.mats[r], P::mat(role, routed))) return false;
     }
-    barrier_init_fence();
-    step.s.context = {};
-    plan_context();
-  }
-  __syncthreads();
-  if (tid < 2 * kStepStages) {  // the first layer's kind and the last one's are all there are
-    const StepLayer& layer = p.layers[tid < kStepStages ? 0 : p.n_layers - 1];
-    const int stage = tid % kStepStages;
-    plan_stage(static_cast<StepStage>(stage), layer, step.s.work[layer.n_experts > 0 ? 1 : 0][stage]);
-  }
-  for (int i = tid; i < 256; i += kStepBlock) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
-  if (tid < 32) {
-    float2& r = step.s.rope[tid];
-    rope_angle(p.rope.frequencies.revolutions[tid], p.rope.positions[0], &r.x, &r.y);
-  }
-  if (tid < kStepThreads) fetch_layer(0);
-  __syncthreads();
-  if (tid >= kStepThreads) {
-    fewer_registers<kLoaderRegisters>();
-    if (tid < kStepThreads + 32) load_all();
-  } else {
-    more_registers<kWorkerRegisters>();
-    work_layers();
-    // The last block to come here leaves the counters as it found them.
-    step_sync();
-    if (tid == 0 && atomicAdd(step.s.p.counters + 1, 1U) == gridDim.x - 1) {
-      step.s.p.counters[0] = 0;
-      step.s.p.counters[1] = 0;
-    }
-  }
-#endif
+    return true;
+  });
 }
 
 // A block's shared memory: what the widest stage needs, then sums, then the ring. slots = 0: there is no room.
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   cudaFuncAttributes kernel{};
-  check(cudaFuncGetAttributes(&kernel, decode_step_kernel), "the kernel of a decode step");
+  check(cudaFuncGetAttributes(&kernel, kernel_of(s)), "the kernel of a decode step");
   const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
   const int down = std::max(rows(s.top_k, s.expert_inner) + rows(1, s.shared_inner), rows(1, s.dense_inner));
   const int attend = (s.heads * kCacheStride + 127) / 128 * 128 + 2 * kCacheTile + kAttendScratch;
-  const int keys = 2 * kNopeWidth * 4 + kStepThreads * 32;
+  const int keys = kNopeWidth * 4 + kStepThreads * 32;
   StepSizes z{};
-  const int values = rows(2, kLatentWidth) + 2 * kStepWarps * kLatentWidth * 4;
+  const int values = rows(1, kLatentWidth) + kStepWarps * kLatentWidth * 4;
   // Attention has no notes: they lie behind what the other stages need.
   z.note_at = std::max({keys, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
   z.note_at = (z.note_at + 127) / 128 * 128;
@@ -224,12 +131,20 @@ StepMat step_mat(const Mat& m) {
   return s;
 }
 
+StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers) {
+  if (knows<FlashBf16>(s, layers)) return StepModel::kBf16;
+  if (knows<FlashInt8>(s, layers)) return StepModel::kInt8;
+  if (knows<FlashInt4>(s, layers)) return StepModel::kInt4;
+  if (knows<FlashQ4>(s, layers)) return StepModel::kQ4;
+  return StepModel::kAny;
+}
+
 int step_blocks(const Launch& l, const DecodeStep& s) {
   if (l.smem_limit < (200 << 10) || s.top_k + 1 > kStepSlots) return 0;
   if (s.heads > std::min(kStepHeadsMost, l.n_sms) || s.hidden > 8 * kStepThreads || s.q_lora > 8 * kStepThreads)
     return 0;
   // A block's columns of W_UK: units of eight, and loads of a thread.
-  const int units = s.heads * (kLatentWidth / 8) / l.n_sms + 1;
+  const int per = l.n_sms / s.heads, units = (kLatentWidth / 8 + per - 1) / per;
   if (units > kKeyUnits || (kNopeWidth + kStepThreads / units - 1) / (kStepThreads / units) > kKeyLoads) return 0;
   return sizes_for(l, s).slots >= 2 ? l.n_sms : 0;
 }
@@ -238,7 +153,8 @@ void decode_step(const Launch& l, const DecodeStep& given) {
   DecodeStep s = given;
   StepTraceBuffer trace(l, &s);
   const StepSizes sizes = sizes_for(l, s);
-  allow_shared_memory(reinterpret_cast<const void*>(decode_step_kernel), static_cast<std::size_t>(sizes.bytes));
+  const void* kernel = kernel_of(s);
+  allow_shared_memory(kernel, static_cast<std::size_t>(sizes.bytes));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -249,7 +165,8 @@ void decode_step(const Launch& l, const DecodeStep& given) {
   config.stream = l.stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, decode_step_kernel, s, sizes), "the kernel of a decode step");
+  void* arguments[] = {&s, const_cast<StepSizes*>(&sizes)};
+  check(cudaLaunchKernelExC(&config, kernel, arguments), "the kernel of a decode step");
   trace.write();
 }
 

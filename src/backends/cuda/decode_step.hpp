@@ -2,6 +2,8 @@
 // All decoder layers for one row in one kernel that stays on the device: what its host side and its device side share.
 // decode_step.cu says how it works.
 
+#include <span>
+
 #include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
@@ -42,6 +44,9 @@ struct alignas(16) StepLayer {
 };
 static_assert(sizeof(StepLayer) % 16 == 0, "copied by sixteen bytes");
 
+// Models whose sizes and formats a kernel knows when it is compiled (decode_shape.cuh): the real one's, in these formats.
+enum class StepModel : std::uint8_t { kAny, kBf16, kInt8, kInt4, kQ4 };
+
 struct DecodeStep {
   const StepLayer* layers = nullptr;
   int n_layers = 0;
@@ -49,6 +54,7 @@ struct DecodeStep {
   int scale_room = 0;                                       // bytes that a chunk's scales take at most
   int dense_inner = 0, expert_inner = 0, shared_inner = 0;  // the largest of any layer; 0: there is none
   int inner_stride = 0;                                     // floats of a row of h
+  StepModel known = StepModel::kAny;
   bool normalize = true;
   float routed_scale = 1, eps = 0, latent_eps = 0;
   RopeJob rope;
@@ -78,6 +84,22 @@ struct DecodeStep {
 bool step_reads(const Mat& m);
 StepMat step_mat(const Mat& m);
 int step_scale_room(const StepMat& m);  // bytes that the scales of a chunk take
+
+// Bytes of a block's shared memory: x and notes, sums, and the ring.
+struct StepSizes {
+  int x_bytes, note_at, sum_bytes, pass_bytes, slot_bytes, slots, bytes;
+};
+
+// The kernel that knows a model, for cudaLaunchKernel: arguments are a DecodeStep and its StepSizes. Each has a file of
+// its own, so that they compile side by side.
+const void* step_kernel_any();
+const void* step_kernel_bf16();
+const void* step_kernel_int8();
+const void* step_kernel_int4();
+const void* step_kernel_q4();
+
+// Which kernel knows these layers; s: sizes and top_k.
+StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers);
 
 // Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
 int step_blocks(const Launch& l, const DecodeStep& s);

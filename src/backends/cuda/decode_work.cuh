@@ -4,6 +4,7 @@
 // the beginning.
 
 #include "backends/cuda/decode_memory.cuh"
+#include "backends/cuda/decode_shape.cuh"
 
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
@@ -28,19 +29,67 @@ __device__ __forceinline__ StepRole role_of(StepStage s) {
       return StepRole::kSharedDown;
   }
 }
-__device__ __forceinline__ const StepMat& mat_of(StepStage s, const StepLayer& layer) {
-  return layer.mats[static_cast<int>(role_of(s))];
-}
 // Whether a row has more than one scale.
 __device__ __forceinline__ bool is_grouped(const StepMat& m) { return m.group_shift < kWholeRow; }
 __device__ __forceinline__ bool is_pair(StepStage s) { return s == StepStage::kSharedUp || s == StepStage::kExpertUp; }
 
-// Whether the shared expert's down is one more of the chosen experts': a layer of experts with codes alike.
-__device__ __forceinline__ bool down_joined(const StepLayer& layer) {
-  const StepMat &a = layer.mats[static_cast<int>(StepRole::kDown)],
-                &b = layer.mats[static_cast<int>(StepRole::kSharedDown)];
-  return layer.n_experts > 0 && a.format == b.format && a.cols == b.cols && a.group_shift == b.group_shift &&
-         a.scale_dtype == b.scale_dtype;
+// How a matrix comes through the ring: what of a stage's work follows from its codes alone.
+__device__ __forceinline__ void set_steps(const StepMat& m, StepWork& w) {
+  const int steps = max(1, (m.row_bytes + kStepBytes - 1) / kStepBytes);
+  w.chunks = (steps + kChunkSteps - 1) / kChunkSteps;
+  w.parts = min(steps, kStepWarps);
+  w.last_steps = steps - (w.chunks - 1) * kChunkSteps;
+  w.even = w.last_steps % 2 == 0;
+  w.recip = (256 + w.parts - 1) / w.parts;
+  w.together = kStepWarps / w.parts;
+  w.row_bytes = w.chunks == 1 ? m.row_bytes : kSplitBytes;
+  w.scale_row = w.chunks == 1 || !is_grouped(m) ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes);
+}
+
+// A layer as the stages see it: its table in shared memory, but for what the kernel knows of the model already. `m.at`
+// of a known matrix is not set.
+template <class P>
+struct LayerView {
+  const StepLayer& at;
+  bool routed;  // it has experts
+
+  __device__ __forceinline__ StepMat mat(StepRole r) const {
+    if constexpr (P::kKnown) {
+      return P::mat(r, routed);
+    } else {
+      return at.mats[static_cast<int>(r)];
+    }
+  }
+  __device__ __forceinline__ StepMat mat(StepStage s) const { return mat(role_of(s)); }
+  __device__ __forceinline__ StepWork work(StepStage s) const {
+    StepWork w = step.s.work[routed ? 1 : 0][static_cast<int>(s)];
+    if constexpr (P::kKnown) {
+      set_steps(mat(s), w);
+      w.items = s == StepStage::kExpertDown ? P::kTopK + (down_joined() ? 1 : 0) : 1;
+    }
+    return w;
+  }
+  __device__ __forceinline__ int top_k() const {
+    if constexpr (P::kKnown) return P::kTopK;
+    return step.s.p.top_k;
+  }
+  __device__ __forceinline__ int q_lora() const {
+    if constexpr (P::kKnown) return P::kQLora;
+    return step.s.p.q_lora;
+  }
+  // Whether the shared expert's down is one more of the chosen experts': a layer of experts with codes alike.
+  __device__ __forceinline__ bool down_joined() const {
+    const StepMat a = mat(StepRole::kDown), b = mat(StepRole::kSharedDown);
+    return routed && a.format == b.format && a.cols == b.cols && a.group_shift == b.group_shift &&
+           a.scale_dtype == b.scale_dtype;
+  }
+};
+
+// Whether such a layer has this stage, of those with weights.
+template <class P>
+__device__ __forceinline__ bool has_stage(StepStage s, const LayerView<P>& v) {
+  if (s == StepStage::kExpertUp || s == StepStage::kExpertDown) return v.routed;
+  return s != StepStage::kSharedDown || !v.down_joined();
 }
 
 struct Range {
@@ -53,46 +102,38 @@ __device__ __forceinline__ Range share(int total, int unit, int blocks) {
   return {static_cast<int>(units * b / n) * unit, static_cast<int>(units * (b + 1) / n) * unit};
 }
 
-// By one thread; `layer`: any of its kind.
-__device__ __noinline__ void plan_stage(StepStage s, const StepLayer& layer, StepWork& w) {
-  const StepMat& m = mat_of(s, layer);
-  int total = m.rows, used = static_cast<int>(gridDim.x), unit = 8;
+// Of rows (or columns) that each head has `n` of, so that a block has those of one head only: as many blocks a head.
+__device__ __forceinline__ Range share_of_head(int n, int unit) {
+  const int per = static_cast<int>(gridDim.x) / step.s.p.heads, head = static_cast<int>(blockIdx.x) / per,
+            i = static_cast<int>(blockIdx.x) - head * per, units = n / unit;
+  if (head >= step.s.p.heads) return {0, 0};
+  return {head * n + units * i / per * unit, head * n + units * (i + 1) / per * unit};
+}
+
+// By one thread; `v`: any layer of its kind.
+template <class P>
+__device__ __noinline__ void plan_stage(StepStage s, const LayerView<P>& v, StepWork& w) {
+  const StepMat m = v.mat(s);
+  const int blocks = static_cast<int>(gridDim.x);
+  int total = m.rows, used = blocks, unit = 8;
   w.items = 1;
   if (s == StepStage::kLow) total += kRowWidth;
   if (s == StepStage::kQuery) used -= 1;  // the last block fills the cache
-  if (s == StepStage::kValues) total = step.s.p.heads * kQkWidth;
-  if (s == StepStage::kExpertUp) total *= step.s.p.top_k;
-  if (s == StepStage::kExpertDown) w.items = step.s.p.top_k + (down_joined(layer) ? 1 : 0);
+  if (s == StepStage::kExpertUp) total *= v.top_k();
+  if (s == StepStage::kExpertDown) w.items = v.top_k() + (v.down_joined() ? 1 : 0);
   // Few rows: four each of gate and up, where their scales can be copied.
   if (s == StepStage::kSharedUp && m.row_bytes % 4 == 0 && m.scale_row_bytes % 4 == 0) unit = 4;
-  const Range r = share(total, unit, used);
+  const Range r = s == StepStage::kValues ? share_of_head(kQkWidth, unit) : share(total, unit, used);
   w.begin = r.begin;
   w.rows = r.end - r.begin;
-  w.first_rows = w.rows;
   w.tiles = is_pair(s) ? (w.rows + 7) / 8 : (w.rows + 15) / 16;
-  if (s == StepStage::kValues) {
-    w.first_rows = min(r.end, (r.begin / kQkWidth + 1) * kQkWidth) - r.begin;
-    w.tiles = (w.first_rows + 15) / 16 + (w.rows - w.first_rows + 15) / 16;
-  }
-  const int steps = max(1, (m.row_bytes + kStepBytes - 1) / kStepBytes);
-  w.chunks = (steps + kChunkSteps - 1) / kChunkSteps;
-  w.parts = min(steps, kStepWarps);
-  w.last_steps = steps - (w.chunks - 1) * kChunkSteps;
-  w.even = w.last_steps % 2 == 0;
-  w.recip = (256 + w.parts - 1) / w.parts;
-  w.together = kStepWarps / w.parts;
+  set_steps(m, w);
   w.groups = (w.tiles + w.together - 1) / w.together;
-  w.row_bytes = w.chunks == 1 ? m.row_bytes : kSplitBytes;
-  w.scale_row = w.chunks == 1 || !is_grouped(m) ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes);
-  w.second_tile = s == StepStage::kValues ? (w.first_rows + 15) / 16 : 1 << 30;
-}
-__device__ __forceinline__ const StepWork& work_of(StepStage s, bool routed) {
-  return step.s.work[routed ? 1 : 0][static_cast<int>(s)];
 }
 
 // Which of two places for sums: what follows the shared expert's at once must not lie over them.
-__device__ __forceinline__ int pass_of(StepStage s, const StepLayer& layer) {
-  return layer.n_experts > 0 && (s == StepStage::kSharedUp || s == StepStage::kSharedDown) ? 1 : 0;
+__device__ __forceinline__ int pass_of(StepStage s, bool routed) {
+  return routed && (s == StepStage::kSharedUp || s == StepStage::kSharedDown) ? 1 : 0;
 }
 
 // Half of a tile: rows that lie one behind the other in memory, eight, or fewer at a range's end.
@@ -101,58 +142,52 @@ struct StepHalf {
   const char* scales;
   int rows;
 };
-__device__ __forceinline__ StepHalf half_of(StepStage s, const StepLayer& layer, const StepWork& w, int tile, int item,
+template <class P>
+__device__ __forceinline__ StepHalf half_of(StepStage s, const LayerView<P>& v, const StepWork& w, int tile, int item,
                                             int half) {
-  const StepMat* m = &mat_of(s, layer);
-  int i = is_pair(s) ? tile * 8 : tile * 16 + half * 8, end = w.rows;
-  if (s == StepStage::kValues) {
-    const int first = (w.first_rows + 15) / 16 * 16;
-    if (i >= first) {
-      i += w.first_rows - first;
-    } else {
-      end = w.first_rows;
-    }
-  }
-  if (i >= end) return {nullptr, nullptr, 0};
+  const StepMat m = v.mat(s);
+  const int i = is_pair(s) ? tile * 8 : tile * 16 + half * 8;
+  if (i >= w.rows) return {nullptr, nullptr, 0};
   int row = w.begin + i;
-  const MatPtr* at = &m->at;
-  if (s == StepStage::kLow && row >= m->rows) {
-    row -= m->rows;
-    m = &layer.mats[static_cast<int>(StepRole::kKva)];
-    at = &m->at;
+  const auto at_of = [&v](StepRole r) { return &v.at.mats[static_cast<int>(r)].at; };
+  const MatPtr* at = at_of(role_of(s));
+  if (s == StepStage::kLow && row >= m.rows) {
+    row -= m.rows;
+    at = at_of(StepRole::kKva);
   } else if (s == StepStage::kValues) {
     row += (row / kQkWidth + 1) * kNopeWidth;  // behind this head's W_UK and those of the heads before
   } else if (s == StepStage::kSharedUp) {
-    if (half == 1) at = &layer.shared_up;
+    if (half == 1) at = &v.at.shared_up;
   } else if (s == StepStage::kExpertUp) {
-    int e = 0;
-    for (; row >= m->rows; ++e) row -= m->rows;
-    at = &step.s.experts[half * layer.n_experts + step.s.ids[e]];
+    const int e = row / m.rows;
+    row -= e * m.rows;
+    at = &step.s.experts[half * v.at.n_experts + step.s.ids[e]];
   } else if (s == StepStage::kExpertDown) {
-    at = item == step.s.p.top_k ? &layer.mats[static_cast<int>(StepRole::kSharedDown)].at
-                                : &step.s.experts[2 * layer.n_experts + step.s.ids[item]];
+    at = item == v.top_k() ? at_of(StepRole::kSharedDown) : &step.s.experts[2 * v.at.n_experts + step.s.ids[item]];
   }
-  return {static_cast<const char*>(at->data) + static_cast<std::int64_t>(row) * m->row_bytes,
-          static_cast<const char*>(at->scales) + static_cast<std::int64_t>(row) * m->scale_row_bytes, min(8, end - i)};
+  return {static_cast<const char*>(at->data) + static_cast<std::int64_t>(row) * m.row_bytes,
+          static_cast<const char*>(at->scales) + static_cast<std::int64_t>(row) * m.scale_row_bytes,
+          min(8, w.rows - i)};
 }
 
 // ---- where x lies ---------------------------------------------------------------------------------------------------
 
 // Bytes between the rows that kSharedUp reads and those that kExpertUp does: none where their order is one.
-__device__ __forceinline__ int expert_x_offset(const StepLayer& layer) {
-  const StepMat &shared = layer.mats[static_cast<int>(StepRole::kSharedGate)],
-                &expert = layer.mats[static_cast<int>(StepRole::kGate)];
-  const bool alike = layer.n_experts == 0 || x_kind(shared.format) == x_kind(expert.format);
+template <class P>
+__device__ __forceinline__ int expert_x_offset(const LayerView<P>& v) {
+  const StepMat shared = v.mat(StepRole::kSharedGate), expert = v.mat(StepRole::kGate);
+  const bool alike = !v.routed || x_kind(shared.format) == x_kind(expert.format);
   return alike ? 0 : 2 * x_stride(shared.cols);
 }
 // Of the shared expert's hidden row behind the chosen experts'.
-__device__ __forceinline__ int shared_h_offset(const StepLayer& layer) {
-  if (layer.n_experts == 0) return 0;
-  return 2 * step.s.p.top_k * x_stride(layer.mats[static_cast<int>(StepRole::kDown)].cols);
+template <class P>
+__device__ __forceinline__ int shared_h_offset(const LayerView<P>& v) {
+  return v.routed ? 2 * v.top_k() * x_stride(v.mat(StepRole::kDown).cols) : 0;
 }
 // Of a stage's x, from the beginning.
-__device__ __forceinline__ int x_offset(StepStage s, const StepLayer& layer) {
-  return s == StepStage::kExpertUp ? expert_x_offset(layer) : s == StepStage::kSharedDown ? shared_h_offset(layer) : 0;
+template <class P>
+__device__ __forceinline__ int x_offset(StepStage s, const LayerView<P>& v) {
+  return s == StepStage::kExpertUp ? expert_x_offset(v) : s == StepStage::kSharedDown ? shared_h_offset(v) : 0;
 }
 
 }  // namespace glint::cuda
