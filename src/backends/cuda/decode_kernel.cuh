@@ -8,7 +8,7 @@
 //                                          | out     W_o, into the stream         | down     experts, into the stream
 //
 // Blocks stage x for themselves: what one would write and all read again is computed by all instead. A warp of its own
-// (decode_loader.cuh) keeps the memory busy while the others wait for each other.
+// (decode_loader.cuh) keeps the memory busy while the others wait for each other, and another one does the waiting.
 //
 // State that is needed on both sides of a call lies in shared memory: in local memory it cost more than the barriers
 // did (docs/experiments/2026-11-24-cuda-decode-step.md).
@@ -62,13 +62,7 @@ __device__ __forceinline__ void work_stage(StepStage s, const LayerView<P>& v, S
   }
   step.s.trace.note(StepPart::kFinish);
   if (s == StepStage::kSharedUp && v.routed) return;  // the shared expert's rows: with the others
-  const bool one_warp = s == StepStage::kLow || s == StepStage::kOut || s == StepStage::kSharedDown ||
-                        s == StepStage::kExpertDown;
-  if (one_warp && v.work(s).tiles <= 2) {
-    grid_arrive_of_warp();
-  } else {
-    grid_arrive();
-  }
+  grid_arrive();
 }
 
 template <class P>
@@ -78,6 +72,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
   if (s == StepStage::kKeys) {
     latent_query(v.at);
     grid_arrive();
+    step_sync();  // attention's tiles lie where its sums do
     if (l + 1 < step.s.p.n_layers) fetch_layer(l + 1);
   } else if (s == StepStage::kAttend) {
     attend_piece_any(l);
@@ -149,7 +144,6 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     step.s.pass_bytes = sizes.pass_bytes;
     step.s.slot_bytes = sizes.slot_bytes;
     step.s.slots = sizes.slots;
-    step.s.epoch = 0;
     step.s.weights[p.top_k] = 1;  // the shared expert's
     for (int i = 0; i < sizes.slots; ++i) {
       barrier_init(shared_address(&step.s.full[i]), 1);
@@ -175,7 +169,11 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   __syncthreads();
   if (tid >= kStepThreads) {
     fewer_registers<kLoaderRegisters>();
-    if (tid < kStepThreads + 32) load_all<P>();
+    if (tid < kStepThreads + 32) {
+      load_all<P>();
+    } else if (tid < kStepThreads + 64) {
+      carry_messages();
+    }
   } else {
     more_registers<kWorkerRegisters>();
     work_layers<P>();

@@ -11,9 +11,9 @@
 
 namespace glint::cuda {
 
-// Eight warps work; one more, the loader, only fetches weights. Every warp has the same bookkeeping to do, and two of
-// them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four warps: the loader's group
-// has three that leave at once, and on Hopper what it does not need the others get.
+// Eight warps work; the loader only fetches weights, and the messenger waits for other blocks. Every warp has the same
+// bookkeeping to do, and two of them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four
+// warps: the loader's group has two that leave at once, and on Hopper what it does not need the others get.
 constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 128;
 constexpr int kWorkerRegisters = 224, kLoaderRegisters = 56;
 
@@ -105,7 +105,6 @@ struct StepShared {
   std::int32_t slots, slot_bytes;      // of the ring
   std::int32_t pass_bytes;             // from the sums of pass 0 to those of pass 1
   StepTrace trace;
-  unsigned epoch;  // barriers passed, in blocks; the first thread's
 };
 // At namespace scope so that its accesses are known to be of shared memory in every function. A union, since nothing
 // initialises it.
@@ -142,38 +141,39 @@ static_assert(offsetof(StepShared, empty) == offsetof(StepShared, full) + 8 * kS
 
 // ---- the barrier of the grid ----------------------------------------------------------------------------------------
 
-// What all blocks wrote before arriving is there after waiting, for loads that pass by the first-level cache (__ldcg):
-// hence no fence after the wait, which would throw that cache away.
-// By the first thread, for its block: after a barrier of whoever wrote.
-__device__ __forceinline__ void arrive_alone() {
-  step.s.epoch += gridDim.x;
+// A warp of its own, the messenger, announces that a block has arrived and waits for the others (a fence alone takes 900
+// cycles), so that the working warps can get ready for the next stage. They meet it at barriers of the block: one when
+// they have written, one when all blocks have. What all blocks wrote before arriving is there after waiting, for loads
+// that pass by the first-level cache (__ldcg): hence no fence after the wait, which would throw that cache away.
+enum class Meeting : std::uint8_t { kArrive = 2, kWait = 3, kScore = 4 };
+__device__ __forceinline__ void leave_at(Meeting m) {  // without waiting
+  __syncwarp();
+  asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(m)), "n"(kStepThreads + 32) : "memory");
+}
+__device__ __forceinline__ void meet_at(Meeting m) {
+  asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(m)), "n"(kStepThreads + 32) : "memory");
+}
+
+// By the working warps, each when it has written its part. Shared memory that others may still read is not free yet.
+__device__ __forceinline__ void grid_arrive() {
+  leave_at(Meeting::kArrive);
+  step.s.trace.note(StepPart::kArrive);
+}
+__device__ __forceinline__ void grid_wait() {
+  meet_at(Meeting::kWait);
+  step.s.trace.note(StepPart::kWait);
+}
+
+// By one thread: announces its block; waits until so many blocks have arrived.
+__device__ __forceinline__ void grid_announce() {
   asm volatile("fence.release.gpu;" ::: "memory");
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(step.s.p.counters) : "memory");
 }
-__device__ __forceinline__ void grid_arrive() {
-  step_sync();
-  if (threadIdx.x == 0) arrive_alone();
-  step.s.trace.note(StepPart::kArrive);
-}
-// Where only the first warp wrote.
-__device__ __forceinline__ void grid_arrive_of_warp() {
-  if (threadIdx.x < 32) {
-    __syncwarp();
-    if (threadIdx.x == 0) arrive_alone();
-  }
-  step.s.trace.note(StepPart::kArrive);
-}
-// By one thread: until so many blocks have arrived.
 __device__ __forceinline__ void grid_poll(unsigned epoch) {
   unsigned seen;
   do {
     asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(step.s.p.counters) : "memory");
   } while (static_cast<int>(seen - epoch) < 0);
-}
-__device__ __forceinline__ void grid_wait() {
-  if (threadIdx.x == 0) grid_poll(step.s.epoch);
-  step_sync();
-  step.s.trace.note(StepPart::kWait);
 }
 
 // ---- sums over a block ----------------------------------------------------------------------------------------------

@@ -63,6 +63,10 @@ struct StepSums {
   static constexpr bool kScaled = StepFormat<F>::kScaled;
   float v[kScaled ? 2 : 4] = {};
 
+  __device__ __forceinline__ void add(const StepSums& other) {
+#pragma unroll
+    for (int i = 0; i < (kScaled ? 2 : 4); ++i) v[i] += other.v[i];
+  }
   // To [16 rows] at `to`. `rotated`: odd rows have their sums in the second pair of columns.
   __device__ __forceinline__ void flush(std::uint32_t to, bool rotated) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -225,43 +229,60 @@ __device__ __forceinline__ float scale_at(std::uint32_t at, DType t) {
   return scale_value(bits, t);
 }
 
-// Adds the products of a step. `code` and `scale`: of row g in shared memory; row g + 8 is so much further. `x_scale`:
-// of integers.
+// What a lane needs of a step: codes and scales of rows g and g + 8, and its columns of x.
 template <WeightFormat F>
-__device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uint32_t scale, int scale8,
-                                         DType scale_dtype, std::uint32_t x, std::uint32_t x_scale, bool brings,
-                                         std::uint32_t nf4, StepSums<F>& sums) {
+struct StepOperands {
+  static constexpr int kQuads = F == WeightFormat::kI4 ? 2 : StepFormat<F>::kInteger ? 1 : StepFormat<F>::kUnits;
+  uint4 code[2], x[kQuads];
+  float scale[2], x_scale;
+};
+// Where they lie: `code` and `scale` of row g in a slot, row g + 8 so much further.
+struct StepPlaces {
+  std::uint32_t code, scale, x, x_scale;
+  int code8, scale8;
+  DType scale_dtype;
+  bool brings;
+};
+template <WeightFormat F>
+__device__ __forceinline__ void fetch(const StepPlaces& at, StepOperands<F>& o) {
   using Format = StepFormat<F>;
-  const uint4 c0 = lds128(code), c1 = lds128(code + static_cast<std::uint32_t>(code8));
-  if constexpr (!Format::kScaled) {
-    uint4 b{};
-    if (brings) b = lds128(x);
-    product(sums.v, {c0.x, c1.x, c0.y, c1.y}, b.x, b.y);
-    product(sums.v, {c0.z, c1.z, c0.w, c1.w}, b.z, b.w);
-    return;
+  o.code[0] = lds128(at.code);
+  o.code[1] = lds128(at.code + static_cast<std::uint32_t>(at.code8));
+#pragma unroll
+  for (int i = 0; i < StepOperands<F>::kQuads; ++i) {
+    o.x[i] = {};
+    if (at.brings) o.x[i] = lds128(at.x + i * 16);
   }
-  const float scale0 = scale_at(scale, scale_dtype),
-              scale1 = scale_at(scale + static_cast<std::uint32_t>(scale8), scale_dtype);
-  if constexpr (Format::kInteger) {
-    const float by = __uint_as_float(lds32(x_scale));
+  if constexpr (Format::kScaled) {
+    o.scale[0] = scale_at(at.scale, at.scale_dtype);
+    o.scale[1] = scale_at(at.scale + static_cast<std::uint32_t>(at.scale8), at.scale_dtype);
+  }
+  if constexpr (Format::kInteger) o.x_scale = __uint_as_float(lds32(at.x_scale));
+}
+
+// Adds the products of a step.
+template <WeightFormat F>
+__device__ __forceinline__ void multiply(const StepOperands<F>& o, std::uint32_t nf4, StepSums<F>& sums) {
+  using Format = StepFormat<F>;
+  const uint4 &c0 = o.code[0], &c1 = o.code[1];
+  if constexpr (!Format::kScaled) {
+    product(sums.v, {c0.x, c1.x, c0.y, c1.y}, o.x[0].x, o.x[0].y);
+    product(sums.v, {c0.z, c1.z, c0.w, c1.w}, o.x[0].z, o.x[0].w);
+  } else if constexpr (Format::kInteger) {
     int part[4] = {};
-    uint4 b{}, b2{};
-    if (brings) b = lds128(x);
     if constexpr (F == WeightFormat::kI4) {
-      if (brings) b2 = lds128(x + 16);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const std::uint32_t w0 = word_of(c0, j), w1 = word_of(c1, j);
-        const uint4& v = j < 2 ? b : b2;
         integer_product(part, {lower_nibbles(w0), lower_nibbles(w1), upper_nibbles(w0), upper_nibbles(w1)},
-                        word_of(v, j % 2 * 2), word_of(v, j % 2 * 2 + 1));
+                        word_of(o.x[j / 2], j % 2 * 2), word_of(o.x[j / 2], j % 2 * 2 + 1));
       }
     } else {
-      integer_product(part, {c0.x, c1.x, c0.y, c1.y}, b.x, b.y);
-      integer_product(part, {c0.z, c1.z, c0.w, c1.w}, b.z, b.w);
+      integer_product(part, {c0.x, c1.x, c0.y, c1.y}, o.x[0].x, o.x[0].y);
+      integer_product(part, {c0.z, c1.z, c0.w, c1.w}, o.x[0].z, o.x[0].w);
     }
-    sums.v[0] = fmaf(static_cast<float>(256 * part[0] + part[1]) * by, scale0, sums.v[0]);
-    sums.v[1] = fmaf(static_cast<float>(256 * part[2] + part[3]) * by, scale1, sums.v[1]);
+    sums.v[0] = fmaf(static_cast<float>(256 * part[0] + part[1]) * o.x_scale, o.scale[0], sums.v[0]);
+    sums.v[1] = fmaf(static_cast<float>(256 * part[2] + part[3]) * o.x_scale, o.scale[1], sums.v[1]);
   } else {
     float part[2][4] = {};
 #pragma unroll
@@ -269,23 +290,20 @@ __device__ __forceinline__ void multiply(std::uint32_t code, int code8, std::uin
       std::uint32_t a[2][4];
       unit_of<F>(c0, j, nf4, a[0]);
       unit_of<F>(c1, j, nf4, a[1]);
-      uint4 b{};
-      if (brings) b = lds128(x + j * 16);
-      product(part[0], {a[0][0], a[1][0], a[0][1], a[1][1]}, b.x, b.y);
-      product(part[1], {a[0][2], a[1][2], a[0][3], a[1][3]}, b.z, b.w);
+      product(part[0], {a[0][0], a[1][0], a[0][1], a[1][1]}, o.x[j].x, o.x[j].y);
+      product(part[1], {a[0][2], a[1][2], a[0][3], a[1][3]}, o.x[j].z, o.x[j].w);
     }
-    sums.v[0] = fmaf((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]), scale0, sums.v[0]);
-    sums.v[1] = fmaf((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]), scale1, sums.v[1]);
+    sums.v[0] = fmaf((part[0][0] + part[0][1]) + (part[1][0] + part[1][1]), o.scale[0], sums.v[0]);
+    sums.v[1] = fmaf((part[0][2] + part[0][3]) + (part[1][2] + part[1][3]), o.scale[1], sums.v[1]);
   }
 }
 
-// A stage's products, in the ring's order.
+// A stage's products, in the ring's order. A warp's two steps of a chunk are fetched together.
 template <WeightFormat F>
 __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat& m, const StepTask& k, StepRing& ring) {
   const std::uint32_t nf4 = shared_address(step.s.nf4);
   const bool leads = threadIdx.x % 32 == 0, rotated = !StepFormat<F>::kScaled && w.even;
   const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
-  const int code8 = 8 * w.row_bytes, scale8 = 8 * w.scale_row;
   constexpr int kBytes = StepFormat<F>::kInteger ? 1 : 2;  // of a column of x
   const std::uint32_t x_item = static_cast<std::uint32_t>(2 * x_stride(m.cols)),
                       x_chunk = static_cast<std::uint32_t>(kChunkSteps * m.step_cols * kBytes);
@@ -299,7 +317,11 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
                                  lane % 4 * 4 + (warp - in * w.parts) * (static_cast<int>(kStepScales) - m.step_cols));
   const std::uint32_t scale_on =
       is_grouped(m) ? static_cast<std::uint32_t>(scale_bytes_of(m, kStepWarps * kStepBytes)) : 0U;
-  const DType scale_dtype = m.scale_dtype;
+  StepPlaces at;
+  at.code8 = 8 * w.row_bytes;
+  at.scale8 = 8 * w.scale_row;
+  at.scale_dtype = m.scale_dtype;
+  at.brings = k.brings;
   int tile = k.tile;
   std::uint32_t to = k.sums;
 #pragma unroll 1
@@ -308,27 +330,44 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
     const int first_steps = works ? k.ends[0] ? chunks : chunks - 1 : 0,
               second_steps = works ? k.ends[1] ? chunks : chunks - 1 : 0;
     std::uint32_t first = k.x;
-    StepSums<F> sums;
+    StepSums<F> sums, more;
 #pragma unroll 1
     for (int item = 0; item < items; ++item) {
-      std::uint32_t x = first, x_scale = first + x_scales;
+      at.x = first;
+      at.x_scale = first + x_scales;
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks; ++chunk) {
+        at.code = ring.at + k.code;
+        at.scale = ring.at + k.scale;
         barrier_wait(ring.full, ring.phase);
-        const std::uint32_t code = ring.at + k.code, scale = ring.at + k.scale;
-        if (chunk < first_steps) multiply<F>(code, code8, scale, scale8, scale_dtype, x, x_scale, k.brings, nf4, sums);
-        if (chunk < second_steps)
-          multiply<F>(code + kCode, code8, scale + scale_on, scale8, scale_dtype, x + kX,
-                      x_scale + kStepWarps * kStepScales, k.brings, nf4, sums);
+        if (chunk < first_steps) {
+          StepOperands<F> a, b;
+          fetch(at, a);
+          if (chunk < second_steps) {
+            StepPlaces second = at;
+            second.code += kCode;
+            second.scale += scale_on;
+            second.x += kX;
+            second.x_scale += kStepWarps * kStepScales;
+            fetch(second, b);
+            multiply(a, nf4, sums);
+            multiply(b, nf4, more);
+          } else {
+            multiply(a, nf4, sums);
+          }
+        }
         __syncwarp();
         if (leads) barrier_arrive(ring.empty());
         ring.advance();
-        x += x_chunk;
-        x_scale += kChunkSteps * kStepScales;
+        at.x += x_chunk;
+        at.x_scale += kChunkSteps * kStepScales;
       }
       first += x_item;
     }
-    if (works) sums.flush(to, rotated);
+    if (works) {
+      sums.add(more);
+      sums.flush(to, rotated);
+    }
     tile += together;
     to += static_cast<std::uint32_t>(kStepWarps * 64);
   }
@@ -385,7 +424,7 @@ __device__ __forceinline__ void finish(StepStage stage, const LayerView<P>& v, c
   float sum = (o.sums != 0 ? sum_of(o.sums, w.parts) : 0.0F) * factor;
   if (is_pair(stage)) {
     const float up = __shfl_down_sync(0xffffffffU, sum, 8);
-    sum = sum / (1.0F + __expf(-sum)) * up;
+    sum = __fdividef(sum, 1.0F + __expf(-sum)) * up;
   } else if (stage == StepStage::kQuery) {
     const float other = __shfl_xor_sync(0xffffffffU, sum, 1);
     sum = threadIdx.x % 2 == 0 ? sum * o.rope.x - other * o.rope.y : other * o.rope.y + sum * o.rope.x;

@@ -138,6 +138,43 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
   }
 }
 
+// The messenger, from beginning to end; decode_memory.cuh says what for.
+__device__ __forceinline__ void carry_messages() {
+  const bool leads = threadIdx.x % 32 == 0;
+  const int merges = step.s.context.merge ? 1 : 0, n_layers = step.s.p.n_layers;
+  unsigned epoch = 0;
+  meet_at(Meeting::kWait);
+#pragma unroll 1
+  for (int l = 0; l < n_layers; ++l) {
+    const int n_experts = step.s.layers[l & 1].n_experts;
+    const int scored = n_experts > 0 ? static_cast<int>(kScoreBarrier) - 1 + merges : -1,
+              n = static_cast<int>(n_experts > 0 ? kRoutedBarriers : kDenseBarriers) + merges;
+#pragma unroll 1
+    for (int i = 0; i < n; ++i) {
+      epoch += gridDim.x;
+      if (i == scored) {
+        meet_at(Meeting::kScore);
+        if (leads) {
+          if (static_cast<int>(blockIdx.x) < n_experts) {
+            const float factor =
+                rsqrtf(__fdividef(sum_of_warps(step.s.squares[0]), static_cast<float>(step.s.p.hidden)) + step.s.p.eps);
+            step.s.p.scores[blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-sum_of_warps(step.s.dots) * factor));
+          }
+          grid_announce();
+        }
+        continue;
+      }
+      meet_at(Meeting::kArrive);
+      if (leads) {
+        grid_announce();
+        grid_poll(epoch);
+      }
+      __syncwarp();
+      meet_at(Meeting::kWait);
+    }
+  }
+}
+
 // out = RMS(stream), by one block.
 __device__ __forceinline__ void normed_out() {
   grid_wait();

@@ -52,7 +52,7 @@ __device__ __forceinline__ void weights8(const float* from, float (&v)[8]) {
 
 // A row that is to be RMS-normed, of at most 8 · kStepThreads columns: times the norm's weights, and its squares; the
 // sums of the products are divided by its RMS (norm_factor). Of kSharedUp, on the way: the score of the expert that is
-// this block's, and the arrival at the barrier behind which all scores are known; x then also in the experts' order.
+// this block's, which the messenger announces; x then also in the experts' order.
 template <class P>
 __device__ __forceinline__ void stage_normed(StepStage stage, const LayerView<P>& v) {
   const DecodeStep& p = step.s.p;
@@ -90,14 +90,7 @@ __device__ __forceinline__ void stage_normed(StepStage stage, const LayerView<P>
     step.s.squares[stage == StepStage::kQuery ? 1 : 0][warp] = squares;
     step.s.dots[warp] = dot;
   }
-  if (scores) {
-    step_sync();
-    if (u == 0) {
-      if (scored)
-        p.scores[blockIdx.x] = __fdividef(1.0F, 1.0F + __expf(-sum_of_warps(step.s.dots) * norm_factor(stage, v)));
-      arrive_alone();
-    }
-  }
+  if (scores) leave_at(Meeting::kScore);
   put_x(x_kind(m.format), step.s.x, cols, u, x, mine);
   put_tail(x_kind(m.format), step.s.x, 1, cols);
   const int second = stage == StepStage::kSharedUp ? expert_x_offset(v) : 0;
