@@ -151,6 +151,7 @@ __device__ __forceinline__ void leave_at(Meeting m) {  // without waiting
   asm volatile("bar.arrive %0, %1;" ::"r"(static_cast<int>(m)), "n"(kStepThreads + 32) : "memory");
 }
 __device__ __forceinline__ void meet_at(Meeting m) {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(static_cast<int>(m)), "n"(kStepThreads + 32) : "memory");
 }
 

@@ -44,10 +44,18 @@ bool knows(const DecodeStep& s, std::span<const StepLayer> layers) {
   });
 }
 
+// What every kernel has of shared memory before a launch adds any; asked once.
+int fixed_shared_bytes() {
+  static const int bytes = [] {
+    cudaFuncAttributes kernel{};
+    check(cudaFuncGetAttributes(&kernel, step_kernel_any()), "the kernel of a decode step");
+    return static_cast<int>(kernel.sharedSizeBytes);
+  }();
+  return bytes;
+}
+
 // A block's shared memory: what the widest stage needs, then sums, then the ring. slots = 0: there is no room.
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
-  cudaFuncAttributes kernel{};
-  check(cudaFuncGetAttributes(&kernel, kernel_of(s)), "the kernel of a decode step");
   const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
   const int down = std::max(rows(s.top_k, s.expert_inner) + rows(1, s.shared_inner), rows(1, s.dense_inner));
   const int attend = (s.heads * kCacheStride + 127) / 128 * 128 + 2 * kCacheTile + kAttendScratch;
@@ -65,7 +73,7 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
                                        others(s.heads * kQkWidth), others(s.q_lora + kRowWidth)});
   z.sum_bytes = z.pass_bytes + kTileSums * std::max(pairs(s.shared_inner), others(s.hidden));
   z.slot_bytes = kSlotCodes + (s.scale_room + 127) / 128 * 128;
-  const int room = l.smem_limit - static_cast<int>(kernel.sharedSizeBytes) - z.x_bytes - z.sum_bytes;
+  const int room = l.smem_limit - fixed_shared_bytes() - z.x_bytes - z.sum_bytes;
   z.slots = std::clamp(room / z.slot_bytes, 0, kSlotsMost);
   z.bytes = z.x_bytes + z.sum_bytes + z.slots * z.slot_bytes;
   return z;
