@@ -183,7 +183,11 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
     d.x = skinny ? p.x : reordered(p.x, p.rows, p.w.shape, scratch);
     d.rows = p.rows;
     d.valid = valid;
-    skinny ? skinny_dense(l, d) : wide_dense(l, d);
+    if (skinny && head_int8_fits(l, d)) {
+      head_int8(l, d);
+    } else {
+      skinny ? skinny_dense(l, d) : wide_dense(l, d);
+    }
   } else if (tiled_fits(p.w)) {
     const Act x = packed(p.x, p.rows, p.w.shape.cols, scratch);
     Tiled t;

@@ -82,7 +82,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
       merge_pieces();
       grid_arrive();
     }
-    if (!P::kKnown) step_sync();  // notes lie where its tiles do
+    if (!P::kKnown) step_sync();                                       // notes lie where its tiles do
   } else if (s == StepStage::kQuery && blockIdx.x == gridDim.x - 1) {  // this token's row of the cache
     append_row(l);
     grid_arrive();

@@ -12,8 +12,8 @@
 namespace glint::cuda {
 
 // Eight warps work; the loader only fetches weights, and the messenger waits for other blocks. Every warp has the same
-// bookkeeping to do, and two of them on a scheduler do it twice as fast as four. Registers are dealt out to groups of four
-// warps: the loader's group has two that leave at once, and on Hopper what it does not need the others get.
+// bookkeeping to do, and two of them on a scheduler do it twice as fast as four. Registers are dealt out to groups of
+// four warps: the loader's group has two that leave at once, and on Hopper what it does not need the others get.
 constexpr int kStepWarps = 8, kStepThreads = 32 * kStepWarps, kStepBlock = kStepThreads + 128;
 constexpr int kWorkerRegisters = 224, kLoaderRegisters = 56;
 
@@ -141,10 +141,10 @@ static_assert(offsetof(StepShared, empty) == offsetof(StepShared, full) + 8 * kS
 
 // ---- the barrier of the grid ----------------------------------------------------------------------------------------
 
-// A warp of its own, the messenger, announces that a block has arrived and waits for the others (a fence alone takes 900
-// cycles), so that the working warps can get ready for the next stage. They meet it at barriers of the block: one when
-// they have written, one when all blocks have. What all blocks wrote before arriving is there after waiting, for loads
-// that pass by the first-level cache (__ldcg): hence no fence after the wait, which would throw that cache away.
+// A warp of its own, the messenger, announces that a block has arrived and waits for the others (a fence alone takes
+// 900 cycles), so that the working warps can get ready for the next stage. They meet it at barriers of the block: one
+// when they have written, one when all blocks have. What all blocks wrote before arriving is there after waiting, for
+// loads that pass by the first-level cache (__ldcg): hence no fence after the wait, which would throw that cache away.
 enum class Meeting : std::uint8_t { kArrive = 2, kWait = 3, kScore = 4 };
 __device__ __forceinline__ void leave_at(Meeting m) {  // without waiting
   __syncwarp();

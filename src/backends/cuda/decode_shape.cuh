@@ -1,7 +1,7 @@
 #pragma once
-// What the kernel of a decode step knows of the model when it is compiled. Half of a stage's instructions work out where
-// things lie; with the real model's sizes and formats they are constants. Everything else takes the same code with sizes
-// that it reads (AnyStep).
+// What the kernel of a decode step knows of the model when it is compiled. Half of a stage's instructions work out
+// where things lie; with the real model's sizes and formats they are constants. Everything else takes the same code
+// with sizes that it reads (AnyStep).
 
 #include "backends/cuda/decode_step.hpp"
 

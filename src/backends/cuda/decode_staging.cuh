@@ -7,12 +7,11 @@
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-// F32 rows of other blocks, in one order; a factor for each row. Waits for the other blocks.
+// F32 rows of other blocks, in one order; a factor for each row. Waits for the other blocks unless that was `waited`.
 __device__ __forceinline__ void put_rows(const float* from, int stride, int rows, int cols, XKind kind,
-                                         std::uint32_t to, const float* factors) {
+                                         std::uint32_t to, const float* factors, bool waited = false) {
   const int units = cols / 8, row_stride = x_stride(cols), all = rows * units;
   constexpr int kAtOnce = 4;
-  bool waited = false;
 #pragma unroll 1
   for (int first = threadIdx.x; first < all + static_cast<int>(threadIdx.x); first += kAtOnce * kStepThreads) {
     int row[kAtOnce], unit[kAtOnce];
@@ -231,7 +230,7 @@ __device__ __forceinline__ void stage_x(StepStage stage, const LayerView<P>& v) 
         if (alike) break;
       }
       put_rows(p.h + static_cast<std::int64_t>(items) * p.inner_stride, p.inner_stride, 1, shared.cols,
-               x_kind(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(v)), nullptr);
+               x_kind(shared.format), step.s.x + static_cast<std::uint32_t>(shared_h_offset(v)), nullptr, items > 0);
       break;
     }
     default:

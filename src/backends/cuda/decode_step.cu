@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "backends/cuda/common.cuh"
-#include "backends/cuda/decode_memory.cuh"
 #include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_memory.cuh"
 #include "backends/cuda/decode_shape.cuh"
 
 namespace glint::cuda {

@@ -44,7 +44,8 @@ struct alignas(16) StepLayer {
 };
 static_assert(sizeof(StepLayer) % 16 == 0, "copied by sixteen bytes");
 
-// Models whose sizes and formats a kernel knows when it is compiled (decode_shape.cuh): the real one's, in these formats.
+// Models whose sizes and formats a kernel knows when it is compiled (decode_shape.cuh): the real one's, in these
+// formats.
 enum class StepModel : std::uint8_t { kAny, kBf16, kInt8, kInt4, kQ4 };
 
 struct DecodeStep {

@@ -207,6 +207,11 @@ struct SkinnyMoe {
 };
 void skinny_moe(const Launch& l, const SkinnyMoe& m);
 
+// ---- head_int8.cu: a very long INT8 matrix, one to four rows of x ---------------------------------------------------
+
+bool head_int8_fits(const Launch& l, const SkinnyDense& d);
+void head_int8(const Launch& l, const SkinnyDense& d);
+
 // ---- wide.cuh: more rows, bound by the same memory ------------------------------------------------------------------
 
 // Rows of a block; more are cut.
