@@ -44,13 +44,14 @@ __device__ __noinline__ void plan_context() {
     c.pieces = blocks;
     c.piece = b;
   } else {  // where blocks would stand idle, each takes some of the heads only
-    const int group = (heads + min(heads, blocks / runs) - 1) / min(heads, blocks / runs);
+    const int per = runs > 16 ? 2 : 1;
+    c.pieces = (runs + per - 1) / per;
+    const int group = (heads + min(heads, blocks / c.pieces) - 1) / min(heads, blocks / c.pieces);
     const int groups = (heads + group - 1) / group;
-    c.pieces = runs;
     c.piece = b / groups;
     c.first_head = b % groups * group;
     c.heads = min(group, heads - c.first_head);
-    if (c.piece < runs) begin = c.piece, end = begin + 1;
+    if (c.piece < c.pieces) begin = c.piece * per, end = min(begin + per, runs);
   }
   c.token = (first + begin) * kStepTokens;
   c.runs = end - begin;
