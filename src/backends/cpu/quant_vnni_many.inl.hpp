@@ -1,64 +1,96 @@
 // Many rows of x against codes: tiles of W that lie across the lanes. Included by quant_vnni.inl.hpp, which says in
 // which order sums are added.
+//
+// A tile is a part of a step, the leaves that follow each other in its tree, of up to 64 rows of W: 16 KB, so that it
+// stays in L1 while all rows of x pass. Nibbles stay nibbles in it and are unpacked where they are multiplied, on pipes
+// that products leave idle. What the parts of a step add up to waits in memory, a vector a row of x and group of W.
 
-// Many rows of x: a tile of 16 · groups rows of W and one step of columns, as bytes [block][word][group][16 rows · 4].
 inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
-struct CodesTile {
-  const DotArgs* a = nullptr;
-  std::int64_t n = 0, count = 0, groups = 0;
-  std::int64_t b = 0, blocks = 0;  // first block, and how many: at most a step
-  std::int32_t zero_point = 0;
-  const std::uint8_t* codes = nullptr;
-  const float* factors = nullptr;  // [block][group][16]
-  const float* mins = nullptr;     // the same, or null
-  Fetch* fetch = nullptr;          // what is read after this tile, and how many lines of it to ask for with each block
-  std::int64_t fetch_lines = 0;
-};
+inline constexpr std::int64_t kTileBytes = 16384;
+inline constexpr std::int64_t kMostTileRows = 6;  // 6 × 4 sums, two of W, one or two constants: 29 of 32 registers
 
 // The order in which sum() adds the lanes of a vector: leaf i of a balanced tree is lane kLeaves[i].
 inline constexpr std::uint8_t kLeaves[kStepBlocks] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
+inline constexpr std::uint8_t kLeafOf[kStepBlocks] = {0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15};
 
-// Rows [n, n + 16) of W, of which `count` are there, into group g of the tile.
 template <typename F, int Width>
-inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* tile) {
-  using C = Codes<F, Width>;
-  constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;  // columns of 64 bytes
-  constexpr int kPart = C::kWords / C::kParts;             // words of a part of a block
+struct TileShape {
+  static constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;          // columns of 64 bytes
+  static constexpr int kWords = static_cast<int>(Width * 16 / kChunk);    // of 4 bytes a row, in a block
+  static constexpr std::int64_t kBlockBytes = kWords * 64 * kTileGroups;  // of a tile
+  static constexpr int kLeavesAPart =
+      static_cast<int>(kTileBytes / kBlockBytes < kStepBlocks ? kTileBytes / kBlockBytes : kStepBlocks);
+  static constexpr int kParts = static_cast<int>(kStepBlocks) / kLeavesAPart;
+  static constexpr int kLevels = kParts >= 8 ? 3 : kParts >= 4 ? 2 : 1;  // sums that wait for their neighbours, at most
+  // Leaves i, i + 4, i + 8 … are neighbours in memory: those that share 64 bytes of a row lie in one part.
+  static constexpr std::int64_t kChunkBlocks = kChunk > Width ? kChunk / Width : 1;
+  static_assert(kChunkBlocks == 1 || (kChunkBlocks == 2 && kLeavesAPart >= 8) || kLeavesAPart == 16);
+};
+
+struct CodesTile {
+  const DotArgs* a = nullptr;
+  std::int64_t n = 0, count = 0, groups = 0;
+  std::int64_t b = 0, blocks = 0;  // first block of the step, and how many: at most a step
+  int part = 0;
+  std::int32_t zero_point = 0;
+  std::uint8_t* codes =
+      nullptr;  // [block of the part][word][group][16 rows · 4]; fewer groups than a tile's: each apart
+  const float* factors = nullptr;  // [block][group][16]
+  const float* mins = nullptr;     // the same, or null
+  float* waiting = nullptr;        // [level][row of x][64]
+  const char** next = nullptr;     // what is read after this tile, where it ends, and what to ask for with each block
+  const char* next_end = nullptr;
+  std::int64_t next_bytes = 0;
+};
+
+// A part of rows [16 g, 16 g + 16) of the tile. Stride: bytes from word to word.
+template <typename F, int Width, std::int64_t Stride>
+inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
+  using S = TileShape<F, Width>;
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(t.a->w.cols);
   const std::int64_t cols = t.blocks * Width;
-  const std::int64_t row_bytes = C::bytes(t.a->w.cols);
-  const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + C::bytes(t.b * Width);
+  const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + Codes<F, Width>::bytes(t.b * Width);
   const std::uint8_t* rows[16];
   for (int i = 0; i < 16; ++i) {
     const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
     rows[i] = from + (t.n + n) * row_bytes;
   }
-  std::uint8_t* to = tile + g * 64;
-  const std::int64_t word_bytes = t.groups * 64;
-  for (std::int64_t k = 0; k < cols; k += kChunk) {
-    const bool half = F::kNibbles && cols - k < kChunk;
-    I v[16];
+  for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf) {
+    const std::int64_t b = kLeaves[t.part * S::kLeavesAPart + leaf];
+    if (b >= t.blocks || b % S::kChunkBlocks != 0) continue;
+    std::uint8_t* words = to + leaf * S::kWords * Stride;
+    for (std::int64_t k = b * Width; k < (b + S::kChunkBlocks) * Width; k += S::kChunk, words += 16 * Stride) {
+      const std::int64_t at = Codes<F, Width>::bytes(k);
+      const bool half = F::kNibbles && cols - k < S::kChunk;
+      I v[16];
+      if (half) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      const std::uint8_t* p = rows[i] + C::bytes(k);
-      v[i] = half ? load_half(p) : load_ints(p);
-      __builtin_prefetch(p + 256, 0, 2);
-    }
-    transpose_lanes(v);
-#pragma GCC unroll 16
-    for (int word = 0; word < 16; ++word) {
-      if (half && word >= 8) break;
-      std::int64_t block, place;
-      if constexpr (F::kNibbles) {
-        block = k / Width + (kChunk > Width ? word / kPart : 0);
-        place = word % kPart;
+        for (int i = 0; i < 16; ++i) v[i] = load_half(rows[i] + at);
+        transpose_lanes(v);
       } else {
-        const std::int64_t all = k / 4 + word;
-        block = all / kPart;
-        place = all % kPart;
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
+        load_transposed(rows, at, v);
       }
-      std::uint8_t* at = to + (block * C::kWords + place) * word_bytes;
-      store_ints(at, F::even(v[word]));
-      if constexpr (F::kNibbles) store_ints(at + kPart * word_bytes, F::odd(v[word]));
+#pragma GCC unroll 16
+      for (int word = 0; word < 16; ++word) {
+        if (half && word >= 8) break;
+        // The blocks of a chunk are leaves that lie as far apart as those of a step's first blocks.
+        const int place = S::kChunkBlocks == 1 ? word : kLeafOf[word / S::kWords] * S::kWords + word % S::kWords;
+        store_ints(words + place * Stride, F::kNibbles ? v[word] : F::even(v[word]));
+      }
+    }
+  }
+}
+
+template <typename F, int Width>
+inline void fill_codes(const CodesTile& t) {
+  using S = TileShape<F, Width>;
+  for (std::int64_t g = 0; g < t.groups; ++g) {
+    if (t.groups == kTileGroups) {
+      fill_codes<F, Width, kTileGroups * 64>(t, g, t.codes + g * 64);
+    } else {
+      fill_codes<F, Width, 64>(t, g, t.codes + g * S::kLeavesAPart * S::kWords * 64);
     }
   }
 }
@@ -79,106 +111,154 @@ inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit
   }
 }
 
-// What M rows of x bring to a tile: their codes, and of each block the sum's start, the scale and scale · Σ q.
-template <int M>
+// What M rows of x bring to a tile: of each block the codes, even columns before odd ones, the sum's start, the scale
+// and scale · Σ q. Copied, so that they lie at fixed distances from each other.
+template <typename F, int Width, int M>
 struct TileRows {
-  const std::int8_t* codes[M];
+  using S = TileShape<F, Width>;
+  alignas(64) std::int8_t codes[S::kLeavesAPart][M][Width];
+  alignas(64) std::int32_t starts[M][kStepBlocks];
   const float* scales[M];
   const float* sums[M];
-  alignas(64) std::int32_t starts[M][kStepBlocks];
 
-  [[gnu::always_inline]] TileRows(const CodesTile& t, std::int64_t m, std::int64_t width) {
+  [[gnu::always_inline]] TileRows(const CodesTile& t, std::int64_t m) {
     const DotArgs& a = *t.a;
     const I zero_point = set1_ints(t.zero_point);
-#pragma GCC unroll 16
+#pragma GCC unroll 1
     for (int i = 0; i < M; ++i) {
-      codes[i] = x_codes(a, m + i, t.b * width);
       scales[i] = x_factors(a, a.x->scales, m + i, t.b);
       sums[i] = x_factors(a, a.x->sums, m + i, t.b);
       const I over = multiply_ints(load_ints(x_counts(a, m + i) + t.b), zero_point);
       store_ints(starts[i], sub_ints(zero_ints(), over));
+      const std::int8_t* x = x_codes(a, m + i, t.b * Width);
+#pragma GCC unroll 16
+      for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf) {
+        const std::int64_t b = kLeaves[t.part * S::kLeavesAPart + leaf];
+        const std::int64_t k = (b < t.blocks ? b : 0) * Width;
+        if constexpr (F::kNibbles) {
+          const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
+          __builtin_memcpy(codes[leaf][i], even, Width / 2);
+          __builtin_memcpy(codes[leaf][i] + Width / 2, even + 64, Width / 2);
+        } else {
+          __builtin_memcpy(codes[leaf][i], x + k, Width);
+        }
+      }
     }
   }
 };
 
-// p_b of M rows of x and N groups of W.
-template <int Width, int Parts, int M, int N>
-[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<M>& rows, std::int64_t g, int b,
-                                                 V (&p)[M][N]) {
-  constexpr int kWords = Width / 4, kPart = kWords / Parts;
-  const std::int64_t k = b * Width;
-  std::int64_t at = Parts == 2 ? k / 128 * 128 + k % 128 / 2 : k;
+// Bytes of a vector of a tile; nibbles have even columns in part 0 and odd ones in part 1.
+template <typename F>
+inline I tile_codes(I v, int part) {
+  if constexpr (F::kNibbles) {
+    return part == 0 ? F::even(v) : F::odd(v);
+  } else {
+    return v;
+  }
+}
+
+// p_b of M rows of x and N groups of W: of leaf `leaf` of the part, which is block b and whose words lie at `w`.
+struct LeafAt {
+  int leaf, b;
+  std::int64_t g;
+  const std::uint8_t* w;
+};
+template <typename F, int Width, int M, int N>
+[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows,
+                                                 const LeafAt& at, V (&p)[M][N]) {
+  constexpr int kWords = TileShape<F, Width>::kWords;
+  const std::int8_t* x = rows.codes[at.leaf][0];
+  const std::uint8_t* w = at.w;
   I acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][b]);
+    for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][at.b]);
   }
-  const std::int64_t stride = t.groups * 64;
-  const std::uint8_t* w = t.codes + b * kWords * stride + g * 64;
-#pragma GCC unroll 1
-  for (int part = 0; part < Parts; ++part, at += 64 - 4 * kPart) {
 #pragma GCC unroll 4
-    for (int word = 0; word < kPart; ++word, w += stride, at += 4) {
-      I wv[N];
+  for (int word = 0; word < kWords; ++word, w += N * 64, x += 4) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) wv[n] = load_ints(w + n * 64);
+    for (int n = 0; n < N; ++n) {
+      const I v = once(load_ints(w + n * 64));
+#pragma GCC unroll 2
+      for (int part = 0; part < (F::kNibbles ? 2 : 1); ++part) {
+        const I codes = tile_codes<F>(v, part);
 #pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        std::int32_t four;
-        __builtin_memcpy(&four, rows.codes[i] + at, 4);
-        const I xv = set1_ints(four);
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) acc[i][n] = dot_bytes(acc[i][n], wv[n], xv);
+        for (int i = 0; i < M; ++i) acc[i][n] = dot_bytes_of_four(acc[i][n], codes, x + i * Width + part * Width / 2);
       }
     }
   }
-  const float* factors = t.factors + (b * t.groups + g) * kLanes;
+  const float* factors = t.factors + (at.b * t.groups + at.g) * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-    const V scale = set1(rows.scales[i][b]);
+    const V scale = set1(rows.scales[i][at.b]);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) p[i][n] = mul(to_floats(acc[i][n]), mul(load(factors + n * kLanes), scale));
   }
   if (t.mins == nullptr) return;
-  const float* mins = t.mins + (b * t.groups + g) * kLanes;
+  const float* mins = t.mins + (at.b * t.groups + at.g) * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-    const V sum = set1(rows.sums[i][b]);
+    const V sum = set1(rows.sums[i][at.b]);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) p[i][n] = fma(load(mins + n * kLanes), sum, p[i][n]);
   }
 }
 
-template <int Width, int Parts, int M, int N>
-void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
+// The sums p of neighbour `i` of a tree of 2^Levels: added to those that wait for them at `of(level)`, [M][N] vectors a
+// row of `stride` floats. False if they have to wait in turn.
+template <int Levels, int M, int N, typename Fn>
+[[gnu::always_inline]] inline bool climb(int i, std::int64_t stride, V (&p)[M][N], const Fn& of) {
+  int level = 0;
+  for (; (i >> level & 1) != 0; ++level) {
+    const float* left = of(level);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) p[m][n] = add(load(left + m * stride + n * kLanes), p[m][n]);
+    }
+  }
+  if (level == Levels) return true;
+  float* to = of(level);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) store(to + m * stride + n * kLanes, p[m][n]);
+  }
+  return false;
+}
+
+inline void fetch_next(const CodesTile& t) {
+  const char* next = *t.next;
+  const char* end = next + t.next_bytes < t.next_end ? next + t.next_bytes : t.next_end;
+  for (; next < end; next += 64) __builtin_prefetch(next, 0, 2);
+  *t.next = next;
+}
+
+constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
+
+template <typename F, int Width, int M, int N>
+[[gnu::noinline]] void tile_part(const CodesTile& t, std::int64_t m, std::int64_t g) {
+  using S = TileShape<F, Width>;
+  constexpr int kLevels = log2_of(S::kLeavesAPart);
   const DotArgs& a = *t.a;
-  const TileRows<M> rows(t, m, Width);
-  alignas(64) float tree[4][M][N][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
+  const TileRows<F, Width, M> rows(t, m);
+  alignas(64) float tree[kLevels][M][N][kLanes];
   V p[M][N];
-  for (int leaf = 0; leaf < kStepBlocks; ++leaf) {
-    const int b = kLeaves[leaf];
-    if (t.fetch != nullptr) t.fetch->lines(t.fetch_lines);
+  const std::uint8_t* w = t.codes + g * S::kLeavesAPart * S::kWords * 64;
+  for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf, w += S::kWords * N * 64) {
+    const int b = kLeaves[t.part * S::kLeavesAPart + leaf];
+    fetch_next(t);
     if (b < t.blocks) {
-      tile_products<Width, Parts, M, N>(t, rows, g, b, p);
+      tile_products(t, rows, LeafAt{leaf, b, g, w}, p);
     } else {
       clear(p);
     }
-    int level = 0;
-    for (; (leaf >> level & 1) != 0; ++level) {
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) p[i][n] = add(load(tree[level][i][n]), p[i][n]);
-      }
-    }
-    if (level == 4) break;
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) store(tree[level][i][n], p[i][n]);
-    }
+    climb<kLevels>(leaf, N * kLanes, p, [&](int level) { return &tree[level][0][0][0]; });
   }
+  float* waiting = t.waiting + (m - a.m0) * kStrip + g * kLanes;
+  const auto level_of = [&](int level) { return waiting + level * kRowChunk * kStrip; };
+  if (!climb<log2_of(S::kParts)>(t.part, kStrip, p, level_of)) return;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
@@ -190,15 +270,14 @@ void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
   }
 }
 
-template <int Width, int Parts, int M>
+template <typename F, int Width, int M>
 inline void tile_groups(const CodesTile& t, std::int64_t m) {
-  if (t.groups == kTileGroups) return tile_step<Width, Parts, M, kTileGroups>(t, m, 0);
-  for (std::int64_t g = 0; g < t.groups; ++g) tile_step<Width, Parts, M, 1>(t, m, g);
+  if (t.groups == kTileGroups) return tile_part<F, Width, M, kTileGroups>(t, m, 0);
+  for (std::int64_t g = 0; g < t.groups; ++g) tile_part<F, Width, M, 1>(t, m, g);
 }
 
-inline constexpr std::int64_t kMostTileRows = 6;
 // All rows of x, in tiles of at most six rows that differ by one at most.
-template <int Width, int Parts>
+template <typename F, int Width>
 void tile_rows_of_codes(const CodesTile& t) {
   const std::int64_t rows = t.a->m1 - t.a->m0;
   const std::int64_t tiles = (rows + kMostTileRows - 1) / kMostTileRows;
@@ -206,59 +285,62 @@ void tile_rows_of_codes(const CodesTile& t) {
     const std::int64_t m = t.a->m0 + rows * i / tiles;
     switch (t.a->m0 + rows * (i + 1) / tiles - m) {
       case 6:
-        tile_groups<Width, Parts, 6>(t, m);
+        tile_groups<F, Width, 6>(t, m);
         break;
       case 5:
-        tile_groups<Width, Parts, 5>(t, m);
+        tile_groups<F, Width, 5>(t, m);
         break;
       case 4:
-        tile_groups<Width, Parts, 4>(t, m);
+        tile_groups<F, Width, 4>(t, m);
         break;
       case 3:
-        tile_groups<Width, Parts, 3>(t, m);
+        tile_groups<F, Width, 3>(t, m);
         break;
       case 2:
-        tile_groups<Width, Parts, 2>(t, m);
+        tile_groups<F, Width, 2>(t, m);
         break;
       default:
-        tile_groups<Width, Parts, 1>(t, m);
+        tile_groups<F, Width, 1>(t, m);
     }
   }
 }
 
 template <typename F, int Width>
 void codes_many(const DotArgs& a) {
-  using C = Codes<F, Width>;
-  alignas(64) std::uint8_t codes[kStrip * C::kStep];
+  using S = TileShape<F, Width>;
+  alignas(64) std::uint8_t codes[kTileBytes];
   alignas(64) float factors[kStepBlocks * kStrip];
   alignas(64) float mins[kStepBlocks * kStrip];
+  alignas(64) float waiting[S::kLevels * kRowChunk * kStrip];
   const CodesMatrix<Width> matrix(a);
-  const std::int64_t row_bytes = C::bytes(a.w.cols);
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
+    t.waiting = waiting;
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
-    Fetch fetch{.row = static_cast<const char*>(n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next),
-                .bytes = kStrip * row_bytes,
-                .rows = 1};
-    if (fetch.row == nullptr) fetch.rows = 0;
+    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
+    const char* next = static_cast<const char*>(follows);
+    t.next = &next;
+    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
     t.groups = (t.count + kLanes - 1) / kLanes;
+    const std::int64_t tiles =
+        (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
+    const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
+    t.next_bytes = (kStrip * row_bytes / (tiles * kStepBlocks * steps) / 64 + 1) * 64;
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
-      for (std::int64_t g = 0; g < t.groups; ++g) fill_codes<F, Width>(t, g, codes);
       fill_factors(t, matrix.scales, matrix.unit, factors);
       if (a.w.mins != nullptr) {
         fill_factors(t, matrix.mins, set1(1), mins);
         t.mins = mins;
       }
-      const std::int64_t passes =
-          (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
-      const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-      t.fetch = fetch.rows > 0 ? &fetch : nullptr;
-      t.fetch_lines = fetch.bytes / 64 / (passes * kStepBlocks * steps) + 1;
-      tile_rows_of_codes<Width, C::kParts>(t);
+      for (t.part = 0; t.part < S::kParts; ++t.part) {
+        fill_codes<F, Width>(t);
+        tile_rows_of_codes<F, Width>(t);
+      }
     }
   }
 }
