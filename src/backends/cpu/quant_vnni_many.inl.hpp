@@ -175,7 +175,6 @@ template <typename F, int Width, int M, int N>
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][at.b]);
   }
-#pragma GCC unroll 4
   for (int word = 0; word < kWords; ++word, w += N * 64, x += 4) {
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
