@@ -1,49 +1,36 @@
 // Many rows of x against codes: tiles of W that lie across the lanes. Included by quant_vnni.inl.hpp, which says in
 // which order sums are added.
 //
-// A tile is a part of a step, the leaves that follow each other in its tree, of up to 64 rows of W: 16 KB, so that it
-// stays in L1 while all rows of x pass. Nibbles stay nibbles in it and are unpacked where they are multiplied, on pipes
-// that products leave idle. What the parts of a step add up to waits in memory, a vector a row of x and group of W.
+// A tile is a step of up to 64 rows of W. Nibbles stay nibbles in it and are unpacked where they are multiplied, on
+// pipes that products leave idle: less to write, and to read again with every six rows of x.
 
 inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
-inline constexpr std::int64_t kTileBytes = 16384;
 inline constexpr std::int64_t kMostTileRows = 6;  // 6 × 4 sums, two of W, one or two constants: 29 of 32 registers
 
 // The order in which sum() adds the lanes of a vector: leaf i of a balanced tree is lane kLeaves[i].
 inline constexpr std::uint8_t kLeaves[kStepBlocks] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
-inline constexpr std::uint8_t kLeafOf[kStepBlocks] = {0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15};
 
 template <typename F, int Width>
 struct TileShape {
-  static constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;          // columns of 64 bytes
-  static constexpr int kWords = static_cast<int>(Width * 16 / kChunk);    // of 4 bytes a row, in a block
-  static constexpr std::int64_t kBlockBytes = kWords * 64 * kTileGroups;  // of a tile
-  static constexpr int kLeavesAPart =
-      static_cast<int>(kTileBytes / kBlockBytes < kStepBlocks ? kTileBytes / kBlockBytes : kStepBlocks);
-  static constexpr int kParts = static_cast<int>(kStepBlocks) / kLeavesAPart;
-  static constexpr int kLevels = kParts >= 8 ? 3 : kParts >= 4 ? 2 : 1;  // sums that wait for their neighbours, at most
-  // Leaves i, i + 4, i + 8 … are neighbours in memory: those that share 64 bytes of a row lie in one part.
-  static constexpr std::int64_t kChunkBlocks = kChunk > Width ? kChunk / Width : 1;
-  static_assert(kChunkBlocks == 1 || (kChunkBlocks == 2 && kLeavesAPart >= 8) || kLeavesAPart == 16);
+  static constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;        // columns of 64 bytes
+  static constexpr int kWords = static_cast<int>(Width * 16 / kChunk);  // of 4 bytes a row, in a block
+  static constexpr std::int64_t kGroupBytes = kStepBlocks * kWords * 64;
 };
 
 struct CodesTile {
   const DotArgs* a = nullptr;
   std::int64_t n = 0, count = 0, groups = 0;
   std::int64_t b = 0, blocks = 0;  // first block of the step, and how many: at most a step
-  int part = 0;
   std::int32_t zero_point = 0;
-  std::uint8_t* codes =
-      nullptr;  // [block of the part][word][group][16 rows · 4]; fewer groups than a tile's: each apart
+  std::uint8_t* codes = nullptr;   // [block][word][group][16 rows · 4]; fewer groups than a tile's: each apart
   const float* factors = nullptr;  // [block][group][16]
   const float* mins = nullptr;     // the same, or null
-  float* waiting = nullptr;        // [level][row of x][64]
   const char** next = nullptr;     // what is read after this tile, where it ends, and what to ask for with each block
   const char* next_end = nullptr;
   std::int64_t next_bytes = 0;
 };
 
-// A part of rows [16 g, 16 g + 16) of the tile. Stride: bytes from word to word.
+// Rows [16 g, 16 g + 16) of the tile. Stride: bytes from word to word.
 template <typename F, int Width, std::int64_t Stride>
 inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
   using S = TileShape<F, Width>;
@@ -55,30 +42,23 @@ inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
     const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
     rows[i] = from + (t.n + n) * row_bytes;
   }
-  for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf) {
-    const std::int64_t b = kLeaves[t.part * S::kLeavesAPart + leaf];
-    if (b >= t.blocks || b % S::kChunkBlocks != 0) continue;
-    std::uint8_t* words = to + leaf * S::kWords * Stride;
-    for (std::int64_t k = b * Width; k < (b + S::kChunkBlocks) * Width; k += S::kChunk, words += 16 * Stride) {
-      const std::int64_t at = Codes<F, Width>::bytes(k);
-      const bool half = F::kNibbles && cols - k < S::kChunk;
-      I v[16];
-      if (half) {
+  for (std::int64_t k = 0; k < cols; k += S::kChunk, to += 16 * Stride) {
+    const std::int64_t at = Codes<F, Width>::bytes(k);
+    const bool half = F::kNibbles && cols - k < S::kChunk;
+    I v[16];
+    if (half) {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) v[i] = load_half(rows[i] + at);
-        transpose_lanes(v);
-      } else {
+      for (int i = 0; i < 16; ++i) v[i] = load_half(rows[i] + at);
+      transpose_lanes(v);
+    } else {
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
-        load_transposed(rows, at, v);
-      }
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
+      load_transposed(rows, at, v);
+    }
 #pragma GCC unroll 16
-      for (int word = 0; word < 16; ++word) {
-        if (half && word >= 8) break;
-        // The blocks of a chunk are leaves that lie as far apart as those of a step's first blocks.
-        const int place = S::kChunkBlocks == 1 ? word : kLeafOf[word / S::kWords] * S::kWords + word % S::kWords;
-        store_ints(words + place * Stride, F::kNibbles ? v[word] : F::even(v[word]));
-      }
+    for (int word = 0; word < 16; ++word) {
+      if (half && word >= 8) break;
+      store_ints(to + word * Stride, F::kNibbles ? v[word] : F::even(v[word]));
     }
   }
 }
@@ -90,7 +70,7 @@ inline void fill_codes(const CodesTile& t) {
     if (t.groups == kTileGroups) {
       fill_codes<F, Width, kTileGroups * 64>(t, g, t.codes + g * 64);
     } else {
-      fill_codes<F, Width, 64>(t, g, t.codes + g * S::kLeavesAPart * S::kWords * 64);
+      fill_codes<F, Width, 64>(t, g, t.codes + g * S::kGroupBytes);
     }
   }
 }
@@ -115,8 +95,7 @@ inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit
 // and scale · Σ q. Copied, so that they lie at fixed distances from each other.
 template <typename F, int Width, int M>
 struct TileRows {
-  using S = TileShape<F, Width>;
-  alignas(64) std::int8_t codes[S::kLeavesAPart][M][Width];
+  alignas(64) std::int8_t codes[kStepBlocks][M][Width];
   alignas(64) std::int32_t starts[M][kStepBlocks];
   const float* scales[M];
   const float* sums[M];
@@ -132,15 +111,14 @@ struct TileRows {
       store_ints(starts[i], sub_ints(zero_ints(), over));
       const std::int8_t* x = x_codes(a, m + i, t.b * Width);
 #pragma GCC unroll 16
-      for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf) {
-        const std::int64_t b = kLeaves[t.part * S::kLeavesAPart + leaf];
+      for (std::int64_t b = 0; b < kStepBlocks; ++b) {
         const std::int64_t k = (b < t.blocks ? b : 0) * Width;
         if constexpr (F::kNibbles) {
           const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
-          __builtin_memcpy(codes[leaf][i], even, Width / 2);
-          __builtin_memcpy(codes[leaf][i] + Width / 2, even + 64, Width / 2);
+          __builtin_memcpy(codes[b][i], even, Width / 2);
+          __builtin_memcpy(codes[b][i] + Width / 2, even + 64, Width / 2);
         } else {
-          __builtin_memcpy(codes[leaf][i], x + k, Width);
+          __builtin_memcpy(codes[b][i], x + k, Width);
         }
       }
     }
@@ -157,23 +135,18 @@ inline I tile_codes(I v, int part) {
   }
 }
 
-// p_b of M rows of x and N groups of W: of leaf `leaf` of the part, which is block b and whose words lie at `w`.
-struct LeafAt {
-  int leaf, b;
-  std::int64_t g;
-  const std::uint8_t* w;
-};
+// p_b of M rows of x and N groups of W from group g on.
 template <typename F, int Width, int M, int N>
-[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows,
-                                                 const LeafAt& at, V (&p)[M][N]) {
+[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows, std::int64_t g,
+                                                 int b, V (&p)[M][N]) {
   constexpr int kWords = TileShape<F, Width>::kWords;
-  const std::int8_t* x = rows.codes[at.leaf][0];
-  const std::uint8_t* w = at.w;
+  const std::int8_t* x = rows.codes[b][0];
+  const std::uint8_t* w = t.codes + g * TileShape<F, Width>::kGroupBytes + b * kWords * N * 64;
   I acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][at.b]);
+    for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][b]);
   }
   for (int word = 0; word < kWords; ++word, w += N * 64, x += 4) {
 #pragma GCC unroll 16
@@ -187,44 +160,21 @@ template <typename F, int Width, int M, int N>
       }
     }
   }
-  const float* factors = t.factors + (at.b * t.groups + at.g) * kLanes;
+  const float* factors = t.factors + (b * t.groups + g) * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-    const V scale = set1(rows.scales[i][at.b]);
+    const V scale = set1(rows.scales[i][b]);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) p[i][n] = mul(to_floats(acc[i][n]), mul(load(factors + n * kLanes), scale));
   }
   if (t.mins == nullptr) return;
-  const float* mins = t.mins + (at.b * t.groups + at.g) * kLanes;
+  const float* mins = t.mins + (b * t.groups + g) * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
-    const V sum = set1(rows.sums[i][at.b]);
+    const V sum = set1(rows.sums[i][b]);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) p[i][n] = fma(load(mins + n * kLanes), sum, p[i][n]);
   }
-}
-
-// The sums p of neighbour `i` of a tree of 2^Levels: added to those that wait for them at `of(level)`, [M][N] vectors a
-// row of `stride` floats. False if they have to wait in turn.
-template <int Levels, int M, int N, typename Fn>
-[[gnu::always_inline]] inline bool climb(int i, std::int64_t stride, V (&p)[M][N], const Fn& of) {
-  int level = 0;
-  for (; (i >> level & 1) != 0; ++level) {
-    const float* left = of(level);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) p[m][n] = add(load(left + m * stride + n * kLanes), p[m][n]);
-    }
-  }
-  if (level == Levels) return true;
-  float* to = of(level);
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) store(to + m * stride + n * kLanes, p[m][n]);
-  }
-  return false;
 }
 
 inline void fetch_next(const CodesTile& t) {
@@ -234,30 +184,35 @@ inline void fetch_next(const CodesTile& t) {
   *t.next = next;
 }
 
-constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
-
 template <typename F, int Width, int M, int N>
-[[gnu::noinline]] void tile_part(const CodesTile& t, std::int64_t m, std::int64_t g) {
-  using S = TileShape<F, Width>;
-  constexpr int kLevels = log2_of(S::kLeavesAPart);
+[[gnu::noinline]] void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
   const DotArgs& a = *t.a;
   const TileRows<F, Width, M> rows(t, m);
-  alignas(64) float tree[kLevels][M][N][kLanes];
+  alignas(64) float tree[4][M][N][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
   V p[M][N];
-  const std::uint8_t* w = t.codes + g * S::kLeavesAPart * S::kWords * 64;
-  for (int leaf = 0; leaf < S::kLeavesAPart; ++leaf, w += S::kWords * N * 64) {
-    const int b = kLeaves[t.part * S::kLeavesAPart + leaf];
+  for (int leaf = 0; leaf < kStepBlocks; ++leaf) {
+    const int b = kLeaves[leaf];
     fetch_next(t);
     if (b < t.blocks) {
-      tile_products(t, rows, LeafAt{leaf, b, g, w}, p);
+      tile_products(t, rows, g, b, p);
     } else {
       clear(p);
     }
-    climb<kLevels>(leaf, N * kLanes, p, [&](int level) { return &tree[level][0][0][0]; });
+    int level = 0;
+    for (; (leaf >> level & 1) != 0; ++level) {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) p[i][n] = add(load(tree[level][i][n]), p[i][n]);
+      }
+    }
+    if (level == 4) break;
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) store(tree[level][i][n], p[i][n]);
+    }
   }
-  float* waiting = t.waiting + (m - a.m0) * kStrip + g * kLanes;
-  const auto level_of = [&](int level) { return waiting + level * kRowChunk * kStrip; };
-  if (!climb<log2_of(S::kParts)>(t.part, kStrip, p, level_of)) return;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
@@ -271,8 +226,8 @@ template <typename F, int Width, int M, int N>
 
 template <typename F, int Width, int M>
 inline void tile_groups(const CodesTile& t, std::int64_t m) {
-  if (t.groups == kTileGroups) return tile_part<F, Width, M, kTileGroups>(t, m, 0);
-  for (std::int64_t g = 0; g < t.groups; ++g) tile_part<F, Width, M, 1>(t, m, g);
+  if (t.groups == kTileGroups) return tile_step<F, Width, M, kTileGroups>(t, m, 0);
+  for (std::int64_t g = 0; g < t.groups; ++g) tile_step<F, Width, M, 1>(t, m, g);
 }
 
 // All rows of x, in tiles of at most six rows that differ by one at most.
@@ -306,17 +261,14 @@ void tile_rows_of_codes(const CodesTile& t) {
 
 template <typename F, int Width>
 void codes_many(const DotArgs& a) {
-  using S = TileShape<F, Width>;
-  alignas(64) std::uint8_t codes[kTileBytes];
+  alignas(64) std::uint8_t codes[kTileGroups * TileShape<F, Width>::kGroupBytes];
   alignas(64) float factors[kStepBlocks * kStrip];
   alignas(64) float mins[kStepBlocks * kStrip];
-  alignas(64) float waiting[S::kLevels * kRowChunk * kStrip];
   const CodesMatrix<Width> matrix(a);
   const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
-    t.waiting = waiting;
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
     const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
@@ -336,10 +288,8 @@ void codes_many(const DotArgs& a) {
         fill_factors(t, matrix.mins, set1(1), mins);
         t.mins = mins;
       }
-      for (t.part = 0; t.part < S::kParts; ++t.part) {
-        fill_codes<F, Width>(t);
-        tile_rows_of_codes<F, Width>(t);
-      }
+      fill_codes<F, Width>(t);
+      tile_rows_of_codes<F, Width>(t);
     }
   }
 }
