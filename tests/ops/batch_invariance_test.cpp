@@ -245,6 +245,34 @@ TEST_P(BatchInvariance, MlaAttendInt8) {
   check_attend(GetParam(), KvCodec::kBF16, 0, {.format = WeightFormat::kI8, .group = 0});
 }
 
+// One row behind more chunks than a thread computes before they are merged.
+TEST_P(BatchInvariance, MlaAttendFarBack) {
+  constexpr std::int64_t kContext = 2300, kPages = (kContext + kPageTokens - 1) / kPageTokens;
+  HostTensor cache(DType::kBF16, {kPages * kPageTokens, kKvRow});
+  const Floats rows = random_floats(kPages * kPageTokens * kKvRow, 23);
+  for (std::size_t i = 0; i < rows.size(); ++i) store_from_float(cache.view.data, DType::kBF16, i, rows[i]);
+  std::vector<std::int32_t> table(kPages);
+  for (std::size_t i = 0; i < kPages; ++i) table[i] = static_cast<std::int32_t>(i);
+  const OwnedWeight kv_b = random_weight(kHeads * (kNope + kValue), kLatent, {.format = WeightFormat::kBF16}, 24);
+  Floats q = random_floats(kHeads * kQk, 25);
+  Floats first;
+  for (const int threads : {1, 2, 5}) {
+    const auto ops = make_cpu_ops({.isa = GetParam(), .threads = threads});
+    Floats out(kHeads * kValue);
+    const std::int32_t offsets[2] = {0, 1};
+    const std::int32_t context[1] = {kContext};
+    ops->mla_attend({.q = view(q, {1, kHeads, kQk}),
+                     .kv_b = kv_b.w,
+                     .pages = {.base = cache.view.data,
+                               .page_stride_bytes = kPageTokens * kv_row_bytes(KvCodec::kBF16),
+                               .codec = KvCodec::kBF16},
+                     .batch = {1, offsets, context, table.data(), kPages},
+                     .out = view(out, {1, kHeads * kValue})});
+    if (threads == 1) first = out;
+    expect_same(first, out, "attend, " + std::to_string(threads) + " threads");
+  }
+}
+
 struct OwnedExpert {
   OwnedWeight gate, up, down;
   ExpertWeights w() const { return {gate.w, up.w, down.w}; }

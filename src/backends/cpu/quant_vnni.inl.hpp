@@ -4,9 +4,9 @@
 //   p_b = float(Σ w q) · (s_w s_x) [+ min · (s_x Σ q)]    one for each block b of Width columns; Σ is exact
 //   t_j = the p_b of 16 blocks, a step, added as sum() adds the lanes of a vector; blocks beyond the last are zeros
 //   out = t_0 + t_1 + …
-// Few rows of x: W's rows are read where they lie; 16 block sums come to lie in the lanes of one vector (block_sums).
-// Many: 16 rows of W lie across the lanes of a tile and x is broadcast, so that a block's sum needs no additions across
-// lanes; blocks come in the order of kLeaves and meet in the same tree.
+// Few rows of x: W's rows are read where they lie, or unpacked a row at a time; 16 block sums come to lie in the lanes
+// of one vector (block_sums). Many: 16 rows of W lie across the lanes of a tile and x is broadcast, so that a block's
+// sum needs no additions across lanes; blocks come in the order of kLeaves and meet in the same tree.
 //
 // W's codes are unsigned: 128 is added to signed ones, and what that, or a zero point, adds to a sum is taken off in
 // integers, by the sum of x's codes. The order of x's codes for 4-bit W (Packed::split): of every 128 columns the even
@@ -36,7 +36,7 @@ struct Int8Codes {
 };
 
 inline constexpr std::int64_t kStepBlocks = 16;
-inline constexpr std::int64_t kFewCodes = 2;    // rows of x up to which W is read where it lies
+inline constexpr std::int64_t kFewCodes = 2;    // rows of x up to which W is read row by row
 inline constexpr std::int64_t kWholeSteps = 8;  // steps of a row whose sums are kept before they are added up
 
 template <typename F, int Width>
@@ -87,6 +87,12 @@ struct Factors {
     float v[kLanes] = {};
     for (std::int64_t i = 0; i < n; ++i) v[i] = factor_at(table, type, first + (b + i) * Width / group);
     return load(v);
+  }
+  // Row n's, which lie so thinly that the hardware's prefetch does not see them as a stream.
+  [[gnu::always_inline]] void fetch(std::int64_t row) const {
+    const std::int64_t bytes = groups * (type == DType::kF32 ? 4 : 2);
+    const char* from = static_cast<const char*>(table) + (group_rows == 1 ? row * bytes : 0);
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
   }
   template <typename T>
   V some(std::int64_t i, std::int64_t n) const {
@@ -204,21 +210,20 @@ inline void unpack_row(const std::uint8_t* w, std::int64_t ahead, std::int64_t c
   }
 }
 
-// p_b of the 16 blocks from b on of row n of W and row m of x.
+// p_b of the 16 blocks from b on of row n of W, unpacked at w, and row m of x.
 struct RowProduct {
   std::int64_t n, m, b;
-  std::int64_t ahead;  // see RowStep
 };
-template <typename F, int Width, bool Stored>
+template <typename F, int Width>
 [[gnu::always_inline]] inline V block_products(const CodesMatrix<Width>& matrix, const RowProduct& r,
                                                const std::uint8_t* w) {
   using C = Codes<F, Width>;
   const DotArgs& a = *matrix.a;
   const std::int64_t k = r.b * Width;
   const std::int64_t left = a.w.cols - k;
-  const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, r.ahead};
+  const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, 0};
   const std::int64_t blocks = s.cols / Width;
-  I sums = left >= C::kStep ? block_sums<F, Width, Stored, true>(s) : block_sums<F, Width, Stored, false>(s);
+  I sums = left >= C::kStep ? block_sums<F, Width, false, true>(s) : block_sums<F, Width, false, false>(s);
   sums = sub_ints(sums, multiply_ints(load_ints(x_counts(a, r.m) + r.b), set1_ints(matrix.zero_point)));
   const V factors = mul(matrix.scales.at(r.n, r.b, blocks), matrix.unit);
   V p = mul(to_floats(sums), mul(factors, load(x_factors(a, a.x->scales, r.m, r.b))));
@@ -226,15 +231,20 @@ template <typename F, int Width, bool Stored>
   return first_lanes(p, blocks);
 }
 
-// From row n of W, in bytes, to what is fetched while it is used: rows of the strip, or of the one that comes next.
-inline std::int64_t ahead_of(const DotArgs& a, std::int64_t n, std::int64_t row_bytes, std::int64_t bytes) {
-  const std::int64_t rows = (bytes + row_bytes - 1) / row_bytes;
-  if (n + rows < a.n1 || a.next == nullptr) return rows * row_bytes;
-  const auto* row = static_cast<const char*>(a.w.data) + n * row_bytes;
-  return static_cast<const char*>(a.next) + (n + rows - a.n1) * row_bytes - row;
-}
+// What is fetched while row n of W is used, in bytes from it: rows of the strip, or of the one that comes next.
+struct Ahead {
+  const DotArgs* a;
+  std::int64_t row_bytes, rows, follows;  // follows: from the strip's end to the next one
 
-// Up to kFewCodes rows of x.
+  Ahead(const DotArgs& args, std::int64_t of_a_row, std::int64_t bytes)
+      : a(&args), row_bytes(of_a_row), rows((bytes + of_a_row - 1) / of_a_row), follows(0) {
+    const auto* end = static_cast<const char*>(args.w.data) + args.n1 * row_bytes;
+    if (args.next != nullptr) follows = static_cast<const char*>(args.next) - end;
+  }
+  std::int64_t of(std::int64_t n) const { return rows * row_bytes + (n + rows < a->n1 ? 0 : follows); }
+};
+
+// Two rows of x, up to kFewCodes.
 template <typename F, int Width>
 void codes_few(const DotArgs& a) {
   using C = Codes<F, Width>;
@@ -243,6 +253,7 @@ void codes_few(const DotArgs& a) {
   const std::int64_t rows = a.m1 - a.m0;
   const std::int64_t row_bytes = C::bytes(a.w.cols);
   const CodesMatrix<Width> matrix(a);
+  const Ahead ahead(a, row_bytes, C::kAheadBytes);
   const auto* codes = static_cast<const std::uint8_t*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += 4) {
     const std::int64_t count = a.n1 - n < 4 ? a.n1 - n : 4;
@@ -250,14 +261,11 @@ void codes_few(const DotArgs& a) {
       const std::int64_t cols = a.w.cols - k < kWholeSteps * C::kStep ? a.w.cols - k : kWholeSteps * C::kStep;
       for (std::int64_t j = 0; j < count; ++j) {
         const std::uint8_t* w = codes + (n + j) * row_bytes + C::bytes(k);
-        const std::int64_t ahead = ahead_of(a, n + j, row_bytes, C::kAheadBytes);
-        if (rows > 1) unpack_row<F>(w, ahead, cols, row);
+        unpack_row<F>(w, ahead.of(n + j), cols, row);
         for (std::int64_t i = 0; i < rows; ++i) {
           for (std::int64_t at = 0; at < cols; at += C::kStep) {
-            const RowProduct r{n + j, a.m0 + i, (k + at) / Width, ahead};
-            const V p = rows == 1 ? block_products<F, Width, true>(matrix, r, w + C::bytes(at))
-                                  : block_products<F, Width, false>(matrix, r, row + at);
-            store(products[i][at / C::kStep][j], p);
+            const RowProduct r{n + j, a.m0 + i, (k + at) / Width};
+            store(products[i][at / C::kStep][j], block_products<F, Width>(matrix, r, row + at));
           }
         }
       }
@@ -275,9 +283,11 @@ void codes_few(const DotArgs& a) {
 }
 
 #include "backends/cpu/quant_vnni_many.inl.hpp"
+#include "backends/cpu/quant_vnni_one.inl.hpp"
 
 template <typename F, int Width>
 void dot_codes(const DotArgs& a) {
+  if (a.m1 - a.m0 == 1) return codes_one<F, Width>(a);
   if (a.m1 - a.m0 <= kFewCodes) return codes_few<F, Width>(a);
   codes_many<F, Width>(a);
 }

@@ -1,64 +1,76 @@
 // Many rows of x against codes: tiles of W that lie across the lanes. Included by quant_vnni.inl.hpp, which says in
 // which order sums are added.
+//
+// A tile is a step of up to 64 rows of W. Nibbles stay nibbles in it and are unpacked where they are multiplied, on
+// pipes that products leave idle: less to write, and to read again with every six rows of x.
 
-// Many rows of x: a tile of 16 · groups rows of W and one step of columns, as bytes [block][word][group][16 rows · 4].
 inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
-struct CodesTile {
-  const DotArgs* a = nullptr;
-  std::int64_t n = 0, count = 0, groups = 0;
-  std::int64_t b = 0, blocks = 0;  // first block, and how many: at most a step
-  std::int32_t zero_point = 0;
-  const std::uint8_t* codes = nullptr;
-  const float* factors = nullptr;  // [block][group][16]
-  const float* mins = nullptr;     // the same, or null
-  Fetch* fetch = nullptr;          // what is read after this tile, and how many lines of it to ask for with each block
-  std::int64_t fetch_lines = 0;
-};
+inline constexpr std::int64_t kMostTileRows = 6;  // 6 × 4 sums, two of W, one or two constants: 29 of 32 registers
 
 // The order in which sum() adds the lanes of a vector: leaf i of a balanced tree is lane kLeaves[i].
 inline constexpr std::uint8_t kLeaves[kStepBlocks] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
 
-// Rows [n, n + 16) of W, of which `count` are there, into group g of the tile.
 template <typename F, int Width>
-inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* tile) {
-  using C = Codes<F, Width>;
-  constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;  // columns of 64 bytes
-  constexpr int kPart = C::kWords / C::kParts;             // words of a part of a block
+struct TileShape {
+  static constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;        // columns of 64 bytes
+  static constexpr int kWords = static_cast<int>(Width * 16 / kChunk);  // of 4 bytes a row, in a block
+  static constexpr std::int64_t kGroupBytes = kStepBlocks * kWords * 64;
+};
+
+struct CodesTile {
+  const DotArgs* a = nullptr;
+  std::int64_t n = 0, count = 0, groups = 0;
+  std::int64_t b = 0, blocks = 0;  // first block of the step, and how many: at most a step
+  std::int32_t zero_point = 0;
+  std::uint8_t* codes = nullptr;   // [block][word][group][16 rows · 4]; fewer groups than a tile's: each apart
+  const float* factors = nullptr;  // [block][group][16]
+  const float* mins = nullptr;     // the same, or null
+  const char** next = nullptr;     // what is read after this tile, where it ends, and what to ask for with each block
+  const char* next_end = nullptr;
+  std::int64_t next_bytes = 0;
+};
+
+// Rows [16 g, 16 g + 16) of the tile. Stride: bytes from word to word.
+template <typename F, int Width, std::int64_t Stride>
+inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
+  using S = TileShape<F, Width>;
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(t.a->w.cols);
   const std::int64_t cols = t.blocks * Width;
-  const std::int64_t row_bytes = C::bytes(t.a->w.cols);
-  const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + C::bytes(t.b * Width);
+  const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + Codes<F, Width>::bytes(t.b * Width);
   const std::uint8_t* rows[16];
   for (int i = 0; i < 16; ++i) {
     const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
     rows[i] = from + (t.n + n) * row_bytes;
   }
-  std::uint8_t* to = tile + g * 64;
-  const std::int64_t word_bytes = t.groups * 64;
-  for (std::int64_t k = 0; k < cols; k += kChunk) {
-    const bool half = F::kNibbles && cols - k < kChunk;
+  for (std::int64_t k = 0; k < cols; k += S::kChunk, to += 16 * Stride) {
+    const std::int64_t at = Codes<F, Width>::bytes(k);
+    const bool half = F::kNibbles && cols - k < S::kChunk;
     I v[16];
+    if (half) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
-      const std::uint8_t* p = rows[i] + C::bytes(k);
-      v[i] = half ? load_half(p) : load_ints(p);
-      __builtin_prefetch(p + 256, 0, 2);
+      for (int i = 0; i < 16; ++i) v[i] = load_half(rows[i] + at);
+      transpose_lanes(v);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
+      load_transposed(rows, at, v);
     }
-    transpose_lanes(v);
 #pragma GCC unroll 16
     for (int word = 0; word < 16; ++word) {
       if (half && word >= 8) break;
-      std::int64_t block, place;
-      if constexpr (F::kNibbles) {
-        block = k / Width + (kChunk > Width ? word / kPart : 0);
-        place = word % kPart;
-      } else {
-        const std::int64_t all = k / 4 + word;
-        block = all / kPart;
-        place = all % kPart;
-      }
-      std::uint8_t* at = to + (block * C::kWords + place) * word_bytes;
-      store_ints(at, F::even(v[word]));
-      if constexpr (F::kNibbles) store_ints(at + kPart * word_bytes, F::odd(v[word]));
+      store_ints(to + word * Stride, F::kNibbles ? v[word] : F::even(v[word]));
+    }
+  }
+}
+
+template <typename F, int Width>
+inline void fill_codes(const CodesTile& t) {
+  using S = TileShape<F, Width>;
+  for (std::int64_t g = 0; g < t.groups; ++g) {
+    if (t.groups == kTileGroups) {
+      fill_codes<F, Width, kTileGroups * 64>(t, g, t.codes + g * 64);
+    } else {
+      fill_codes<F, Width, 64>(t, g, t.codes + g * S::kGroupBytes);
     }
   }
 }
@@ -79,57 +91,72 @@ inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit
   }
 }
 
-// What M rows of x bring to a tile: their codes, and of each block the sum's start, the scale and scale · Σ q.
-template <int M>
+// What M rows of x bring to a tile: of each block the codes, even columns before odd ones, the sum's start, the scale
+// and scale · Σ q. Copied, so that they lie at fixed distances from each other.
+template <typename F, int Width, int M>
 struct TileRows {
-  const std::int8_t* codes[M];
+  alignas(64) std::int8_t codes[kStepBlocks][M][Width];
+  alignas(64) std::int32_t starts[M][kStepBlocks];
   const float* scales[M];
   const float* sums[M];
-  alignas(64) std::int32_t starts[M][kStepBlocks];
 
-  [[gnu::always_inline]] TileRows(const CodesTile& t, std::int64_t m, std::int64_t width) {
+  [[gnu::always_inline]] TileRows(const CodesTile& t, std::int64_t m) {
     const DotArgs& a = *t.a;
     const I zero_point = set1_ints(t.zero_point);
-#pragma GCC unroll 16
+#pragma GCC unroll 1
     for (int i = 0; i < M; ++i) {
-      codes[i] = x_codes(a, m + i, t.b * width);
       scales[i] = x_factors(a, a.x->scales, m + i, t.b);
       sums[i] = x_factors(a, a.x->sums, m + i, t.b);
       const I over = multiply_ints(load_ints(x_counts(a, m + i) + t.b), zero_point);
       store_ints(starts[i], sub_ints(zero_ints(), over));
+      const std::int8_t* x = x_codes(a, m + i, t.b * Width);
+#pragma GCC unroll 16
+      for (std::int64_t b = 0; b < kStepBlocks; ++b) {
+        const std::int64_t k = (b < t.blocks ? b : 0) * Width;
+        if constexpr (F::kNibbles) {
+          const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
+          __builtin_memcpy(codes[b][i], even, Width / 2);
+          __builtin_memcpy(codes[b][i] + Width / 2, even + 64, Width / 2);
+        } else {
+          __builtin_memcpy(codes[b][i], x + k, Width);
+        }
+      }
     }
   }
 };
 
-// p_b of M rows of x and N groups of W.
-template <int Width, int Parts, int M, int N>
-[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<M>& rows, std::int64_t g, int b,
-                                                 V (&p)[M][N]) {
-  constexpr int kWords = Width / 4, kPart = kWords / Parts;
-  const std::int64_t k = b * Width;
-  std::int64_t at = Parts == 2 ? k / 128 * 128 + k % 128 / 2 : k;
+// Bytes of a vector of a tile; nibbles have even columns in part 0 and odd ones in part 1.
+template <typename F>
+inline I tile_codes(I v, int part) {
+  if constexpr (F::kNibbles) {
+    return part == 0 ? F::even(v) : F::odd(v);
+  } else {
+    return v;
+  }
+}
+
+// p_b of M rows of x and N groups of W from group g on.
+template <typename F, int Width, int M, int N>
+[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows, std::int64_t g,
+                                                 int b, V (&p)[M][N]) {
+  constexpr int kWords = TileShape<F, Width>::kWords;
+  const std::int8_t* x = rows.codes[b][0];
+  const std::uint8_t* w = t.codes + g * TileShape<F, Width>::kGroupBytes + b * kWords * N * 64;
   I acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) acc[i][n] = set1_ints(rows.starts[i][b]);
   }
-  const std::int64_t stride = t.groups * 64;
-  const std::uint8_t* w = t.codes + b * kWords * stride + g * 64;
-#pragma GCC unroll 1
-  for (int part = 0; part < Parts; ++part, at += 64 - 4 * kPart) {
-#pragma GCC unroll 4
-    for (int word = 0; word < kPart; ++word, w += stride, at += 4) {
-      I wv[N];
+  for (int word = 0; word < kWords; ++word, w += N * 64, x += 4) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) wv[n] = load_ints(w + n * 64);
+    for (int n = 0; n < N; ++n) {
+      const I v = once(load_ints(w + n * 64));
+#pragma GCC unroll 2
+      for (int part = 0; part < (F::kNibbles ? 2 : 1); ++part) {
+        const I codes = tile_codes<F>(v, part);
 #pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        std::int32_t four;
-        __builtin_memcpy(&four, rows.codes[i] + at, 4);
-        const I xv = set1_ints(four);
-#pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) acc[i][n] = dot_bytes(acc[i][n], wv[n], xv);
+        for (int i = 0; i < M; ++i) acc[i][n] = dot_bytes_of_four(acc[i][n], codes, x + i * Width + part * Width / 2);
       }
     }
   }
@@ -150,17 +177,24 @@ template <int Width, int Parts, int M, int N>
   }
 }
 
-template <int Width, int Parts, int M, int N>
-void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
+inline void fetch_next(const CodesTile& t) {
+  const char* next = *t.next;
+  const char* end = next + t.next_bytes < t.next_end ? next + t.next_bytes : t.next_end;
+  for (; next < end; next += 64) __builtin_prefetch(next, 0, 2);
+  *t.next = next;
+}
+
+template <typename F, int Width, int M, int N>
+[[gnu::noinline]] void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
   const DotArgs& a = *t.a;
-  const TileRows<M> rows(t, m, Width);
+  const TileRows<F, Width, M> rows(t, m);
   alignas(64) float tree[4][M][N][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
   V p[M][N];
   for (int leaf = 0; leaf < kStepBlocks; ++leaf) {
     const int b = kLeaves[leaf];
-    if (t.fetch != nullptr) t.fetch->lines(t.fetch_lines);
+    fetch_next(t);
     if (b < t.blocks) {
-      tile_products<Width, Parts, M, N>(t, rows, g, b, p);
+      tile_products(t, rows, g, b, p);
     } else {
       clear(p);
     }
@@ -190,15 +224,14 @@ void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
   }
 }
 
-template <int Width, int Parts, int M>
+template <typename F, int Width, int M>
 inline void tile_groups(const CodesTile& t, std::int64_t m) {
-  if (t.groups == kTileGroups) return tile_step<Width, Parts, M, kTileGroups>(t, m, 0);
-  for (std::int64_t g = 0; g < t.groups; ++g) tile_step<Width, Parts, M, 1>(t, m, g);
+  if (t.groups == kTileGroups) return tile_step<F, Width, M, kTileGroups>(t, m, 0);
+  for (std::int64_t g = 0; g < t.groups; ++g) tile_step<F, Width, M, 1>(t, m, g);
 }
 
-inline constexpr std::int64_t kMostTileRows = 6;
 // All rows of x, in tiles of at most six rows that differ by one at most.
-template <int Width, int Parts>
+template <typename F, int Width>
 void tile_rows_of_codes(const CodesTile& t) {
   const std::int64_t rows = t.a->m1 - t.a->m0;
   const std::int64_t tiles = (rows + kMostTileRows - 1) / kMostTileRows;
@@ -206,59 +239,57 @@ void tile_rows_of_codes(const CodesTile& t) {
     const std::int64_t m = t.a->m0 + rows * i / tiles;
     switch (t.a->m0 + rows * (i + 1) / tiles - m) {
       case 6:
-        tile_groups<Width, Parts, 6>(t, m);
+        tile_groups<F, Width, 6>(t, m);
         break;
       case 5:
-        tile_groups<Width, Parts, 5>(t, m);
+        tile_groups<F, Width, 5>(t, m);
         break;
       case 4:
-        tile_groups<Width, Parts, 4>(t, m);
+        tile_groups<F, Width, 4>(t, m);
         break;
       case 3:
-        tile_groups<Width, Parts, 3>(t, m);
+        tile_groups<F, Width, 3>(t, m);
         break;
       case 2:
-        tile_groups<Width, Parts, 2>(t, m);
+        tile_groups<F, Width, 2>(t, m);
         break;
       default:
-        tile_groups<Width, Parts, 1>(t, m);
+        tile_groups<F, Width, 1>(t, m);
     }
   }
 }
 
 template <typename F, int Width>
 void codes_many(const DotArgs& a) {
-  using C = Codes<F, Width>;
-  alignas(64) std::uint8_t codes[kStrip * C::kStep];
+  alignas(64) std::uint8_t codes[kTileGroups * TileShape<F, Width>::kGroupBytes];
   alignas(64) float factors[kStepBlocks * kStrip];
   alignas(64) float mins[kStepBlocks * kStrip];
   const CodesMatrix<Width> matrix(a);
-  const std::int64_t row_bytes = C::bytes(a.w.cols);
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
-    Fetch fetch{.row = static_cast<const char*>(n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next),
-                .bytes = kStrip * row_bytes,
-                .rows = 1};
-    if (fetch.row == nullptr) fetch.rows = 0;
+    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
+    const char* next = static_cast<const char*>(follows);
+    t.next = &next;
+    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
     t.groups = (t.count + kLanes - 1) / kLanes;
+    const std::int64_t tiles =
+        (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
+    const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
+    t.next_bytes = (kStrip * row_bytes / (tiles * kStepBlocks * steps) / 64 + 1) * 64;
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
-      for (std::int64_t g = 0; g < t.groups; ++g) fill_codes<F, Width>(t, g, codes);
       fill_factors(t, matrix.scales, matrix.unit, factors);
       if (a.w.mins != nullptr) {
         fill_factors(t, matrix.mins, set1(1), mins);
         t.mins = mins;
       }
-      const std::int64_t passes =
-          (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
-      const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-      t.fetch = fetch.rows > 0 ? &fetch : nullptr;
-      t.fetch_lines = fetch.bytes / 64 / (passes * kStepBlocks * steps) + 1;
-      tile_rows_of_codes<Width, C::kParts>(t);
+      fill_codes<F, Width>(t);
+      tile_rows_of_codes<F, Width>(t);
     }
   }
 }

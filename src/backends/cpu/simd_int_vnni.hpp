@@ -60,6 +60,19 @@ inline I dot_bytes(I c, I u, I s) {
 #endif
 }
 
+// The same of the four signed bytes at s in every lane, which the instruction itself broadcasts.
+inline I dot_bytes_of_four(I c, I u, const std::int8_t* s) {
+#ifdef SIMDE_ENABLE_NATIVE_ALIASES
+  std::int32_t four;
+  __builtin_memcpy(&four, s, 4);
+  return _mm512_dpbusd_epi32(c, u, _mm512_set1_epi32(four));
+#else
+  using Four = const std::int8_t[4];
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(c) : "v"(u), "m"(*reinterpret_cast<Four*>(s)));
+  return c;
+#endif
+}
+
 // Lanes 2i and 2i + 1 of a added, then those of b, quad by quad: [a01 a23 b01 b23]. Small: all fit 16 bits.
 template <bool Small>
 inline I pair_sums(I a, I b) {
@@ -104,5 +117,29 @@ inline I permute_lanes(I v, const std::int32_t (&from)[kLanes]) {
     v[4 + k] = _mm512_shuffle_i32x4(t[4 + k], t[12 + k], 0x88);
     v[8 + k] = _mm512_shuffle_i32x4(t[k], t[8 + k], 0xDD);
     v[12 + k] = _mm512_shuffle_i32x4(t[4 + k], t[12 + k], 0xDD);
+  }
+}
+
+// v[i] lane j = word j of row i at `at`, turned: v[j] lane i. Quads are put in their places as they are loaded, which
+// takes half the shuffles of transpose_lanes.
+[[gnu::always_inline]] inline void load_transposed(const std::uint8_t* const (&rows)[16], std::int64_t at, I (&v)[16]) {
+#pragma GCC unroll 16
+  for (int q = 0; q < 4; ++q) {
+    I t[4];  // quad q of the rows r, r + 4, r + 8, r + 12
+#pragma GCC unroll 16
+    for (int r = 0; r < 4; ++r) {
+      const auto quad = [&](int row) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + at + 16 * q));
+      };
+      t[r] = _mm512_inserti32x4(_mm512_castsi128_si512(quad(r)), quad(r + 4), 1);
+      t[r] = _mm512_inserti32x4(t[r], quad(r + 8), 2);
+      t[r] = _mm512_inserti32x4(t[r], quad(r + 12), 3);
+    }
+    const I a = _mm512_unpacklo_epi32(t[0], t[1]), b = _mm512_unpackhi_epi32(t[0], t[1]);
+    const I c = _mm512_unpacklo_epi32(t[2], t[3]), d = _mm512_unpackhi_epi32(t[2], t[3]);
+    v[4 * q] = _mm512_unpacklo_epi64(a, c);
+    v[4 * q + 1] = _mm512_unpackhi_epi64(a, c);
+    v[4 * q + 2] = _mm512_unpacklo_epi64(b, d);
+    v[4 * q + 3] = _mm512_unpackhi_epi64(b, d);
   }
 }
