@@ -298,7 +298,7 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
     const std::int64_t row = (pair + i) / a.heads;
     table_.attend_finish(run, i, latent);
     if (kv_is_rotated(a.p->pages.codec)) table_.hadamard(latent);
-    table_.pack(a.latent[(pair + i) % a.heads], latent, kLatent, row, row + 1);
+    pack_rows(a.latent[(pair + i) % a.heads], latent, row, row + 1);
   }
 }
 
@@ -306,7 +306,7 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
 void CpuOps::latent_values(const AttendRows& a) {
   const std::int64_t chunks = row_chunks(a.rows);
   const std::int64_t width = a.heads * kValue;
-  const std::int64_t strip = std::min<std::int64_t>(strip_rows(width, chunks, a.rows), kValue);
+  const std::int64_t strip = std::min<std::int64_t>(strip_rows(width, chunks, a.rows, a.latent[0].words ? 32 : 8), kValue);
   const std::int64_t strips = kValue / strip;
   const double work = static_cast<double>(width * kLatent) * std::max(2.0, static_cast<double>(a.rows) / 4);
   for_items(a.heads * strips * chunks, work, [&](std::int64_t item, int) {

@@ -64,6 +64,11 @@ PackKind CpuOps::kind_of(const ExpertGroup& group, const Weight& w) const {
   return group.rounded ? rounded_kind(w) : pack_kind(w);
 }
 
+PackKind CpuOps::group_down_kind(const ExpertGroup& group) const {
+  const PackKind kind = pack_kind(group.w->down);
+  return group.rounded && kind.words ? PackKind{} : kind;
+}
+
 // The inner activations whose down reads codes, one item a row of a group. A block of codes can be wider than the
 // strips of the loop before, whose width depends on the batch.
 void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
@@ -99,7 +104,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
       Packed& xs = x_by_kind[kind.index()];
       if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, kind);
     }
-    const PackKind kind = pack_kind(w.down);
+    const PackKind kind = group_down_kind(groups[g]);
     inner[g] = make_packed(arena, groups[g].count, w.gate.rows, kind);
     values[g] = inner[g];
     if (kind.quant != 0) {

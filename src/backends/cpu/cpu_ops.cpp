@@ -127,7 +127,7 @@ Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, P
 }
 
 void CpuOps::pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const {
-  (to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
+  (to.words ? table_.encode_words : to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
 }
 
 Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind) {
@@ -142,10 +142,11 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
   return to;
 }
 
-std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows) const {
+std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows,
+                                std::int64_t least) const {
   const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
   std::int64_t strip = x_rows <= kFewRowsOfX ? kLongStrip : kStrip;
-  while (strip > 8 && w_rows * chunks < enough * strip) strip /= 2;
+  while (strip > least && w_rows * chunks < enough * strip) strip /= 2;
   return strip;
 }
 
@@ -163,7 +164,7 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
     w_rows += j.w.rows;
     work += work_of(j.w, j.x.rows);
   }
-  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows);
+  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows, jobs[0].x.words ? 32 : 8);
   std::int64_t strips = 0;
   for (const DotJob& j : jobs) strips += (j.w.rows + strip - 1) / strip;
   for_items(strips * chunks, work, [&](std::int64_t item, int) {

@@ -37,6 +37,8 @@ PackKind CpuOps::rounded_kind(const Weight& w) const {
 }
 
 PackKind CpuOps::pack_kind(const Weight& w) const {
+  if (table_.dots_words && w.format == WeightFormat::kBF16 && w.cols % kWordBlock == 0 && w.cols > 0)
+    return {.quant = kWordBlock, .words = true};
   if (!has_scales(w.format)) return {};
   const std::int64_t block = code_block(w);
   return {.quant = block, .split = block != 0 && weight_code_bits(w.format) == 4};
@@ -44,9 +46,15 @@ PackKind CpuOps::pack_kind(const Weight& w) const {
 
 Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const {
   constexpr std::int64_t kApart = 64;  // rows a multiple of 4096 bytes apart would share their L1 sets
-  Packed p{.rows = rows, .cols = cols, .quant = kind.quant, .split = kind.split};
-  p.code_stride = cols + kApart;
+  Packed p{.rows = rows, .cols = cols, .quant = kind.quant, .split = kind.split, .words = kind.words};
   p.scale_stride = scale_stride(cols, kind.quant);
+  if (kind.words) {
+    p.code_stride = cols + kApart / 2;
+    p.data = arena.take<std::int16_t>(rows * p.code_stride);
+    p.scales = arena.take<float>(rows * p.scale_stride);
+    return p;
+  }
+  p.code_stride = cols + kApart;
   p.data = arena.take<std::int8_t>(rows * p.code_stride);
   p.scales = arena.take<float>(rows * p.scale_stride);
   p.sums = arena.take<float>(rows * p.scale_stride);

@@ -17,8 +17,15 @@ namespace {
 #include GLINT_SIMD
 
 void dot_quantized(const DotArgs& a);
+#ifdef GLINT_VNNI
+void dot_words(const DotArgs& a);
+#endif
 
 #include "backends/cpu/linear.inl.hpp"
+
+#ifdef GLINT_VNNI
+#include "backends/cpu/words_vnni.inl.hpp"
+#endif
 
 #include "backends/cpu/combine.inl.hpp"
 
@@ -67,6 +74,8 @@ constexpr Table make_table(const char* name) {
   t.kv_encode = kv_encode;
   t.hadamard = hadamard;
 #ifdef GLINT_VNNI
+  t.dots_words = true;
+  t.encode_words = encode_words;
   t.attend = attend_codes;
 #else
   t.attend = attend;

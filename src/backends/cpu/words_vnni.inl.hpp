@@ -1,0 +1,348 @@
+// Products with BF16 weights in 16-bit integers (VNNI). Included inside the kernel namespace, after linear.inl.hpp.
+//
+// vpdpwssd adds two products of int16 to a lane, twice what an fp32 multiply-add does. So both sides become codes times
+// a scale:
+//   W   a scale a row, the largest |value| of the row is kRowMost: 14 bits, where bfloat16 has 8
+//   x   a scale for every kWordBlock values along the contraction, as fine as the bound below allows
+// A row's result, whatever the number of rows and the path taken:
+//   out = scale of W · (s_0 p_0 + s_1 p_1 + …)    p_b: the exact sum of a block's products, added in ascending b
+// W's codes are made where they are used, from rows as they lie in the file, and need no memory of their own.
+//
+// No sum overflows: the codes of a block of x have magnitudes of at most kLaneSum together before they are rounded,
+// which adds 1/2 at most to each, and each meets a code of W of kRowMost at most. Rows and blocks that are not finite
+// have any codes and a scale of NaN: their sums may overflow, and do not matter.
+//
+// What this loses is a hundredth of what bfloat16 activations lose (docs/experiments/2026-11-29-cpu-many-rows.md).
+
+using Code = std::int16_t;
+
+inline constexpr float kRowMost = 16383;      // 2^14 - 1
+inline constexpr float kCodeMost = 32760;     // of x
+inline constexpr float kLaneSum = 131000;     // of x
+inline constexpr float kTiniest = 0x1p-100F;  // what is smaller counts as zero: inverses stay finite
+inline constexpr std::int64_t kLaneCodes = 64;  // that one sum of a lane takes at most
+inline constexpr std::int64_t kSlack = 8;       // kLaneSum itself is met up to the rounding of fp32 sums
+static_assert((static_cast<std::int64_t>(kLaneSum) + kLaneCodes / 2 + kSlack) * static_cast<std::int64_t>(kRowMost) <
+              (std::int64_t{1} << 31));
+static_assert(kWordBlock <= kLaneCodes && kCodeMost + 1 < 32768);
+
+inline I add_products(I c, I a, I b) {
+#ifdef __AVX512VNNI__
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));  // GCC 12 copies each sum around the intrinsic
+  return c;
+#else
+  return _mm512_dpwssd_epi32(c, a, b);
+#endif
+}
+inline V magnitude(V v) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)));
+}
+inline float highest(V v) {
+  const __m256 half =
+      _mm256_max_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+inline float not_a_number() { return __builtin_nanf(""); }
+
+// round(v · by) in the low half of each lane, whatever in the high one: |v · by| < 2^15.
+inline I low_words(V v, V by) { return as_ints(fma(v, by, set1(12582912.0F))); }
+inline V even_values(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+inline V odd_values(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, set1_ints(-65536))); }
+inline I join_words(I low, I high) {
+  return _mm512_or_si512(_mm512_and_si512(low, set1_ints(65535)), _mm512_slli_epi32(high, 16));
+}
+// 32 values of W → 32 codes.
+inline I words_of(I pairs, V by) {
+  return join_words(low_words(even_values(pairs), by), low_words(odd_values(pairs), by));
+}
+
+// A block of x → codes; returns its scale.
+inline float encode_block(const float* x, Code* to) {
+  V top = zero(), all = zero();
+#pragma GCC unroll 4
+  for (std::int64_t i = 0; i < kWordBlock; i += kLanes) {
+    const V v = magnitude(load(x + i));
+    top = larger(v, top);
+    all = add(all, v);
+  }
+  const float total = sum(all), most = highest(top);
+  const bool finite = total < __builtin_inff(), some = finite && most >= kTiniest;
+  const float by_most = kCodeMost / most, by_sum = kLaneSum / total;
+  const float by = some ? (by_most < by_sum ? by_most : by_sum) : 0;
+  if (some) {
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kWordBlock; i += kLanes)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), set1(by))));
+    return 1.0F / by;
+  }
+  __builtin_memset(to, 0, kWordBlock * sizeof(Code));
+  return finite ? 0 : not_a_number();
+}
+
+void encode_words(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
+  for (std::int64_t m = m0; m < m1; ++m) {
+    auto* codes = static_cast<Code*>(to.data) + m * to.code_stride;
+    for (std::int64_t k = 0; k < to.cols; k += kWordBlock)
+      to.scales[m * to.scale_stride + k / kWordBlock] = encode_block(x + (m - m0) * x_stride + k, codes + k);
+  }
+}
+
+// The scales of rows of W, NaN where a value is not finite, and what the values are multiplied by.
+struct RowScale {
+  float scale, inverse;
+
+  RowScale() = default;
+  RowScale(const BF16* row, std::int64_t cols, std::int64_t ahead) {
+    I top = zero_ints();
+    const I bits = _mm512_set1_epi16(0x7fff);
+    for (std::int64_t k = 0; k < cols; k += 2 * kLanes) {
+      __builtin_prefetch(row + k + ahead, 0, 2);
+      top = _mm512_max_epu16(top, _mm512_and_si512(load_ints(row + k), bits));
+    }
+    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(top), _mm512_extracti64x4_epi64(top, 1));
+    const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const int most_bits = 0xffff - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1))), 0);
+    const std::int32_t as_float = most_bits << 16;
+    float most;
+    __builtin_memcpy(&most, &as_float, sizeof most);
+    const bool finite = most < __builtin_inff(), some = finite && most >= kTiniest;
+    inverse = some ? kRowMost / most : 0;
+    scale = some ? most / kRowMost : finite ? 0 : not_a_number();
+  }
+};
+
+// W as pairs of codes along the contraction, which meet two codes of x, [pair][group][16 lanes].
+struct WordTile {
+  const Code* pairs = nullptr;
+  std::int64_t groups = 0;
+  std::int64_t blocks = 0;
+};
+inline constexpr std::int64_t kTileWords = 128;  // columns of a tile of 64 rows of W: 16 KB, half of L1
+inline constexpr std::int64_t kMaxGroups = kStrip / kLanes;
+inline constexpr std::int64_t kPairs = kWordBlock / 2;
+
+template <int M>
+struct WordRows {
+  const Code* codes[M];
+  const float* scales[M];
+};
+
+// sums[i][n] += the blocks of M rows of x and the groups g … g + N - 1 of a tile.
+template <int M, int N>
+[[gnu::always_inline]] inline void add_blocks(const WordTile& t, const WordRows<M>& x, std::int64_t g,
+                                              float (&sums)[M][N][kLanes]) {
+  const std::int64_t stride = t.groups * 2 * kLanes;
+  const Code* w = t.pairs + g * 2 * kLanes;
+  for (std::int64_t b = 0; b < t.blocks; ++b) {
+    I acc[M][N];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) acc[i][n] = zero_ints();
+    }
+#pragma GCC unroll 4
+    for (std::int64_t k = b * kWordBlock; k < (b + 1) * kWordBlock; k += 2, w += stride) {
+      I wv[N];
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) wv[n] = load_ints(w + n * 2 * kLanes);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        std::int32_t two;
+        __builtin_memcpy(&two, x.codes[i] + k, sizeof two);
+        const I xv = set1_ints(two);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) acc[i][n] = add_products(acc[i][n], wv[n], xv);
+      }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const V scale = set1(x.scales[i][b]);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) store(sums[i][n], fma(to_floats(acc[i][n]), scale, load(sums[i][n])));
+    }
+  }
+}
+
+// Rows [m0, m1) in tiles of at most six that differ by one at most: fn<M>(m).
+template <typename Fn>
+inline void for_even_tiles(std::int64_t m0, std::int64_t m1, const Fn& fn) {
+  const std::int64_t tiles = (m1 - m0 + 5) / 6;
+  for (std::int64_t i = 0; i < tiles; ++i) {
+    const std::int64_t m = m0 + (m1 - m0) * i / tiles;
+    switch (m0 + (m1 - m0) * (i + 1) / tiles - m) {
+      case 6:
+        fn.template operator()<6>(m);
+        break;
+      case 5:
+        fn.template operator()<5>(m);
+        break;
+      case 4:
+        fn.template operator()<4>(m);
+        break;
+      case 3:
+        fn.template operator()<3>(m);
+        break;
+      case 2:
+        fn.template operator()<2>(m);
+        break;
+      default:
+        fn.template operator()<1>(m);
+    }
+  }
+}
+
+// fn<N>(g) for all groups of a tile: at once, in twos, or alone.
+template <typename Fn>
+inline void for_groups(std::int64_t groups, const Fn& fn) {
+  if (groups == 4) return fn.template operator()<4>(0);
+  std::int64_t g = 0;
+  for (; g + 2 <= groups; g += 2) fn.template operator()<2>(g);
+  if (g < groups) fn.template operator()<1>(g);
+}
+
+// Rows of W that lie across the lanes of a tile.
+struct WordStrip {
+  const DotArgs& a;
+  std::int64_t n = 0, count = 0;  // rows of W
+  RowScale rows[kStrip];
+
+  const BF16* row(std::int64_t j, std::int64_t k) const {
+    return static_cast<const BF16*>(a.w.data) + (n + (j < count ? j : count - 1)) * a.w.cols + k;
+  }
+  void open(std::int64_t first) {
+    n = first;
+    count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
+    for (std::int64_t j = 0; j < count; ++j) rows[j] = RowScale(row(j, 0), a.w.cols, 4 * a.w.cols);
+    for (std::int64_t j = count; j < (count + kLanes - 1) / kLanes * kLanes; ++j) rows[j] = rows[count - 1];
+  }
+  // Columns [k, k + depth) of 16 rows, as pairs.
+  void fill(std::int64_t g, std::int64_t groups, std::int64_t k, std::int64_t depth, Code* pairs) const {
+    const BF16* from[kLanes];
+    for (std::int64_t j = 0; j < kLanes; ++j) from[j] = row(g * kLanes + j, k);
+    for (std::int64_t c = 0; c < depth; c += 2 * kLanes) {
+      I v[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) v[j] = words_of(load_ints(from[j] + c), set1(rows[g * kLanes + j].inverse));
+      transpose_lanes(v);
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) store_ints(pairs + ((c / 2 + j) * groups + g) * 2 * kLanes, v[j]);
+    }
+  }
+  // The tile of columns from k on against M rows of x.
+  template <int M, int N>
+  void multiply(const WordTile& t, std::int64_t m, std::int64_t g, std::int64_t k) const {
+    alignas(64) float sums[M][N][kLanes];
+    WordRows<M> x;
+    const auto each = [&](const auto& fn) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+        for (int c = 0; c < N; ++c)
+          fn(i, c, a.out + (m + i - a.m0) * a.out_stride + (n - a.n0) + (g + c) * kLanes, count - (g + c) * kLanes);
+      }
+    };
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const std::int64_t row = a.index != nullptr ? a.index[m + i] : m + i;
+      x.codes[i] = static_cast<const Code*>(a.x->data) + row * a.x->code_stride + k;
+      x.scales[i] = a.x->scales + row * a.x->scale_stride + k / kWordBlock;
+    }
+    each([&](int i, int c, const float* out, std::int64_t valid) __attribute__((always_inline)) {
+      store(sums[i][c], k == 0 ? zero() : load_some(out, valid));
+    });
+    add_blocks(t, x, g, sums);
+    const bool last = k + t.blocks * kWordBlock == a.w.cols;
+    V scales[N];
+#pragma GCC unroll 16
+    for (int c = 0; c < N; ++c) {
+      float s[kLanes];
+      for (int j = 0; j < kLanes; ++j) s[j] = last ? rows[(g + c) * kLanes + j].scale : 1;
+      scales[c] = load(s);
+    }
+    each([&](int i, int c, float* out, std::int64_t valid) __attribute__((always_inline)) {
+      store_some(out, mul(load(sums[i][c]), scales[c]), valid);
+    });
+  }
+};
+
+void dot_words(const DotArgs& a) {
+  alignas(64) Code pairs[kStrip * kTileWords];
+  WordStrip strip{.a = a};
+  for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
+    strip.open(n);
+    const std::int64_t groups = (strip.count + kLanes - 1) / kLanes;
+    for (std::int64_t k = 0; k < a.w.cols; k += kTileWords) {
+      const std::int64_t depth = a.w.cols - k < kTileWords ? a.w.cols - k : kTileWords;
+      for (std::int64_t g = 0; g < groups; ++g) strip.fill(g, groups, k, depth, pairs);
+      const WordTile t{pairs, groups, depth / kWordBlock};
+      for_even_tiles(a.m0, a.m1, [&]<int M>(std::int64_t m) {
+        for_groups(groups, [&]<int N>(std::int64_t g) { strip.multiply<M, N>(t, m, g, k); });
+      });
+    }
+  }
+}
+
+// W read along its rows (combine): the scales of W's rows belong to `a`, whose blocks lie along them; 32 columns are two
+// groups of lanes, the even ones and the odd ones.
+inline bool combines_words(const CombineArgs& a) {
+  return a.w.rows <= kNope && a.w.rows % kWordBlock == 0 && a.w.cols % kStrip == 0;
+}
+
+inline void fill_columns(const CombineArgs& a, const RowScale* rows, std::int64_t column, Code* pairs) {
+  for (std::int64_t k = 0; k < a.w.rows; k += 2) {
+    const BF16* from = static_cast<const BF16*>(a.w.data) + k * a.w.cols + column;
+    const V by0 = set1(rows[k].inverse), by1 = set1(rows[k + 1].inverse);
+    Code* to = pairs + k * kStrip;
+#pragma GCC unroll 16
+    for (std::int64_t c = 0; c < kStrip; c += 2 * kLanes) {
+      const I v0 = load_ints(from + c), v1 = load_ints(from + a.w.cols + c);
+      store_ints(to + 2 * c, join_words(low_words(even_values(v0), by0), low_words(even_values(v1), by1)));
+      store_ints(to + 2 * c + 2 * kLanes, join_words(low_words(odd_values(v0), by0), low_words(odd_values(v1), by1)));
+    }
+  }
+}
+
+inline void store_columns(const float* even, const float* odd, V scale, float* out) {
+  const I low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const I high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+  const I e = as_ints(mul(load(even), scale)), o = as_ints(mul(load(odd), scale));
+  store_ints(out, _mm512_permutex2var_epi32(e, low, o));
+  store_ints(out + kLanes, _mm512_permutex2var_epi32(e, high, o));
+}
+
+void combine_words(const CombineArgs& a) {
+  alignas(64) Code pairs[kStrip * kNope];
+  alignas(64) Code codes[kRowChunk][kNope];
+  float scales[kRowChunk][kNope / kWordBlock];
+  RowScale rows[kNope];
+  for (std::int64_t k = 0; k < a.w.rows; ++k)
+    rows[k] = RowScale(static_cast<const BF16*>(a.w.data) + k * a.w.cols, a.w.cols, 4 * a.w.cols);
+  for (std::int64_t m = 0; m < a.rows; ++m) {
+    alignas(64) float x[kNope];
+    for (std::int64_t k = 0; k < a.w.rows; ++k) x[k] = a.a[m * a.a_stride + k] * rows[k].scale;
+    for (std::int64_t k = 0; k < a.w.rows; k += kWordBlock)
+      scales[m][k / kWordBlock] = encode_block(x + k, codes[m] + k);
+  }
+  const WordTile t{pairs, kMaxGroups, a.w.rows / kWordBlock};
+  for (std::int64_t column = 0; column < a.w.cols; column += kStrip) {
+    fill_columns(a, rows, column, pairs);
+    for_even_tiles(0, a.rows, [&]<int M>(std::int64_t m) {
+      alignas(64) float sums[M][kMaxGroups][kLanes] = {};
+      WordRows<M> x;
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        x.codes[i] = codes[m + i];
+        x.scales[i] = scales[m + i];
+      }
+      add_blocks(t, x, 0, sums);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        float* out = a.out + (m + i) * a.out_stride + column;
+        store_columns(sums[i][0], sums[i][1], set1(a.scale), out);
+        store_columns(sums[i][2], sums[i][3], set1(a.scale), out + 2 * kLanes);
+      }
+    });
+  }
+}
