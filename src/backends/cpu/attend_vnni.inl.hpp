@@ -270,6 +270,7 @@ struct CodedPage {
       scales->value[first + j] = from.latent.scale[j] < __builtin_inff() ? from.latent.scale[j] : 0;
     }
     for (std::int64_t j = 0; j < kGroupRows; ++j) {
+      if (a.n <= kFewQueries) fetch();  // too few tiles of scores for all lines
       Code* to = codes + (first + j) * kKvRow;
 #pragma GCC unroll 4
       for (std::int64_t c = 0; c < kLatent; c += 2 * kLanes) store_codes(to + c, from.latent_codes(j, c));
@@ -314,8 +315,8 @@ struct CodedPage {
   }
   void score(std::int64_t lo, std::int64_t hi) {
     for (std::int64_t first = lo / kGroupRows * kGroupRows; first < hi; first += kGroupRows) {
-      encode(first, lo, hi);
       look_ahead(first + kGroupRows, hi);
+      encode(first, lo, hi);
       for_few(a.n, [&]<int M>(std::int64_t i) {
         for (std::int64_t j = first; j < first + kGroupRows; j += 4) {
           if (j + 4 > lo && j < hi) score_tile<M>(i, j);

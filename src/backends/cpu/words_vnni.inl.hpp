@@ -51,7 +51,8 @@ inline I low_words(V v, V by) { return as_ints(fma(v, by, set1(12582912.0F))); }
 inline V even_values(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline V odd_values(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, set1_ints(-65536))); }
 inline I join_words(I low, I high) {
-  return _mm512_or_si512(_mm512_and_si512(low, set1_ints(65535)), _mm512_slli_epi32(high, 16));
+  const I to_high = _mm512_set4_epi32(0x0d0c0d0c, 0x09080908, 0x05040504, 0x01000100);
+  return _mm512_mask_shuffle_epi8(low, 0xccccccccccccccccULL, high, to_high);
 }
 // 32 values of W → 32 codes.
 inline I words_of(I pairs, V by) {
@@ -89,29 +90,42 @@ void encode_words(const Packed& to, const float* x, std::int64_t x_stride, std::
   }
 }
 
-// The scales of rows of W, NaN where a value is not finite, and what the values are multiplied by.
-struct RowScale {
-  float scale, inverse;
+// fn of two vectors, over all lanes of each of 16: the result of vector i in lane i.
+template <typename Fn>
+[[gnu::always_inline]] inline I fold_lanes(I (&v)[kLanes], const Fn& fn) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; ++i)
+    v[i] = fn(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i)
+    v[i] = fn(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]));
+  const auto quads = [&](I a, I b) __attribute__((always_inline)) {
+    return fn(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+  };
+  return quads(quads(v[0], v[1]), quads(v[2], v[3]));
+}
 
-  RowScale() = default;
-  RowScale(const BF16* row, std::int64_t cols, std::int64_t ahead) {
-    I top = zero_ints();
-    const I bits = _mm512_set1_epi16(0x7fff);
-    for (std::int64_t k = 0; k < cols; k += 2 * kLanes) {
-      __builtin_prefetch(row + k + ahead, 0, 2);
-      top = _mm512_max_epu16(top, _mm512_and_si512(load_ints(row + k), bits));
-    }
-    const __m256i half = _mm256_max_epu16(_mm512_castsi512_si256(top), _mm512_extracti64x4_epi64(top, 1));
-    const __m128i eight = _mm_max_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    const int most_bits = 0xffff - _mm_extract_epi16(_mm_minpos_epu16(_mm_xor_si128(eight, _mm_set1_epi16(-1))), 0);
-    const std::int32_t as_float = most_bits << 16;
-    float most;
-    __builtin_memcpy(&most, &as_float, sizeof most);
-    const bool finite = most < __builtin_inff(), some = finite && most >= kTiniest;
-    inverse = some ? kRowMost / most : 0;
-    scale = some ? most / kRowMost : finite ? 0 : not_a_number();
+// Of 16 rows of W, a lane each: their scales, NaN where a value is not finite, and what values are multiplied by.
+inline void scale_rows(const BF16* const (&rows)[kLanes], std::int64_t cols, float* scales, float* inverses) {
+  const I bits = set1_ints(0x7fff7fff);
+  I top[kLanes];
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes; ++j) {
+    top[j] = zero_ints();
+    for (std::int64_t k = 0; k < cols; k += 2 * kLanes)
+      top[j] = _mm512_max_epu16(top[j], _mm512_and_si512(load_ints(rows[j] + k), bits));
+    top[j] = _mm512_max_epu16(top[j], _mm512_slli_epi32(top[j], 16));  // of both halves, in the high one
   }
-};
+  const I most_bits = fold_lanes(top, [](I a, I b) __attribute__((always_inline)) { return _mm512_max_epu16(a, b); });
+  float most[kLanes];
+  store(most, odd_values(most_bits));
+  for (int j = 0; j < kLanes; ++j) {
+    const bool finite = most[j] < __builtin_inff(), some = finite && most[j] >= kTiniest;
+    const float up = kRowMost / most[j], down = most[j] / kRowMost;
+    inverses[j] = some ? up : 0;
+    scales[j] = some ? down : finite ? 0 : not_a_number();
+  }
+}
 
 // W as pairs of codes along the contraction, which meet two codes of x, [pair][group][16 lanes].
 struct WordTile {
@@ -119,7 +133,7 @@ struct WordTile {
   std::int64_t groups = 0;
   std::int64_t blocks = 0;
 };
-inline constexpr std::int64_t kTileWords = 128;  // columns of a tile of 64 rows of W: 16 KB, half of L1
+inline constexpr std::int64_t kTileWords = 1024;  // columns of a tile of 64 rows of W: 16 KB, half of L1
 inline constexpr std::int64_t kMaxGroups = kStrip / kLanes;
 inline constexpr std::int64_t kPairs = kWordBlock / 2;
 
@@ -206,28 +220,40 @@ inline void for_groups(std::int64_t groups, const Fn& fn) {
 struct WordStrip {
   const DotArgs& a;
   std::int64_t n = 0, count = 0;  // rows of W
-  RowScale rows[kStrip];
+  alignas(64) float scales[kStrip];
+  alignas(64) float inverses[kStrip];
 
-  const BF16* row(std::int64_t j, std::int64_t k) const {
-    return static_cast<const BF16*>(a.w.data) + (n + (j < count ? j : count - 1)) * a.w.cols + k;
+  // The places of 16 rows in column k; the last one stands for those beyond it.
+  void find_rows(std::int64_t g, std::int64_t k, const BF16* (&rows)[kLanes]) const {
+    for (std::int64_t j = 0; j < kLanes; ++j) {
+      const std::int64_t i = g * kLanes + j;
+      rows[j] = static_cast<const BF16*>(a.w.data) + (n + (i < count ? i : count - 1)) * a.w.cols + k;
+    }
   }
-  void open(std::int64_t first) {
+  std::int64_t open(std::int64_t first) {
     n = first;
     count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
-    for (std::int64_t j = 0; j < count; ++j) rows[j] = RowScale(row(j, 0), a.w.cols, 4 * a.w.cols);
-    for (std::int64_t j = count; j < (count + kLanes - 1) / kLanes * kLanes; ++j) rows[j] = rows[count - 1];
+    const std::int64_t groups = (count + kLanes - 1) / kLanes;
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const BF16* rows[kLanes];
+      find_rows(g, 0, rows);
+      scale_rows(rows, a.w.cols, scales + g * kLanes, inverses + g * kLanes);
+    }
+    return groups;
   }
   // Columns [k, k + depth) of 16 rows, as pairs.
   void fill(std::int64_t g, std::int64_t groups, std::int64_t k, std::int64_t depth, Code* pairs) const {
-    const BF16* from[kLanes];
-    for (std::int64_t j = 0; j < kLanes; ++j) from[j] = row(g * kLanes + j, k);
+    const BF16* rows[kLanes];
+    find_rows(g, k, rows);
+    const V by = load(inverses + g * kLanes);
     for (std::int64_t c = 0; c < depth; c += 2 * kLanes) {
       I v[kLanes];
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) v[j] = words_of(load_ints(from[j] + c), set1(rows[g * kLanes + j].inverse));
+      for (int j = 0; j < kLanes; ++j) v[j] = load_ints(rows[j] + c);
       transpose_lanes(v);
+      Code* to = pairs + (c / 2 * groups + g) * 2 * kLanes;
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes; ++j) store_ints(pairs + ((c / 2 + j) * groups + g) * 2 * kLanes, v[j]);
+      for (int j = 0; j < kLanes; ++j) store_ints(to + j * groups * 2 * kLanes, words_of(v[j], by));
     }
   }
   // The tile of columns from k on against M rows of x.
@@ -235,44 +261,73 @@ struct WordStrip {
   void multiply(const WordTile& t, std::int64_t m, std::int64_t g, std::int64_t k) const {
     alignas(64) float sums[M][N][kLanes];
     WordRows<M> x;
-    const auto each = [&](const auto& fn) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-        for (int c = 0; c < N; ++c)
-          fn(i, c, a.out + (m + i - a.m0) * a.out_stride + (n - a.n0) + (g + c) * kLanes, count - (g + c) * kLanes);
-      }
-    };
+    float* out = a.out + (m - a.m0) * a.out_stride + (n - a.n0) + g * kLanes;
+    const std::int64_t valid = count - g * kLanes;  // columns of out
+    const bool last = k + t.blocks * kWordBlock == a.w.cols;
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const std::int64_t row = a.index != nullptr ? a.index[m + i] : m + i;
       x.codes[i] = static_cast<const Code*>(a.x->data) + row * a.x->code_stride + k;
       x.scales[i] = a.x->scales + row * a.x->scale_stride + k / kWordBlock;
-    }
-    each([&](int i, int c, const float* out, std::int64_t valid) __attribute__((always_inline)) {
-      store(sums[i][c], k == 0 ? zero() : load_some(out, valid));
-    });
-    add_blocks(t, x, g, sums);
-    const bool last = k + t.blocks * kWordBlock == a.w.cols;
-    V scales[N];
 #pragma GCC unroll 16
-    for (int c = 0; c < N; ++c) {
-      float s[kLanes];
-      for (int j = 0; j < kLanes; ++j) s[j] = last ? rows[(g + c) * kLanes + j].scale : 1;
-      scales[c] = load(s);
+      for (int c = 0; c < N; ++c) store(sums[i][c], zero());
+      if (k > 0) __builtin_memcpy(sums[i], out + i * a.out_stride, (valid < N * kLanes ? valid : N * kLanes) * 4);
     }
-    each([&](int i, int c, float* out, std::int64_t valid) __attribute__((always_inline)) {
-      store_some(out, mul(load(sums[i][c]), scales[c]), valid);
-    });
+    add_blocks(t, x, g, sums);
+    for (int i = 0; i < M; ++i, out += a.out_stride) {
+      if (valid >= N * kLanes) {
+#pragma GCC unroll 16
+        for (int c = 0; c < N; ++c)
+          store(out + c * kLanes, last ? mul(load(sums[i][c]), load(scales + (g + c) * kLanes)) : load(sums[i][c]));
+      } else {
+        for (std::int64_t c = 0; c < valid; ++c) out[c] = sums[i][0][c] * (last ? scales[g * kLanes + c] : 1);
+      }
+    }
   }
 };
 
+// One row of x: a block of 16 rows of W at a time, whose sums become one vector.
+void dot_words_once(const DotArgs& a) {
+  const std::int64_t m = a.index != nullptr ? a.index[a.m0] : a.m0;
+  const Code* x = static_cast<const Code*>(a.x->data) + m * a.x->code_stride;
+  const float* x_scales = a.x->scales + m * a.x->scale_stride;
+  alignas(64) float scales[kLanes], inverses[kLanes];
+  for (std::int64_t n = a.n0; n < a.n1; n += kLanes) {
+    const std::int64_t count = a.n1 - n < kLanes ? a.n1 - n : kLanes;
+    const BF16* rows[kLanes];
+    for (std::int64_t j = 0; j < kLanes; ++j)
+      rows[j] = static_cast<const BF16*>(a.w.data) + (n + (j < count ? j : count - 1)) * a.w.cols;
+    const char* next = n + kLanes < a.n1 ? reinterpret_cast<const char*>(rows[0] + kLanes * a.w.cols)
+                                         : static_cast<const char*>(a.next);
+    scale_rows(rows, a.w.cols, scales, inverses);
+    V total = zero();
+    for (std::int64_t k = 0; k < a.w.cols; k += kWordBlock) {
+      const I x0 = load_ints(x + k), x1 = load_ints(x + k + 2 * kLanes);
+      I v[kLanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes; ++j) {
+        const V by = set1(inverses[j]);
+        v[j] = add_products(zero_ints(), words_of(load_ints(rows[j] + k), by), x0);
+        v[j] = add_products(v[j], words_of(load_ints(rows[j] + k + 2 * kLanes), by), x1);
+        if (next != nullptr) {
+          __builtin_prefetch(next, 0, 2);
+          __builtin_prefetch(next + 64, 0, 2);
+          next += 128;
+        }
+      }
+      const I sums = fold_lanes(v, [](I c, I d) __attribute__((always_inline)) { return _mm512_add_epi32(c, d); });
+      total = fma(to_floats(sums), set1(x_scales[k / kWordBlock]), total);
+    }
+    store_some(a.out + (n - a.n0), mul(total, load(scales)), count);
+  }
+}
+
 void dot_words(const DotArgs& a) {
+  if (a.m1 - a.m0 == 1) return dot_words_once(a);
   alignas(64) Code pairs[kStrip * kTileWords];
   WordStrip strip{.a = a};
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
-    strip.open(n);
-    const std::int64_t groups = (strip.count + kLanes - 1) / kLanes;
+    const std::int64_t groups = strip.open(n);
     for (std::int64_t k = 0; k < a.w.cols; k += kTileWords) {
       const std::int64_t depth = a.w.cols - k < kTileWords ? a.w.cols - k : kTileWords;
       for (std::int64_t g = 0; g < groups; ++g) strip.fill(g, groups, k, depth, pairs);
@@ -287,13 +342,13 @@ void dot_words(const DotArgs& a) {
 // W read along its rows (combine): the scales of W's rows belong to `a`, whose blocks lie along them; 32 columns are two
 // groups of lanes, the even ones and the odd ones.
 inline bool combines_words(const CombineArgs& a) {
-  return a.w.rows <= kNope && a.w.rows % kWordBlock == 0 && a.w.cols % kStrip == 0;
+  return a.w.rows <= kNope && a.w.rows % kWordBlock == 0 && a.w.cols <= kLatent && a.w.cols % kStrip == 0;
 }
 
-inline void fill_columns(const CombineArgs& a, const RowScale* rows, std::int64_t column, Code* pairs) {
+inline void fill_columns(const CombineArgs& a, const float* inverses, std::int64_t column, Code* pairs) {
   for (std::int64_t k = 0; k < a.w.rows; k += 2) {
     const BF16* from = static_cast<const BF16*>(a.w.data) + k * a.w.cols + column;
-    const V by0 = set1(rows[k].inverse), by1 = set1(rows[k + 1].inverse);
+    const V by0 = set1(inverses[k]), by1 = set1(inverses[k + 1]);
     Code* to = pairs + k * kStrip;
 #pragma GCC unroll 16
     for (std::int64_t c = 0; c < kStrip; c += 2 * kLanes) {
@@ -312,22 +367,58 @@ inline void store_columns(const float* even, const float* odd, V scale, float* o
   store_ints(out + kLanes, _mm512_permutex2var_epi32(e, high, o));
 }
 
+// One row of `a`: W's rows as they lie, four at a time; the sums of a block stay in L1.
+inline void combine_words_once(const CombineArgs& a, const Code* codes, const float* scales, const float* inverses) {
+  alignas(64) std::int32_t acc[kLatent];
+  alignas(64) float sums[kLatent] = {};
+  const std::int64_t cols = a.w.cols;
+  for (std::int64_t b = 0; b < a.w.rows; b += kWordBlock) {
+    __builtin_memset(acc, 0, sizeof acc);
+    for (std::int64_t k = b; k < b + kWordBlock; k += 4) {
+      const BF16* row = static_cast<const BF16*>(a.w.data) + k * cols;
+      const V by0 = set1(inverses[k]), by1 = set1(inverses[k + 1]);
+      const V by2 = set1(inverses[k + 2]), by3 = set1(inverses[k + 3]);
+      std::int32_t two[2];
+      __builtin_memcpy(two, codes + k, sizeof two);
+      const I x01 = set1_ints(two[0]), x23 = set1_ints(two[1]);
+      for (std::int64_t c = 0; c < cols; c += 2 * kLanes) {
+        const I v0 = load_ints(row + c), v1 = load_ints(row + cols + c);
+        const I v2 = load_ints(row + 2 * cols + c), v3 = load_ints(row + 3 * cols + c);
+        const I even01 = join_words(low_words(even_values(v0), by0), low_words(even_values(v1), by1));
+        const I even23 = join_words(low_words(even_values(v2), by2), low_words(even_values(v3), by3));
+        const I odd01 = join_words(low_words(odd_values(v0), by0), low_words(odd_values(v1), by1));
+        const I odd23 = join_words(low_words(odd_values(v2), by2), low_words(odd_values(v3), by3));
+        store_ints(acc + c, add_products(add_products(load_ints(acc + c), even01, x01), even23, x23));
+        store_ints(acc + c + kLanes, add_products(add_products(load_ints(acc + c + kLanes), odd01, x01), odd23, x23));
+      }
+    }
+    for (std::int64_t c = 0; c < cols; c += kLanes)
+      store(sums + c, fma(to_floats(load_ints(acc + c)), set1(scales[b / kWordBlock]), load(sums + c)));
+  }
+  for (std::int64_t c = 0; c < cols; c += 2 * kLanes)
+    store_columns(sums + c, sums + c + kLanes, set1(a.scale), a.out + c);
+}
+
 void combine_words(const CombineArgs& a) {
   alignas(64) Code pairs[kStrip * kNope];
   alignas(64) Code codes[kRowChunk][kNope];
   float scales[kRowChunk][kNope / kWordBlock];
-  RowScale rows[kNope];
-  for (std::int64_t k = 0; k < a.w.rows; ++k)
-    rows[k] = RowScale(static_cast<const BF16*>(a.w.data) + k * a.w.cols, a.w.cols, 4 * a.w.cols);
+  alignas(64) float w_scales[kNope], inverses[kNope];
+  for (std::int64_t k = 0; k < a.w.rows; k += kLanes) {
+    const BF16* rows[kLanes];
+    for (std::int64_t j = 0; j < kLanes; ++j) rows[j] = static_cast<const BF16*>(a.w.data) + (k + j) * a.w.cols;
+    scale_rows(rows, a.w.cols, w_scales + k, inverses + k);
+  }
   for (std::int64_t m = 0; m < a.rows; ++m) {
     alignas(64) float x[kNope];
-    for (std::int64_t k = 0; k < a.w.rows; ++k) x[k] = a.a[m * a.a_stride + k] * rows[k].scale;
+    for (std::int64_t k = 0; k < a.w.rows; ++k) x[k] = a.a[m * a.a_stride + k] * w_scales[k];
     for (std::int64_t k = 0; k < a.w.rows; k += kWordBlock)
       scales[m][k / kWordBlock] = encode_block(x + k, codes[m] + k);
   }
+  if (a.rows == 1) return combine_words_once(a, codes[0], scales[0], inverses);
   const WordTile t{pairs, kMaxGroups, a.w.rows / kWordBlock};
   for (std::int64_t column = 0; column < a.w.cols; column += kStrip) {
-    fill_columns(a, rows, column, pairs);
+    fill_columns(a, inverses, column, pairs);
     for_even_tiles(0, a.rows, [&]<int M>(std::int64_t m) {
       alignas(64) float sums[M][kMaxGroups][kLanes] = {};
       WordRows<M> x;
