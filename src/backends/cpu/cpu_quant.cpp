@@ -1,9 +1,9 @@
-// How x meets weights: block formats as int8 codes where the blocks fit, all else as floats, but for BF16 experts and
-// head.
+// How x meets weights: block formats as int8 codes where the blocks fit, BF16 weights as 16-bit codes where VNNI is
+// (words_vnni.inl.hpp), all else as floats, but for gate and up of BF16 experts.
 //
-// bfloat16 products are twice as fast as fp32's where a CPU has them, but round x. Everywhere, that costs 4.2e-4 nats
-// of KL (tiny model, 4,096 validation tokens, F32 cache, 2026-11-28; the bar is 1e-4), nearly all of it in the dense
-// layer's MLP (3.4e-4); in gate, up and head alone 6.2e-5, with the F16 cache 7.6e-5 (8,192 tokens).
+// bfloat16 products are as fast as those of 16-bit codes and need none of W, which pays for experts of a few rows each,
+// but they round x. Everywhere, that costs 4.2e-4 nats of KL (tiny model, 4,096 validation tokens, F32 cache,
+// 2026-11-28; the bar is 1e-4), nearly all of it in the dense layer's MLP (3.4e-4); in gate, up and head alone 6.2e-5.
 //
 // int8, symmetric, a scale every 64 or 128 columns, rounded to nearest even: for normally distributed x an error of
 // 3.2e-5 (64 columns) or 3.9e-5 (128) of its square, a hundredth of what rounding W to four bits costs (7e-3). Narrower

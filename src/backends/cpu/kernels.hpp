@@ -112,7 +112,7 @@ struct NormArgs {
 struct Table {
   const char* name = "";
   int lanes = 0;
-  bool dots_bf16 = false;  // BF16 weights meet activations rounded to bf16
+  bool dots_bf16 = false;   // BF16 weights meet activations rounded to bf16
   bool dots_words = false;  // BF16 weights and what they meet become 16-bit codes
 
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
