@@ -105,6 +105,8 @@ template <typename Fn>
   return quads(quads(v[0], v[1]), quads(v[2], v[3]));
 }
 
+inline constexpr std::int64_t kWordsAhead = 2048;  // values that a row of W is fetched ahead
+
 // Of 16 rows of W, a lane each: their scales, NaN where a value is not finite, and what values are multiplied by.
 inline void scale_rows(const BF16* const (&rows)[kLanes], std::int64_t cols, float* scales, float* inverses) {
   const I bits = set1_ints(0x7fff7fff);
@@ -112,8 +114,10 @@ inline void scale_rows(const BF16* const (&rows)[kLanes], std::int64_t cols, flo
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes; ++j) {
     top[j] = zero_ints();
-    for (std::int64_t k = 0; k < cols; k += 2 * kLanes)
+    for (std::int64_t k = 0; k < cols; k += 2 * kLanes) {
+      __builtin_prefetch(rows[j] + k + kWordsAhead, 0, 2);  // the hardware's own prefetch stops at each page
       top[j] = _mm512_max_epu16(top[j], _mm512_and_si512(load_ints(rows[j] + k), bits));
+    }
     top[j] = _mm512_max_epu16(top[j], _mm512_slli_epi32(top[j], 16));  // of both halves, in the high one
   }
   const I most_bits = fold_lanes(
