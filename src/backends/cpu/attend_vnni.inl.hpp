@@ -16,17 +16,7 @@
 // page's 64 rows. Rows and queries that are not finite have any codes and a scale of NaN: their sums may overflow, and
 // do not matter.
 
-using Code = std::int16_t;
-
-inline constexpr float kRowMost = 16383;      // 2^14 - 1
-inline constexpr float kCodeMost = 32760;     // of queries and weights
-inline constexpr float kLaneSum = 131000;     // of queries and weights
-inline constexpr float kTiniest = 0x1p-100F;  // what is smaller counts as zero: inverses stay finite
-inline constexpr std::int64_t kLaneCodes = kPageTokens;
-inline constexpr std::int64_t kSlack = 8;  // kLaneSum itself is met up to the rounding of fp32 sums
-static_assert((static_cast<std::int64_t>(kLaneSum) + kLaneCodes / 2 + kSlack) * static_cast<std::int64_t>(kRowMost) <
-              (std::int64_t{1} << 31));
-static_assert(kLatent / kLanes <= kLaneCodes && kRope / kLanes <= kLaneCodes && kCodeMost + 1 < 32768);
+static_assert(kPageTokens <= kLaneCodes && kLatent / kLanes <= kLaneCodes && kRope / kLanes <= kLaneCodes);
 
 inline constexpr std::int64_t kGroupRows = 16;            // rows that stay in L1 while the queries pass: 18 KB
 inline constexpr std::int64_t kStripe = kTileN * kLanes;  // channels that are weighed together: 8 KB of a page
@@ -39,27 +29,6 @@ inline __m512i codes_of(V a, V b, V by) {
 }
 inline void store_codes(Code* to, __m512i codes) { _mm512_storeu_si512(to, codes); }
 inline __m512i load_codes(const Code* from) { return _mm512_loadu_si512(from); }
-inline __m512i add_products(__m512i c, __m512i a, __m512i b) {
-#ifdef __AVX512VNNI__
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));  // GCC 12 copies each sum around the intrinsic
-  return c;
-#else
-  return _mm512_dpwssd_epi32(c, a, b);
-#endif
-}
-inline V magnitude(V v) {
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)));
-}
-
-inline float highest(V v) {
-  const __m256 half =
-      _mm256_max_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
-  __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
-}
-
-inline float not_a_number() { return __builtin_nanf(""); }
 
 // N values of a query → codes; returns their scale, NaN if a value is not finite.
 template <std::int64_t N>
@@ -301,6 +270,7 @@ struct CodedPage {
       scales->value[first + j] = from.latent.scale[j] < __builtin_inff() ? from.latent.scale[j] : 0;
     }
     for (std::int64_t j = 0; j < kGroupRows; ++j) {
+      if (a.n <= kFewQueries) fetch();  // too few tiles of scores for all lines
       Code* to = codes + (first + j) * kKvRow;
 #pragma GCC unroll 4
       for (std::int64_t c = 0; c < kLatent; c += 2 * kLanes) store_codes(to + c, from.latent_codes(j, c));
@@ -345,8 +315,8 @@ struct CodedPage {
   }
   void score(std::int64_t lo, std::int64_t hi) {
     for (std::int64_t first = lo / kGroupRows * kGroupRows; first < hi; first += kGroupRows) {
-      encode(first, lo, hi);
       look_ahead(first + kGroupRows, hi);
+      encode(first, lo, hi);
       for_few(a.n, [&]<int M>(std::int64_t i) {
         for (std::int64_t j = first; j < first + kGroupRows; j += 4) {
           if (j + 4 > lo && j < hi) score_tile<M>(i, j);

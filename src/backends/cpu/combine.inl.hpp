@@ -100,6 +100,9 @@ void combine(const CombineArgs& a) {
     case WeightFormat::kF16:
       return combine_any<F16>(a);
     case WeightFormat::kBF16:
+#ifdef GLINT_VNNI
+      if (combines_words(a)) return combine_words(a);
+#endif
       return combine_any<BF16>(a);
     case WeightFormat::kI8:
       return combine_any<Code8>(a);

@@ -154,6 +154,15 @@ struct CpuOps::AttendRows {
             .pages = p->pages,
             .page_table = p->batch.page_table + static_cast<std::int64_t>(b.seq) * p->batch.max_pages};
   }
+  // Asks for the rows that a block reads first: within a sequence the kernel asks for the next ones itself.
+  void fetch(const Block& b) const {
+    constexpr std::int64_t kRows = 16;
+    const std::int64_t from = first(b.seq, b.pair), row_bytes = kv_row_bytes(p->pages.codec);
+    const std::int64_t page = p->batch.page_table[b.seq * p->batch.max_pages + from / kPageTokens];
+    const char* at = static_cast<const char*>(p->pages.base) + page * p->pages.page_stride_bytes +
+                     from % kPageTokens / kRows * kRows * row_bytes;
+    for (const char* end = at + kRows * row_bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  }
   std::int64_t begin_chunk(const Block& b) const { return first(b.seq, b.pair) / kChunk; }
   std::int64_t end_chunk(const Block& b) const { return (last(b.seq, b.pair + b.n - 1) + kChunk - 1) / kChunk; }
   // Cuts the pairs of every sequence into blocks of at most `size`.
@@ -257,6 +266,8 @@ void CpuOps::attend_blocks(const AttendRows& a) {
     std::int64_t last[kQueryBlock];
     AttendArgs args = a.args(b, first, last);
     args.scratch = memory;
+    const std::int64_t after = item + pool_.size();  // what this thread is likely to do next
+    if (after < a.n_blocks && a.blocks[after].seq != b.seq) a.fetch(a.blocks[after]);
     for (std::int64_t chunk = a.begin_chunk(b); chunk < a.end_chunk(b); ++chunk) {
       args.begin = chunk * kChunk;
       args.end = args.begin + kChunk;
@@ -305,7 +316,7 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
     const std::int64_t row = (pair + i) / a.heads;
     table_.attend_finish(run, i, latent);
     if (kv_is_rotated(a.p->pages.codec)) table_.hadamard(latent);
-    table_.pack(a.latent[(pair + i) % a.heads], latent, kLatent, row, row + 1);
+    pack_rows(a.latent[(pair + i) % a.heads], latent, row, row + 1);
   }
 }
 
@@ -313,7 +324,7 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
 void CpuOps::latent_values(const AttendRows& a) {
   const std::int64_t chunks = row_chunks(a.rows);
   const std::int64_t width = a.heads * kValue;
-  const std::int64_t strip = std::min<std::int64_t>(strip_rows(width, chunks, a.rows), kValue);
+  const std::int64_t strip = std::min<std::int64_t>(strip_rows(width, chunks, a.rows, a.latent[0].words), kValue);
   const std::int64_t strips = kValue / strip;
   const double work = static_cast<double>(width * kLatent) * std::max(2.0, static_cast<double>(a.rows) / 4);
   for_items(a.heads * strips * chunks, work, [&](std::int64_t item, int) {

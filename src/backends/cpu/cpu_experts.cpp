@@ -64,6 +64,13 @@ PackKind CpuOps::kind_of(const ExpertGroup& group, const Weight& w) const {
   return group.rounded ? rounded_kind(w) : pack_kind(w);
 }
 
+// Of the routed experts' inner activations. Not 16-bit codes: of a few rows each, W costs more to turn into codes than
+// it does to multiply.
+PackKind CpuOps::inner_kind(const ExpertGroup& group) const {
+  const PackKind kind = pack_kind(group.w->down);
+  return group.rounded && kind.words ? PackKind{} : kind;
+}
+
 // The inner activations whose down reads codes, one item a row of a group. A block of codes can be wider than the
 // strips of the loop before, whose width depends on the batch.
 void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
@@ -99,7 +106,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
       Packed& xs = x_by_kind[kind.index()];
       if (xs.data == nullptr) xs = packed(arena, x.as<float>(), rows, hidden, kind);
     }
-    const PackKind kind = pack_kind(w.down);
+    const PackKind kind = inner_kind(groups[g]);
     inner[g] = make_packed(arena, groups[g].count, w.gate.rows, kind);
     values[g] = inner[g];
     if (kind.quant != 0) {
@@ -113,7 +120,8 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   }
 
   static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip);  // the items' buffers
-  const std::int64_t strip = strip_rows(w_rows, 1, most);
+  const bool words = kind_of(groups[0], groups[0].w->gate).words;
+  const std::int64_t strip = strip_rows(w_rows, 1, most, words);
   first_item[0] = 0;
   for (std::int64_t g = 0; g < n_groups; ++g)
     first_item[g + 1] = first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count);
@@ -150,7 +158,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   });
   if (codes_rows > 0) quantize_inner(groups, values, inner, codes_rows);
 
-  const std::int64_t out_strip = strip_rows(hidden, 1, most);
+  const std::int64_t out_strip = strip_rows(hidden, 1, most, inner[0].words);
   for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {
     const std::int64_t n0 = item * out_strip;
     const std::int64_t n = std::min(hidden, n0 + out_strip) - n0;

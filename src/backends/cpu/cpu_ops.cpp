@@ -127,7 +127,7 @@ Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, P
 }
 
 void CpuOps::pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const {
-  (to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
+  (to.words ? table_.encode_words : to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
 }
 
 Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind) {
@@ -142,10 +142,10 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
   return to;
 }
 
-std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows) const {
+std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows, bool words) const {
   const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
   std::int64_t strip = x_rows <= kFewRowsOfX ? kLongStrip : kStrip;
-  while (strip > 8 && w_rows * chunks < enough * strip) strip /= 2;
+  while (strip > (words ? kWordStrip : 8) && w_rows * chunks < enough * strip) strip /= 2;
   return strip;
 }
 
@@ -163,7 +163,7 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
     w_rows += j.w.rows;
     work += work_of(j.w, j.x.rows);
   }
-  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows);
+  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows, jobs[0].x.words);
   std::int64_t strips = 0;
   for (const DotJob& j : jobs) strips += (j.w.rows + strip - 1) / strip;
   for_items(strips * chunks, work, [&](std::int64_t item, int) {
@@ -244,7 +244,7 @@ void CpuOps::lm_head(const LmHeadParams& p) {
   if (rows == 0) return;
   fit({.max_logits = rows, .hidden = hidden});
   Arena arena(workspace_);
-  const Packed x = make_packed(arena, rows, hidden, rounded_kind(p.w));
+  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w));
   for (std::int64_t r = 0; r < rows; ++r)
     pack_rows(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, r, r + 1);
   const DotJob job{x, p.w.slice_rows(0, valid), p.logits.as<float>(), vocab};

@@ -44,12 +44,14 @@ struct PackKind {
   bool bf16 = false;
   std::int64_t quant = 0;  // columns of a block of codes: 16, 32, 64, 128, or 0 for values
   bool split = false;      // codes in the order of nibbles
+  bool words = false;      // 16-bit codes
   int index() const {
+    if (words) return 10;
     if (quant == 0) return bf16 ? 1 : 0;
     return 2 + 2 * (quant == 16 ? 0 : quant == 32 ? 1 : quant == 64 ? 2 : 3) + (split ? 1 : 0);
   }
 };
-inline constexpr int kPackKinds = 10;
+inline constexpr int kPackKinds = 11;
 
 class CpuOps final : public Ops {
  public:
@@ -108,12 +110,15 @@ class CpuOps final : public Ops {
 
   void dot(std::span<const DotJob> jobs);
   // Rows of W an item takes, so that there are enough items for the threads. One or two rows of x take longer strips:
-  // what is read lies in longer pieces.
-  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks, std::int64_t x_rows) const;
+  // what is read lies in longer pieces. 16-bit codes take no shorter ones than kWordStrip: their tiles are two groups
+  // of 16 rows or more.
+  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks, std::int64_t x_rows, bool words) const;
+  static constexpr std::int64_t kWordStrip = 32;
   void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
 
   struct ExpertGroup;
   PackKind kind_of(const ExpertGroup& group, const Weight& w) const;
+  PackKind inner_kind(const ExpertGroup& group) const;
   void quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
                       std::int64_t rows);
   void run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out);

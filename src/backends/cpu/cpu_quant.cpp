@@ -1,9 +1,9 @@
-// How x meets weights: block formats as int8 codes where the blocks fit, all else as floats, but for BF16 experts and
-// head.
+// How x meets weights: block formats as int8 codes where the blocks fit, BF16 weights as 16-bit codes where VNNI is
+// (words_vnni.inl.hpp), all else as floats, but for gate and up of BF16 experts.
 //
-// bfloat16 products are twice as fast as fp32's where a CPU has them, but round x. Everywhere, that costs 4.2e-4 nats
-// of KL (tiny model, 4,096 validation tokens, F32 cache, 2026-11-28; the bar is 1e-4), nearly all of it in the dense
-// layer's MLP (3.4e-4); in gate, up and head alone 6.2e-5, with the F16 cache 7.6e-5 (8,192 tokens).
+// bfloat16 products are as fast as those of 16-bit codes and need none of W, which pays for experts of a few rows each,
+// but they round x. Everywhere, that costs 4.2e-4 nats of KL (tiny model, 4,096 validation tokens, F32 cache,
+// 2026-11-28; the bar is 1e-4), nearly all of it in the dense layer's MLP (3.4e-4); in gate, up and head alone 6.2e-5.
 //
 // int8, symmetric, a scale every 64 or 128 columns, rounded to nearest even: for normally distributed x an error of
 // 3.2e-5 (64 columns) or 3.9e-5 (128) of its square, a hundredth of what rounding W to four bits costs (7e-3). Narrower
@@ -37,6 +37,8 @@ PackKind CpuOps::rounded_kind(const Weight& w) const {
 }
 
 PackKind CpuOps::pack_kind(const Weight& w) const {
+  if (table_.dots_words && w.format == WeightFormat::kBF16 && w.cols % kWordBlock == 0 && w.cols > 0)
+    return {.quant = kWordBlock, .words = true};
   if (!has_scales(w.format)) return {};
   const std::int64_t block = code_block(w);
   return {.quant = block, .split = block != 0 && weight_code_bits(w.format) == 4};
@@ -44,9 +46,15 @@ PackKind CpuOps::pack_kind(const Weight& w) const {
 
 Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const {
   constexpr std::int64_t kApart = 64;  // rows a multiple of 4096 bytes apart would share their L1 sets
-  Packed p{.rows = rows, .cols = cols, .quant = kind.quant, .split = kind.split};
-  p.code_stride = cols + kApart;
+  Packed p{.rows = rows, .cols = cols, .quant = kind.quant, .split = kind.split, .words = kind.words};
   p.scale_stride = scale_stride(cols, kind.quant);
+  if (kind.words) {
+    p.code_stride = cols + kApart / 2;
+    p.data = arena.take<std::int16_t>(rows * p.code_stride);
+    p.scales = arena.take<float>(rows * p.scale_stride);
+    return p;
+  }
+  p.code_stride = cols + kApart;
   p.data = arena.take<std::int8_t>(rows * p.code_stride);
   p.scales = arena.take<float>(rows * p.scale_stride);
   p.sums = arena.take<float>(rows * p.scale_stride);

@@ -22,6 +22,7 @@ inline constexpr std::int64_t kRowChunk = 132;   // most rows of x in one kernel
 inline constexpr std::int64_t kGemmRows = 28;    // from here on, W is converted to a tile before it is used
 inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
 inline constexpr std::int64_t kQueryBlock = 48;  // (row, head) pairs that share one pass over the cache
+inline constexpr std::int64_t kWordBlock = 64;   // values of x that share a scale when they meet BF16 weights as codes
 inline constexpr std::int64_t kTileAlign = 6;    // a whole number of every table's tiles
 inline constexpr float kLowest = -3.0e38F;       // below every score that can occur
 
@@ -39,6 +40,7 @@ struct Packed {
   // at m · scale_stride and is filled up with zeros.
   std::int64_t quant = 0;  // 0: values, as above
   bool split = false;
+  bool words = false;  // int16 codes for BF16 weights, a scale every `quant` = kWordBlock columns; no sums, no counts
   std::int64_t code_stride = 0;
   std::int64_t scale_stride = 0;  // a multiple of 16
   float* scales = nullptr;
@@ -110,11 +112,14 @@ struct NormArgs {
 struct Table {
   const char* name = "";
   int lanes = 0;
-  bool dots_bf16 = false;  // BF16 weights meet activations rounded to bf16
+  bool dots_bf16 = false;   // BF16 weights meet activations rounded to bf16
+  bool dots_words = false;  // BF16 weights and what they meet become 16-bit codes
 
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   // The same for a matrix of codes (Packed::quant).
   void (*quantize)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
+  void (*encode_words)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0,
+                       std::int64_t m1) = nullptr;
   void (*dot)(const DotArgs& a) = nullptr;
   void (*combine)(const CombineArgs& a) = nullptr;
   // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().

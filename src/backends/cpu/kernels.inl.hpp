@@ -2,7 +2,7 @@
 //   GLINT_ISA       the namespace (avx2 …), so that no two builds of a function share a name
 //   GLINT_SIMD      its vector wrapper
 //   GLINT_DOT_BF16  if BF16 weights are multiplied as bfloat16
-//   GLINT_VNNI      if AVX-512 VNNI multiplies the codes of block formats and of attention
+//   GLINT_VNNI      if AVX-512 VNNI multiplies codes: of block formats, of BF16 weights and of attention
 // and is compiled with its own flags (isa.cmake). Rules for this code: no standard library templates and no inline
 // functions from outside the namespace (their out-of-line copies, built for this instruction set, could be linked into
 // code for every machine), and no contraction of a·b+c, which would let a row's bits depend on the tile it is in.
@@ -17,8 +17,17 @@ namespace {
 #include GLINT_SIMD
 
 void dot_quantized(const DotArgs& a);
+#ifdef GLINT_VNNI
+void dot_words(const DotArgs& a);
+#endif
 
 #include "backends/cpu/linear.inl.hpp"
+
+#ifdef GLINT_VNNI
+#include "backends/cpu/words_vnni.inl.hpp"
+
+#include "backends/cpu/combine_vnni.inl.hpp"
+#endif
 
 #include "backends/cpu/combine.inl.hpp"
 
@@ -67,6 +76,8 @@ constexpr Table make_table(const char* name) {
   t.kv_encode = kv_encode;
   t.hadamard = hadamard;
 #ifdef GLINT_VNNI
+  t.dots_words = true;
+  t.encode_words = encode_words;
   t.attend = attend_codes;
 #else
   t.attend = attend;

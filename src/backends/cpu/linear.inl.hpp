@@ -464,6 +464,9 @@ void dot(const DotArgs& a) {
     case WeightFormat::kF16:
       return dot_any<float, F16>(a);
     case WeightFormat::kBF16:
+#ifdef GLINT_VNNI
+      if (a.x->words) return dot_words(a);
+#endif
 #ifdef GLINT_DOT_BF16
       if (a.x->bf16) return dot_any<BF16, BF16>(a);
 #endif
