@@ -29,7 +29,7 @@ step() {
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv,noheader | tee -a "$summary"
 
 if wanted exact; then
-  step "test_cuda" 240 exact.log "$bin/test_cuda" --gtest_color=no
+  step "test_cuda" 300 exact.log "$bin/test_cuda" --gtest_color=no
   grep -E "^\[  (FAILED|PASSED)|^  [a-z_]+ +[0-9]+ cases|worst nmse" "$out/exact.log" | head -40
   grep -E "Failure|: (out|q|kv|logits|pages|ids|weights) " "$out/exact.log" | cut -c1-220 | head -25
 fi
