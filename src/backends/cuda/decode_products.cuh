@@ -44,13 +44,6 @@ __device__ __forceinline__ void unit_of(const uint4& code, int j, std::uint32_t 
   }
 }
 
-// A product of integers: sixteen rows of signed bytes by a contraction of 32.
-__device__ __forceinline__ void integer_product(int (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                                std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 // A word of INT4 codes, which are stored with 8 added: its lower or upper nibbles as bytes, times 16.
 __device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w) {
   return ((w << 4) & 0xf0f0f0f0U) ^ 0x80808080U;

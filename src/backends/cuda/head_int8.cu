@@ -50,13 +50,6 @@ __device__ float stage_row(const Head& h, int row, signed char* high, signed cha
   return most / kLargest;
 }
 
-__device__ __forceinline__ void product_of_bytes(int (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
-                                                 std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // kPart: chunks of a row that are a warp's.
 template <int kPart>
 __global__ void __launch_bounds__(kThreads, 2) head_int8_kernel(const __grid_constant__ Head h) {
@@ -109,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 2) head_int8_kernel(const __grid_con
         const int i = j * kPart + c;
         const uint4 a = slot[i][0], b = slot[i][1], v = lds128(x + static_cast<std::uint32_t>(c * kChunkCols));
         load(i, tile + kTiles + j);
-        product_of_bytes(sum[0], a.x, b.x, a.y, b.y, v.x, v.y);
-        product_of_bytes(sum[1], a.z, b.z, a.w, b.w, v.z, v.w);
+        integer_product(sum[0], {a.x, b.x, a.y, b.y}, v.x, v.y);
+        integer_product(sum[1], {a.z, b.z, a.w, b.w}, v.z, v.w);
       }
       if (t < n) {
         mine[(j * 16 + g) * n + t] = {sum[0][0] + sum[1][0], sum[0][1] + sum[1][1]};
