@@ -244,7 +244,7 @@ void CpuOps::lm_head(const LmHeadParams& p) {
   if (rows == 0) return;
   fit({.max_logits = rows, .hidden = hidden});
   Arena arena(workspace_);
-  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w));
+  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w).words ? pack_kind(p.w) : rounded_kind(p.w));
   for (std::int64_t r = 0; r < rows; ++r)
     pack_rows(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, r, r + 1);
   const DotJob job{x, p.w.slice_rows(0, valid), p.logits.as<float>(), vocab};
