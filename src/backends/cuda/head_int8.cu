@@ -1,7 +1,7 @@
 // The head of one to four rows, INT8 with a scale a row: by far the longest matrix, read once a token. Codes are
 // multiplied as they are (m16n8k32), x as a scale a row and 16 bits in two signed bytes, each a column of the product,
-// so that sums are exact integers over the whole contraction. A warp streams tiles of sixteen rows by itself: nothing
-// to wait for.
+// so that sums are exact integers, which may be added in any order: each of a block's eight warps takes a part of every
+// row.
 
 #include "backends/cuda/common.cuh"
 
