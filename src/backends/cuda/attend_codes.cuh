@@ -98,23 +98,30 @@ __device__ __forceinline__ std::uint32_t nibble_halves(std::uint32_t word, const
 
 // ---- scales of rows -------------------------------------------------------------------------------------------------
 
-// Of 32 rows in shared memory: four rotary scales; of FP8 and INT8 the latent scale and its logarithm to base 2.
+// A stage has the rows of a page: blocks of 128 bytes of all its rows one behind the other, the eight 16-byte units of a
+// row turned by the row. Where byte `byte`, the first of a unit, of row `row` lies:
+constexpr int kBlockBytes = kPageRows * 128;
+__device__ __forceinline__ std::uint32_t in_stage(int row, int byte) {
+  return static_cast<std::uint32_t>(byte / 128 * kBlockBytes + row * 128 + ((byte / 16 ^ row) & 7) * 16);
+}
+
+// Of a page's rows: four rotary scales; of FP8 and INT8 the latent scale.
 struct RowScales {
-  float rotary[4][32], latent[32], log_latent[32];
+  float rotary[4][kPageRows], latent[kPageRows];
 };
 
 // A warp, four rows from number `first` on, eight lanes a row. A lane combines a part of the row's codes, the lanes
 // their parts.
-template <KvCodec kCodec, int kRow>
-__device__ __forceinline__ void read_scales(const unsigned char* rows, int first, int lane, RowScales& out) {
+template <KvCodec kCodec>
+__device__ __forceinline__ void read_scales(const unsigned char* stage, int first, int lane, RowScales& out) {
   const int r = first + lane / 8, half = lane / 4 % 2, part = lane % 4;
-  const unsigned char* row = rows + lane / 8 * kRow;
   std::uint32_t word;  // of the side word: its part of 16 bits in the upper or the lower half
   if constexpr (kIsFour<kCodec>) {
     uint2 x{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint2 v = *reinterpret_cast<const uint2*>(row + 32 * (2 * i + half) + 8 * part);
+      const unsigned char* unit = stage + in_stage(r, 32 * (2 * i + half) + 16 * (part / 2));
+      const uint2 v = *reinterpret_cast<const uint2*>(unit + 8 * (part % 2));
       x.x ^= v.x, x.y ^= v.y;
     }
     const std::uint32_t low = byte_parities(x.x) | byte_parities(x.y) << 4;
@@ -124,7 +131,7 @@ __device__ __forceinline__ void read_scales(const unsigned char* rows, int first
     uint4 x{};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint4 v = *reinterpret_cast<const uint4*>(row + 64 * (2 * i + half) + 16 * part);
+      const uint4 v = *reinterpret_cast<const uint4*>(stage + in_stage(r, 64 * (2 * i + half) + 16 * part));
       x.x ^= v.x, x.y ^= v.y, x.z ^= v.z, x.w ^= v.w;
     }
     word = (byte_parities(x.x) | byte_parities(x.y) << 4 | byte_parities(x.z) << 8 | byte_parities(x.w) << 12)
@@ -140,9 +147,7 @@ __device__ __forceinline__ void read_scales(const unsigned char* rows, int first
         (at < 32 ? __funnelshift_r(low, high, static_cast<unsigned>(at)) : high >> (at - 32)) & 0xfffU;
     out.rotary[part][r] = __uint_as_float(twelve << 19);
   } else if (!kIsFour<kCodec> && part == 0) {
-    const float scale = __uint_as_float(low << 16);
-    out.latent[r] = scale;
-    out.log_latent[r] = __log2f(scale);
+    out.latent[r] = __uint_as_float(low << 16);
   }
 }
 

@@ -10,7 +10,7 @@ namespace glint::cuda {
 constexpr int kMergeThreads = 256, kMaxBlocks = kMaxPresent;
 constexpr int kMergeFactors = kFewTile + 2 * kMaxBlocks, kMergePairs = kFewTile;
 
-// Of attend_few's kernels.
+// Of attend_decode's kernels.
 struct FewArgs {
   const std::uint16_t* query;
   CacheView cache;

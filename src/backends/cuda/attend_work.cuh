@@ -1,5 +1,5 @@
 #pragma once
-// How attend_few deals its work out. Work is counted in steps of kTokens tokens, over all sequences: block c of n takes
+// How attend_decode deals its work out. Work is counted in steps of kTokens tokens, over all sequences: block c of n takes
 // the steps [total · c / n, total · (c + 1) / n), whichever sequences those meet.
 
 #include "backends/cuda/common.cuh"
@@ -7,8 +7,8 @@
 
 namespace glint::cuda {
 
-constexpr int kTokens = 32;   // of a step
-constexpr int kMinSteps = 4;  // of a block: fewer are not worth a piece
+constexpr int kTokens = 64;   // of a step: a page
+constexpr int kMinSteps = 2;  // of a block: fewer are not worth a piece
 
 // Steps before each sequence, in shared memory.
 struct WorkTable {

@@ -166,8 +166,8 @@ void CudaOps::attend_absorbed(const MlaAttendParams& p, const Mat& kv_b, const C
   j.partial_ml = scratch.take<float2>(j.partial_rows * 8);
   j.present = static_cast<unsigned*>(attend_present_.data());
   j.latent = latent;
-  if (attend_few_takes(l, j)) {
-    attend_few(l, j);
+  if (attend_decode_takes(l, j)) {
+    attend_decode(l, j);
   } else {
     attend(l, j);
     if (rotated) hadamard_rows(l, latent, pairs, kLatent);

@@ -64,7 +64,7 @@ struct Attend {
   float* partial = nullptr;      // [partial_rows, 512]: pieces of the context
   float2* partial_ml = nullptr;  // [partial_rows]: running maximum and sum
   std::int64_t partial_rows = 0;
-  unsigned* present = nullptr;  // [kMaxPresent], zero between calls: of attend_few
+  unsigned* present = nullptr;  // [kMaxPresent], zero between calls: of attend_decode
   void* latent = nullptr;       // BF16 [T, N, 512]: the result
 };
 
@@ -73,16 +73,14 @@ struct Attend {
 inline constexpr int kMaxPieces = 128;
 void attend(const Launch& l, const Attend& j);
 
-// attend_few.cu: few rows a sequence, on devices with 227 KB of shared memory a block. The same in and out as
-// attend(), but that the result is never under H.
+// attend_decode.cu: few rows a sequence, on Hopper. The same in and out as attend(), but that the result is never
+// under H.
 inline constexpr int kFewPairs = 80;  // (row, head) pairs of a sequence, on average
 inline constexpr int kFewSequences = 1024;
 inline constexpr int kMaxPresent = 256;  // blocks that may wait for each other
 inline constexpr int kFewTile = 40;      // pairs of a tile at most; a block has two tiles of pieces at most
-bool attend_few_takes(const Launch& l, const Attend& j);
-void attend_few(const Launch& l, const Attend& j);
-// attend_pairs.cu: the same for BF16 and up to kFewTile pairs a tile.
-void attend_pairs(const Launch& l, const Attend& j);
+bool attend_decode_takes(const Launch& l, const Attend& j);
+void attend_decode(const Launch& l, const Attend& j);
 
 // attend_prefill.cu: sequences of kManyRows rows or more in the expanded form, straight from q to the values' answer;
 // the others it leaves alone. BF16 kv_b, and Launch::wgmma.

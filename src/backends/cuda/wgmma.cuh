@@ -26,6 +26,11 @@ __device__ __forceinline__ std::uint64_t mn_major(std::uint32_t address, std::ui
          (address >> 4 & 0x3fffU);
 }
 
+// A descriptor of the same operand `bytes` further, a multiple of 16.
+__device__ __forceinline__ std::uint64_t further(std::uint64_t descriptor, std::uint32_t bytes) {
+  return descriptor + (bytes >> 4);
+}
+
 // ---- products -------------------------------------------------------------------------------------------------------
 
 // Before the first product of a batch, and whenever registers of one were touched in between.

@@ -1,0 +1,227 @@
+// Attention over the paged latent cache where a sequence has few rows: decoding, with or without drafts. Bound by the
+// memory that the cache lies in, so that a latent row is read once for all heads. Hopper (sm_90a).
+//
+// Tokens stand where a product has its 64 rows, (row, head) pairs where it has its columns by eights: 20 heads waste 4
+// of 24 columns. A step takes a page, 64 tokens:
+//   Sᵀ (64 × pairs) = KV (64 × 576) · Qᵀ, softmax      a warpgroup, the scorers
+//   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      two, the summers, 256 of the 512 each
+// One warp copies pages into a ring of stages ahead of all, by tensor copies (nine instructions a BF16 page); three read
+// the scales of what has arrived, and clear rows that nobody owns. BF16 rows are operands of products where they lie.
+// Rows of the short codecs become operands in registers, straight from their bytes (attend_codes.cuh). A score of
+// eight-bit codes is sums times the row's scale. The scale belongs to the row's weight in the answer as well: the
+// products of weights and scales are bounded then, in FP16, and the sum is of the plain weights.
+//
+// Work is dealt out evenly (attend_work.cuh). A tile within one block is finished there; the pieces of others lie in
+// the workspace, at most two a block, until the blocks add them in order (attend_merge.cuh). Running maxima are whole
+// numbers (see attend.cu): where a range begins changes the order of fp32 sums only.
+
+#include <cuda.h>
+
+#include <array>
+#include <string>
+
+#include "backends/cuda/attend_scorers.cuh"
+#include "backends/cuda/attend_summers.cuh"
+#include "base/error.hpp"
+
+namespace glint::cuda {
+namespace {
+
+// Scorers, summers, and the warpgroup of readers and copier. Of 128 registers a thread on average.
+constexpr int kThreads = kScorerThreads + kSummerThreads + 32 * (kReaderWarps + 1);
+constexpr int kScorerRegisters = 168, kSummerRegisters = 152, kOtherRegisters = 40;
+static_assert(kScorerRegisters + 2 * kSummerRegisters + kOtherRegisters <= 512);
+
+#if __CUDA_ARCH__ >= 900
+// The pages of a layer as a tensor: bytes of a row, rows, pages.
+__device__ __forceinline__ void copy_block(std::uint32_t to, const CUtensorMap& pages, int byte, int page,
+                                           std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+      "[%5];" ::"r"(to),
+      "l"(&pages), "r"(byte), "r"(0), "r"(page), "r"(barrier)
+      : "memory");
+}
+
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void copy_pages(const FewArgs& a, const CUtensorMap& pages, const Share& w,
+                                           Memory<kCodec, kN8>& m, int lane) {
+  using M = Memory<kCodec, kN8>;
+  Ring<M::kStages> ring;
+  ring.phase = 1;  // a fresh barrier's previous phase counts as complete
+  for (int at = w.begin; at < w.end;) {
+    const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
+    const int stop = min(w.end, end_of(u));
+    const std::int32_t* table = a.cache.page_table + static_cast<std::int64_t>(u.seq) * a.cache.max_pages;
+    const std::int32_t* next = table + u.token(at) / kPageRows;
+    for (int page = *next; at < stop; ++at) {
+      const int page_after = at + 1 < stop ? *++next : 0;
+      barrier_wait(shared_address(&m.empty[ring.at]), ring.phase);
+      if (lane == 0) {
+        const std::uint32_t to = shared_address(m.stages[ring.at]), barrier = shared_address(&m.full[ring.at]);
+        barrier_expect(barrier, M::kStage);
+#pragma unroll
+        for (int i = 0; i < M::kBlocks; ++i) copy_block(to + i * kBlockBytes, pages, 128 * i, page, barrier);
+      }
+      __syncwarp();
+      page = page_after;
+      ring.next();
+    }
+  }
+}
+
+// Rows that nobody owns may hold anything, and NaN times a weight of zero is NaN: they are cleared (codes of INT8 and
+// INT4 are numbers whatever they are), and their scales become 1.
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void read_pages(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int warp,
+                                           int lane) {
+  using M = Memory<kCodec, kN8>;
+  Ring<M::kStages> stage;
+  for (int at = w.begin; at < w.end;) {
+    const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
+    for (const int stop = min(w.end, end_of(u)); at < stop; ++at) {
+      barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
+      unsigned char* rows = m.stages[stage.at];
+      if constexpr (is_short(kCodec)) {
+        for (int part = warp; part < kTokens / 4; part += kReaderWarps)
+          read_scales<kCodec>(rows, 4 * part, lane, m.scales[stage.at]);
+      }
+      const int token = u.token(at);
+      if (token < u.low || token + kTokens > u.context) {
+        __syncwarp();
+        for (int part = warp; part < kTokens / 4; part += kReaderWarps) {
+          for (int r = 4 * part; r < 4 * part + 4; ++r) {
+            if (token + r >= u.low && token + r < u.context) continue;
+            if (is_short(kCodec) && lane == 0) m.scales[stage.at].latent[r] = 1;
+            for (int unit = lane; !is_rotated(kCodec) && unit < 8 * M::kBlocks; unit += 32)
+              sts128(shared_address(rows) + in_stage(r, 16 * unit), {});
+          }
+        }
+        fence_async_proxy();
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(shared_address(&m.ready[stage.at]));
+      stage.next();
+    }
+  }
+}
+#endif
+
+template <KvCodec kCodec, int kN8>
+__global__ void __launch_bounds__(kThreads, 1)
+    attend_decode_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ CUtensorMap pages) {
+#if __CUDA_ARCH__ >= 900
+  using M = Memory<kCodec, kN8>;
+  extern __shared__ __align__(1024) unsigned char smem[];
+  M& m = *reinterpret_cast<M*>(smem);
+  const int thread = threadIdx.x, lane = thread % 32;
+  if (thread == 0) {
+    for (int i = 0; i < M::kStages; ++i) {
+      barrier_init(shared_address(&m.full[i]), 1);
+      barrier_init(shared_address(&m.ready[i]), kReaderWarps);
+      barrier_init(shared_address(&m.empty[i]), kSummerThreads / 32);
+    }
+    for (int i = 0; i < kPlanes; ++i) {
+      barrier_init(shared_address(&m.weighed[i]), kScorerThreads / 32);
+      barrier_init(shared_address(&m.taken[i]), kSummerThreads / 32);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  pdl_launch();
+  pdl_wait();
+  count_work(a.cache, a.heads, M::kPairs, m.work);
+  Share w{.total = m.work.starts[a.cache.n_seqs], .c = static_cast<int>(blockIdx.x)};
+  w.n = active_blocks(w.total, a.n_blocks);
+  if (w.c >= w.n) return;
+  w.begin = range_begin(w.total, w.n, w.c), w.end = range_begin(w.total, w.n, w.c + 1);
+  if (thread < kScorerThreads) {
+    more_registers<kScorerRegisters>();
+    score_steps<kCodec, kN8>(a, w, m, thread);
+  } else if (thread < kScorerThreads + kSummerThreads) {
+    more_registers<kSummerRegisters>();
+    sum_steps<kCodec, kN8>(a, w, m, thread - kScorerThreads);
+  } else {
+    fewer_registers<kOtherRegisters>();
+    const int warp = (thread - kScorerThreads - kSummerThreads) / 32;
+    warp == kReaderWarps ? copy_pages<kCodec, kN8>(a, pages, w, m, lane) : read_pages<kCodec, kN8>(a, w, m, warp, lane);
+  }
+#endif
+}
+
+using EncodeTensor = decltype(&cuTensorMapEncodeTiled);
+
+EncodeTensor encode_tensor() {
+  static const auto function = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+          "cuTensorMapEncodeTiled");
+    CHECK(found == cudaDriverEntryPointSuccess, "this driver has no tensor copies (cuTensorMapEncodeTiled)");
+    return reinterpret_cast<EncodeTensor>(entry);
+  }();
+  return function;
+}
+
+// Blocks of 128 bytes of a page's rows. How many pages there are is not known here: no copy names one beyond.
+CUtensorMap tensor_of(const CacheView& c, int row_bytes) {
+  CUtensorMap map{};
+  const std::array<cuuint64_t, 3> sizes{static_cast<cuuint64_t>(row_bytes), kPageRows, std::uint64_t{1} << 28};
+  const std::array<cuuint64_t, 2> strides{static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(c.page_stride)};
+  const std::array<cuuint32_t, 3> box{128, kPageRows, 1}, steps{1, 1, 1};
+  const CUresult result = encode_tensor()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, const_cast<void*>(c.pages), sizes.data(), strides.data(), box.data(),
+      steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CHECK(result == CUDA_SUCCESS, "a tensor of cache pages: driver error " + std::to_string(static_cast<int>(result)) +
+                                    ", page stride " + std::to_string(c.page_stride) + " bytes");
+  return map;
+}
+
+template <KvCodec kCodec, int kN8>
+void run(const Launch& l, const Attend& j) {
+  using M = Memory<kCodec, kN8>;
+  static_assert(sizeof(M) <= 227 << 10);
+  const FewArgs a = few_args(l, j, M::kPairs);
+  launch(l, attend_decode_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), sizeof(M), a,
+         tensor_of(j.cache, kCacheRowBytes<kCodec>));
+}
+
+template <KvCodec kCodec>
+void run(const Launch& l, const Attend& j) {
+  const std::int64_t pairs = (j.T + j.cache.n_seqs - 1) / j.cache.n_seqs * j.heads;  // of a sequence, on average
+  if (pairs <= 8) return run<kCodec, 1>(l, j);
+  if (pairs <= 16) return run<kCodec, 2>(l, j);
+  if (pairs <= 24) return run<kCodec, 3>(l, j);
+  if constexpr (is_short(kCodec)) {
+    run<kCodec, 3>(l, j);
+  } else {
+    run<kCodec, 5>(l, j);
+  }
+}
+
+}  // namespace
+
+bool attend_decode_takes(const Launch& l, const Attend& j) {
+  return l.wgmma && l.smem_limit >= 227 << 10 && (j.cache.codec == KvCodec::kBF16 || is_short(j.cache.codec)) &&
+         j.cache.n_seqs > 0 && j.cache.n_seqs <= kFewSequences &&
+         j.T * j.heads <= std::int64_t{kFewPairs} * j.cache.n_seqs && j.partial_rows >= 2 * kFewTile;
+}
+
+void attend_decode(const Launch& l, const Attend& j) {
+  switch (j.cache.codec) {
+    case KvCodec::kBF16:
+      return run<KvCodec::kBF16>(l, j);
+    case KvCodec::kFp8:
+      return run<KvCodec::kFp8>(l, j);
+    case KvCodec::kInt8:
+      return run<KvCodec::kInt8>(l, j);
+    case KvCodec::kInt4:
+      return run<KvCodec::kInt4>(l, j);
+    case KvCodec::kF32:
+    case KvCodec::kF16:
+      break;
+  }
+}
+
+}  // namespace glint::cuda

@@ -1,0 +1,359 @@
+#pragma once
+// The scorers of attend_decode.cu, a warpgroup: products of rows and queries, and their softmax.
+
+#include "backends/cuda/attend_tiles.cuh"
+
+namespace glint::cuda {
+
+constexpr float kScoreLog2 = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
+constexpr float kNothing = -0x1p20F;                         // the maximum of no scores
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void sync_scorers() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kScorerBarrier), "n"(kScorerThreads) : "memory");
+}
+// Two 8×8 tiles turned; lane i < 16 gives the address of row i % 8 of tile i / 8.
+__device__ __forceinline__ void stmatrix2_trans(std::uint32_t address, std::uint32_t r0, std::uint32_t r1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r0), "r"(r1)
+               : "memory");
+}
+
+// The tile's queries into shared memory, as the products want them: of short codecs the values of a block of 16 in the
+// order 0, 1, 4, 5 … 2, 3, 6, 7 … (attend_codes.cuh), for FP16 times a power of two, whose inverse is returned.
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ float load_queries(const std::uint16_t* query, int pairs, Memory<kCodec, kN8>& m,
+                                              int thread) {
+  constexpr int kPairs = 8 * kN8, kBlocks16 = kRowWidth / 16, kAll = kPairs * kBlocks16;
+  constexpr int kMine = (kAll + kScorerThreads - 1) / kScorerThreads;
+  uint4 v[kMine][2];
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int at = thread + i * kScorerThreads, pair = at / kBlocks16;
+    v[i][0] = v[i][1] = {};
+    if (at >= kAll || pair >= pairs) continue;
+    const auto* from = reinterpret_cast<const uint4*>(query) + 2 * at;
+    v[i][0] = from[0], v[i][1] = from[1];
+  }
+  float factor = 1, inverse = 1;
+  if constexpr (kIsHalf<kCodec>) {
+    // The largest comes to be 2^10 …; BF16 numbers from 2^-27 of it on are exact.
+    std::uint32_t largest = 0;  // two BF16 numbers' bits without the signs, in order as integers are
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const std::uint32_t words[4] = {v[i][h].x, v[i][h].y, v[i][h].z, v[i][h].w};
+#pragma unroll
+        for (const std::uint32_t x : words) largest = __vmaxu2(largest, x & 0x7fff7fffU);
+      }
+    }
+    largest = __reduce_max_sync(0xffffffffU, max(largest & 0xffffU, largest >> 16));
+    auto* shared = reinterpret_cast<std::uint32_t*>(&m.maxima[0][0][0]);
+    sync_scorers();  // the last tile's maxima are read
+    if (thread % 32 == 0) shared[thread / 32] = largest;
+    sync_scorers();
+    largest = max(max(shared[0], shared[1]), max(shared[2], shared[3]));
+    sync_scorers();
+    const unsigned exponent = min(250U, max(20U, largest >> 7));
+    factor = __uint_as_float((264 - exponent) << 23);
+    inverse = __uint_as_float((exponent - 10) << 23);
+  }
+  const std::uint32_t to = shared_address(&m.query[0][0]);
+#pragma unroll
+  for (int i = 0; i < kMine; ++i) {
+    const int at = thread + i * kScorerThreads, pair = at / kBlocks16, block = at % kBlocks16;
+    if (at >= kAll) continue;
+    uint4 a = v[i][0], b = v[i][1];
+    if constexpr (is_short(kCodec)) {
+      const uint4 even{a.x, a.z, b.x, b.z}, odd{a.y, a.w, b.y, b.w};
+      a = even, b = odd;
+    }
+    if constexpr (kIsHalf<kCodec>) {
+      const auto half = [&](std::uint32_t x) { return pack_half(bf16_low(x) * factor, bf16_high(x) * factor); };
+      a = {half(a.x), half(a.y), half(a.z), half(a.w)};
+      b = {half(b.x), half(b.y), half(b.z), half(b.w)};
+    }
+    const std::uint32_t row = to + block / 4 * (kPairs * 128) + pair * 128;
+    sts128(row + ((2 * block ^ pair) & 7) * 16, a);
+    sts128(row + (((2 * block + 1) ^ pair) & 7) * 16, b);
+  }
+  fence_async_proxy();
+  sync_scorers();
+  return inverse;
+}
+
+// Scores of a page: s[4 j + c] of this warp's token g (c < 2) or g + 8, pair 8 j + 2 t + c % 2. Of short codecs times
+// `inverse`.
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, kN8>& m, int stage,
+                                           std::uint32_t phase, float inverse, int warp, int lane) {
+  constexpr int kPairs = 8 * kN8;
+  const std::uint32_t rows = shared_address(m.stages[stage]);
+  // Of block number `k` of 16 values.
+  const std::uint64_t query = k_major(shared_address(&m.query[0][0]));
+  const auto of_query = [&](int k) { return further(query, k / 4 * (kPairs * 128) + k % 4 * 32); };
+  if constexpr (!is_short(kCodec)) {
+    const std::uint64_t of_rows = k_major(rows);
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < kRowWidth / 16; ++k)
+      wgmma_narrow<false>(s, further(of_rows, k / 4 * kBlockBytes + k % 4 * 32), of_query(k), k > 0);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(s);
+  } else {
+    const int g = lane / 4, row = 16 * warp + lane % 16;
+    float rotary[4][4 * kN8];
+    std::uint32_t r[4];
+    // Batches of four products, whose operands the next batch's are made beside.
+    constexpr int kBatch = kIsFour<kCodec> ? 2 : 4;  // units of a batch
+#pragma unroll
+    for (int b = 0; b < 8; ++b) {
+      std::uint32_t v[4][4];
+#pragma unroll
+      for (int i = 0; i < kBatch / 2; ++i) {
+        const int unit = b * kBatch + 2 * i;
+        ldmatrix4(r, rows + in_stage(row, 16 * (unit + lane / 16)));
+        if constexpr (kIsFour<kCodec>) {
+          const unsigned char* of_groups = m.stages[stage];
+          const std::uint32_t bytes[2] = {
+              *reinterpret_cast<const std::uint16_t*>(of_groups + in_stage(16 * warp + g, kLatentWidth / 2) + unit),
+              *reinterpret_cast<const std::uint16_t*>(of_groups + in_stage(16 * warp + g + 8, kLatentWidth / 2) +
+                                                      unit)};
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const GroupScale scale[2] = {group_scale(__byte_perm(bytes[0], 0, 0x4040 + 0x0101 * u)),
+                                         group_scale(__byte_perm(bytes[1], 0, 0x4040 + 0x0101 * u))};
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              const CodePairs a = nibble_neighbours(r[2 * u] >> (4 * h) & 0x0f0f0f0fU, scale[0]);
+              const CodePairs c = nibble_neighbours(r[2 * u + 1] >> (4 * h) & 0x0f0f0f0fU, scale[1]);
+              auto& to = v[2 * u + h];
+              to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
+            }
+          }
+        } else {
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const CodePairs a = neighbours<kCodec>(r[2 * u]), c = neighbours<kCodec>(r[2 * u + 1]);
+            auto& to = v[2 * i + u];
+            to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
+          }
+        }
+      }
+      wgmma_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) wgmma_narrow<kIsHalf<kCodec>>(s, v[k], of_query(4 * b + k), b + k > 0);
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+    std::uint32_t v[4][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      ldmatrix4(r, rows + in_stage(row, kRotaryOffset<kCodec> + 16 * (2 * i + lane / 16)));
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        auto& to = v[2 * i + u];
+        CodePairs a, c;
+        if constexpr (kIsFour<kCodec>) {
+          a = {int8_pair(__byte_perm(r[2 * u], 0, 0x4140)), int8_pair(__byte_perm(r[2 * u], 0, 0x4342))};
+          c = {int8_pair(__byte_perm(r[2 * u + 1], 0, 0x4140)), int8_pair(__byte_perm(r[2 * u + 1], 0, 0x4342))};
+        } else {
+          a = neighbours<KvCodec::kInt8>(r[2 * u]), c = neighbours<KvCodec::kInt8>(r[2 * u + 1]);
+        }
+        to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
+      }
+    }
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_narrow<kIsHalf<kCodec>>(rotary[k], v[k], of_query(kLatentWidth / 16 + k), false);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(s);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) hold(rotary[k]);
+    barrier_wait(shared_address(&m.ready[stage]), phase);
+    const RowScales& scales = m.scales[stage];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int token = 16 * warp + g + 8 * h;
+      const float of_latent = kIsFour<kCodec> ? inverse : scales.latent[token] * inverse;
+      float of_rotary[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) of_rotary[k] = scales.rotary[k][token] * inverse;
+#pragma unroll
+      for (int j = 0; j < kN8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int at = 4 * j + 2 * h + e;
+          float sum = s[at] * of_latent;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) sum = fmaf(rotary[k][at], of_rotary[k], sum);
+          s[at] = sum;
+        }
+      }
+    }
+  }
+}
+
+// Whether any scorer says so.
+__device__ __forceinline__ bool any_scorer(bool mine) {
+  int any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, %3, p;\nselp.b32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(static_cast<int>(mine)), "n"(kScorerBarrier), "n"(kScorerThreads)
+      : "memory");
+  return any != 0;
+}
+
+// A tile's softmax: of this thread's pairs 8 j + 2 t + e, number 2 j + e, the whole number that weights are relative
+// to, and the sum of its weights. That number grows only when a weight would exceed kLargestWeight: then it becomes
+// the largest score's next.
+constexpr float kLargestWeight = 64;
+
+template <KvCodec kCodec, int kN8>
+struct Softmax {
+  static constexpr int kMine = 2 * kN8;
+  // What a score is still to be multiplied by.
+  static constexpr float kFactor = is_short(kCodec) ? 1.0F : kScoreLog2;
+  float top[kMine], sum[kMine];
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) top[i] = kNothing, sum[i] = 0;
+  }
+  // p: weights as products take them, in pairs of 2 t and 2 t + 1: of token g, of token g + 8. `scale`: of these rows.
+  __device__ __forceinline__ void weigh(const float (&s)[4 * kN8], const float (&scale)[2],
+                                        std::uint32_t (&p)[kN8][2], float (&added)[kMine], float& largest) const {
+    largest = 0;
+#pragma unroll
+    for (int j = 0; j < kN8; ++j) {
+      added[2 * j] = added[2 * j + 1] = 0;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float w[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float x = power_of_two(fmaf(s[4 * j + 2 * h + e], kFactor, -top[2 * j + e]));
+          w[e] = kIsHalf<kCodec> ? x * scale[h] : x;
+          largest = fmaxf(largest, w[e]);
+          if constexpr (kIsHalf<kCodec>) added[2 * j + e] += x;
+        }
+        p[j][h] = kIsHalf<kCodec> ? pack_half(w[0], w[1]) : pack_bf16(w[0], w[1]);
+        if constexpr (!kIsHalf<kCodec>) added[2 * j] += bf16_low(p[j][h]), added[2 * j + 1] += bf16_high(p[j][h]);
+      }
+    }
+  }
+  // New numbers for all pairs; the sums' factors to `factors`. All scorers.
+  __device__ __forceinline__ void grow(const float (&s)[4 * kN8], const float (&scale)[2],
+                                       float (&maxima)[4][8 * kN8], float (&factors)[8 * kN8], int warp, int lane) {
+    const int g = lane / 4, t = lane % 4;
+    float log_scale[2] = {};
+    if constexpr (kIsHalf<kCodec>) log_scale[0] = __log2f(scale[0]), log_scale[1] = __log2f(scale[1]);
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int at = i / 2 * 4 + i % 2;
+      float x = fmaxf(fmaf(s[at], kFactor, log_scale[0]), fmaf(s[at + 2], kFactor, log_scale[1]));
+#pragma unroll
+      for (int d = 4; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, d));
+      if (g == 0) maxima[warp][i / 2 * 8 + 2 * t + i % 2] = x;
+    }
+    sync_scorers();
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const int pair = i / 2 * 8 + 2 * t + i % 2;
+      const float x = fmaxf(fmaxf(maxima[0][pair], maxima[1][pair]), fmaxf(maxima[2][pair], maxima[3][pair]));
+      const float last = top[i];
+      top[i] = fmaxf(last, ceilf(x));
+      // Where nothing is seen so far, it is far below: every weight is 2^-inf = 0 and the factor 2^0.
+      const float factor = power_of_two(last - top[i]);
+      sum[i] *= factor;
+      if (warp == 0 && g == 0) factors[pair] = factor;
+    }
+  }
+};
+
+template <KvCodec kCodec, int kN8>
+__device__ __forceinline__ void score_steps(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int thread) {
+  using M = Memory<kCodec, kN8>;
+  constexpr int kPairs = M::kPairs;
+  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  Ring<M::kStages> stage;
+  Ring<kPlanes> plane;
+  plane.phase = 1;  // a fresh barrier's previous phase counts as complete
+  for (int at = w.begin; at < w.end;) {
+    const Unit u = unit_of(a.cache, a.heads, kPairs, m.work, at);
+    const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, kPairs);
+    const float inverse =
+        load_queries<kCodec, kN8>(a.query + pieces.global_pair * kRowWidth, pieces.pairs, m, thread) * kScoreLog2;
+    int see_end[2 * kN8];  // of this thread's pairs: the first token that is not seen any more
+#pragma unroll
+    for (int i = 0; i < 2 * kN8; ++i) {
+      const int row = (u.tile * kPairs + i / 2 * 8 + 2 * t + i % 2) / a.heads;
+      see_end[i] = row < u.rows ? u.context - u.rows + row + 1 : 0;
+    }
+    // Tokens that every row sees.
+    const int all_from = a.cache.window > 0 ? max(0, u.context - a.cache.window) : 0, all_to = u.context - u.rows + 1;
+    Softmax<kCodec, kN8> softmax;
+    softmax.start();
+
+    for (const int stop = min(w.end, end_of(u)); at < stop; ++at) {
+      float s[4 * kN8];
+      barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
+      score_page<kCodec, kN8>(s, m, stage.at, stage.phase, inverse, warp, lane);
+      float scale[2] = {1, 1};
+      if constexpr (kIsHalf<kCodec>) {
+        scale[0] = m.scales[stage.at].latent[16 * warp + g];
+        scale[1] = m.scales[stage.at].latent[16 * warp + g + 8];
+      }
+      const int page_token = u.token(at), token = page_token + 16 * warp + g;
+      if (page_token < all_from || page_token + kTokens > all_to) {
+#pragma unroll
+        for (int i = 0; i < 2 * kN8; ++i) {
+          const int from = a.cache.window > 0 ? see_end[i] - a.cache.window : 0;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float& x = s[i / 2 * 4 + 2 * h + i % 2];
+            x = token + 8 * h >= from && token + 8 * h < see_end[i] ? x : -INFINITY;
+          }
+        }
+      }
+      std::uint32_t p[kN8][2];
+      float added[2 * kN8], largest;
+      softmax.weigh(s, scale, p, added, largest);
+      const bool grows = any_scorer(largest > kLargestWeight);
+      barrier_wait(shared_address(&m.taken[plane.at]), plane.phase);
+      if (grows) {
+        softmax.grow(s, scale, m.maxima[at % 2], m.factors[plane.at], warp, lane);
+        softmax.weigh(s, scale, p, added, largest);
+      }
+      const std::uint32_t to = shared_address(m.weights[plane.at]) + lane % 8 * 128 +
+                               static_cast<std::uint32_t>(((2 * warp + lane / 8 % 2) ^ lane) & 7) * 16;
+#pragma unroll
+      for (int j = 0; j < kN8; ++j) stmatrix2_trans(to + j * 1024, p[j][0], p[j][1]);
+#pragma unroll
+      for (int i = 0; i < 2 * kN8; ++i) softmax.sum[i] += added[i];
+      if (thread == 0) m.grown[plane.at] = grows ? 1 : 0;
+      if (at == stop - 1) {
+#pragma unroll
+        for (int i = 0; i < 2 * kN8; ++i) {
+          float sum = softmax.sum[i];
+#pragma unroll
+          for (int d = 4; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffU, sum, d);
+          const int pair = i / 2 * 8 + 2 * t + i % 2;
+          if (g == 0) m.totals[plane.at].sums[warp][pair] = sum;
+          if (g == 0 && warp == 0) m.totals[plane.at].maxima[pair] = softmax.top[i];
+        }
+      }
+      fence_async_proxy();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(shared_address(&m.weighed[plane.at]));
+      stage.next();
+      plane.next();
+    }
+  }
+}
+#endif
+
+}  // namespace glint::cuda
