@@ -96,7 +96,7 @@ __device__ __forceinline__ std::uint32_t nibble_halves(std::uint32_t word, const
   return fma2((word & 0x000f000fU) | 0x43004300U, s.scale, s.base);
 }
 
-// ---- scales of rows -------------------------------------------------------------------------------------------------
+// ---- rows in shared memory, and their scales ------------------------------------------------------------------------
 
 // A stage has the rows of a page: blocks of 128 bytes of all its rows one behind the other, the eight 16-byte units of a
 // row turned by the row. Where byte `byte`, the first of a unit, of row `row` lies:
@@ -105,50 +105,34 @@ __device__ __forceinline__ std::uint32_t in_stage(int row, int byte) {
   return static_cast<std::uint32_t>(byte / 128 * kBlockBytes + row * 128 + ((byte / 16 ^ row) & 7) * 16);
 }
 
-// Of a page's rows: four rotary scales; of FP8 and INT8 the latent scale.
+// The scales of a row, from the parities that its codes carry (ops/kv_codec.hpp).
 struct RowScales {
-  float rotary[4][kPageRows], latent[kPageRows];
+  float latent, rotary[4];
 };
 
-// A warp, four rows from number `first` on, eight lanes a row. A lane combines a part of the row's codes, the lanes
-// their parts.
+// The rows that a quad of lanes reads for scores: a lane has bytes 4 t … 4 t + 3 of every unit.
 template <KvCodec kCodec>
-__device__ __forceinline__ void read_scales(const unsigned char* stage, int first, int lane, RowScales& out) {
-  const int r = first + lane / 8, half = lane / 4 % 2, part = lane % 4;
-  std::uint32_t word;  // of the side word: its part of 16 bits in the upper or the lower half
-  if constexpr (kIsFour<kCodec>) {
-    uint2 x{};
+struct SideWord {
+  static constexpr int kParts = kIsFour<kCodec> ? 2 : 4;  // units whose values have the same place in the side word
+  std::uint32_t parts[kParts] = {};
+
+  __device__ __forceinline__ void add(int unit, std::uint32_t word) { parts[unit % kParts] ^= word; }
+  __device__ __forceinline__ RowScales scales(int t) const {
+    std::uint32_t words[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const unsigned char* unit = stage + in_stage(r, 32 * (2 * i + half) + 16 * (part / 2));
-      const uint2 v = *reinterpret_cast<const uint2*>(unit + 8 * (part % 2));
-      x.x ^= v.x, x.y ^= v.y;
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t first = kIsFour<kCodec> ? parts[i % kParts] : parts[2 * i % kParts];
+      const std::uint32_t second = kIsFour<kCodec> ? first >> 4 : parts[(2 * i + 1) % kParts];
+      std::uint32_t w = (byte_parities(first) | byte_parities(second) << 16) << (4 * t);
+      w ^= __shfl_xor_sync(0xffffffffU, w, 1);
+      w ^= __shfl_xor_sync(0xffffffffU, w, 2);
+      words[i] = ~w;
     }
-    const std::uint32_t low = byte_parities(x.x) | byte_parities(x.y) << 4;
-    const std::uint32_t high = byte_parities(x.x >> 4) | byte_parities(x.y >> 4) << 4;
-    word = (low | high << 16) << (8 * (part % 2));
-  } else {
-    uint4 x{};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint4 v = *reinterpret_cast<const uint4*>(stage + in_stage(r, 64 * (2 * i + half) + 16 * part));
-      x.x ^= v.x, x.y ^= v.y, x.z ^= v.z, x.w ^= v.w;
-    }
-    word = (byte_parities(x.x) | byte_parities(x.y) << 4 | byte_parities(x.z) << 8 | byte_parities(x.w) << 12)
-           << (16 * (part % 2));
+    const auto twelve = [](std::uint32_t bits) { return __uint_as_float((bits & 0xfffU) << 19); };
+    return {__uint_as_float(words[0] << 16),
+            {twelve(words[0] >> 16), twelve(__funnelshift_r(words[0], words[1], 28)), twelve(words[1] >> 8),
+             twelve(words[1] >> 20)}};
   }
-  word ^= __shfl_xor_sync(0xffffffffU, word, 4);
-  word |= __shfl_xor_sync(0xffffffffU, word, 1);
-  const std::uint32_t other = __shfl_xor_sync(0xffffffffU, word, 2);
-  const std::uint32_t low = ~(part < 2 ? word : other), high = ~(part < 2 ? other : word);
-  if (half == 0) {  // twelve bits of the side word from 16 + 12 part on
-    const int at = 16 + part * 12;
-    const std::uint32_t twelve =
-        (at < 32 ? __funnelshift_r(low, high, static_cast<unsigned>(at)) : high >> (at - 32)) & 0xfffU;
-    out.rotary[part][r] = __uint_as_float(twelve << 19);
-  } else if (!kIsFour<kCodec> && part == 0) {
-    out.latent[r] = __uint_as_float(low << 16);
-  }
-}
+};
 
 }  // namespace glint::cuda

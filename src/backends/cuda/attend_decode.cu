@@ -3,11 +3,11 @@
 //
 // Tokens stand where a product has its 64 rows, (row, head) pairs where it has its columns by eights: 20 heads waste 4
 // of 24 columns. A step takes a page, 64 tokens:
-//   Sᵀ (64 × pairs) = KV (64 × 576) · Qᵀ, softmax      a warpgroup, the scorers
+//   Sᵀ (64 × pairs) = KV (64 × 576) · Qᵀ, softmax      two warpgroups, the scorers, which take pages in turn
 //   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      two, the summers, 256 of the 512 each
-// One warp copies pages into a ring of stages ahead of all, by tensor copies (nine instructions a BF16 page); three read
-// the scales of what has arrived, and clear rows that nobody owns. BF16 rows are operands of products where they lie.
-// Rows of the short codecs become operands in registers, straight from their bytes (attend_codes.cuh). A score of
+// One warp copies pages into a ring of stages ahead of all, by tensor copies (nine instructions a BF16 page); another
+// clears rows that nobody owns. BF16 rows are operands of products where they lie. Rows of the short codecs become
+// operands in registers, straight from their bytes (attend_codes.cuh), and who scores them finds their scales besides. A score of
 // eight-bit codes is sums times the row's scale. The scale belongs to the row's weight in the answer as well: the
 // products of weights and scales are bounded then, in FP16, and the sum is of the plain weights.
 //
@@ -27,10 +27,16 @@
 namespace glint::cuda {
 namespace {
 
-// Scorers, summers, and the warpgroup of readers and copier. Of 128 registers a thread on average.
-constexpr int kThreads = kScorerThreads + kSummerThreads + 32 * (kReaderWarps + 1);
-constexpr int kScorerRegisters = 168, kSummerRegisters = 152, kOtherRegisters = 40;
-static_assert(kScorerRegisters + 2 * kSummerRegisters + kOtherRegisters <= 512);
+// Scorers, summers, and a warpgroup of which one warp copies and one clears. Of 96 registers a thread on average.
+constexpr int kThreads = kScorerThreads + kSummerThreads + 128;
+template <KvCodec kCodec>
+inline constexpr int kScorerRegisters = is_short(kCodec) ? 120 : 104;
+template <KvCodec kCodec>
+inline constexpr int kSummerRegisters = is_short(kCodec) ? 96 : 112;
+constexpr int kOtherRegisters = 40;
+template <KvCodec kCodec>
+inline constexpr bool kRegistersSuffice = 2 * (kScorerRegisters<kCodec> + kSummerRegisters<kCodec>) + kOtherRegisters <=
+                                          5 * 96;
 
 #if __CUDA_ARCH__ >= 900
 // The pages of a layer as a tensor: bytes of a row, rows, pages.
@@ -70,37 +76,27 @@ __device__ __forceinline__ void copy_pages(const FewArgs& a, const CUtensorMap& 
   }
 }
 
-// Rows that nobody owns may hold anything, and NaN times a weight of zero is NaN: they are cleared (codes of INT8 and
-// INT4 are numbers whatever they are), and their scales become 1.
+// Rows that nobody owns may hold anything, and NaN times a weight of zero is NaN: they are cleared. (Codes of INT8 and
+// INT4 are numbers whatever they are.)
 template <KvCodec kCodec, int kN8>
-__device__ __forceinline__ void read_pages(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int warp,
-                                           int lane) {
+__device__ __forceinline__ void clear_pages(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int lane) {
   using M = Memory<kCodec, kN8>;
   Ring<M::kStages> stage;
   for (int at = w.begin; at < w.end;) {
     const Unit u = unit_of(a.cache, a.heads, M::kPairs, m.work, at);
     for (const int stop = min(w.end, end_of(u)); at < stop; ++at) {
       barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
-      unsigned char* rows = m.stages[stage.at];
-      if constexpr (is_short(kCodec)) {
-        for (int part = warp; part < kTokens / 4; part += kReaderWarps)
-          read_scales<kCodec>(rows, 4 * part, lane, m.scales[stage.at]);
-      }
       const int token = u.token(at);
       if (token < u.low || token + kTokens > u.context) {
-        __syncwarp();
-        for (int part = warp; part < kTokens / 4; part += kReaderWarps) {
-          for (int r = 4 * part; r < 4 * part + 4; ++r) {
-            if (token + r >= u.low && token + r < u.context) continue;
-            if (is_short(kCodec) && lane == 0) m.scales[stage.at].latent[r] = 1;
-            for (int unit = lane; !is_rotated(kCodec) && unit < 8 * M::kBlocks; unit += 32)
-              sts128(shared_address(rows) + in_stage(r, 16 * unit), {});
-          }
+        for (int r = 0; r < kTokens; ++r) {
+          if (token + r >= u.low && token + r < u.context) continue;
+          for (int unit = lane; unit < 8 * M::kBlocks; unit += 32)
+            sts128(shared_address(m.stages[stage.at]) + in_stage(r, 16 * unit), {});
         }
         fence_async_proxy();
       }
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared_address(&m.ready[stage.at]));
+      if (lane == 0) barrier_arrive(shared_address(&m.clear[stage.at]));
       stage.next();
     }
   }
@@ -111,6 +107,7 @@ template <KvCodec kCodec, int kN8>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_decode_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ CUtensorMap pages) {
 #if __CUDA_ARCH__ >= 900
+  static_assert(kRegistersSuffice<kCodec>);
   using M = Memory<kCodec, kN8>;
   extern __shared__ __align__(1024) unsigned char smem[];
   M& m = *reinterpret_cast<M*>(smem);
@@ -118,12 +115,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (thread == 0) {
     for (int i = 0; i < M::kStages; ++i) {
       barrier_init(shared_address(&m.full[i]), 1);
-      barrier_init(shared_address(&m.ready[i]), kReaderWarps);
+      barrier_init(shared_address(&m.clear[i]), 1);
       barrier_init(shared_address(&m.empty[i]), kSummerThreads / 32);
     }
     for (int i = 0; i < kPlanes; ++i) {
-      barrier_init(shared_address(&m.weighed[i]), kScorerThreads / 32);
+      barrier_init(shared_address(&m.weighed[i]), 4);
       barrier_init(shared_address(&m.taken[i]), kSummerThreads / 32);
+      barrier_init(shared_address(&m.turn[i]), 4);
     }
     barrier_init_fence();
   }
@@ -136,15 +134,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (w.c >= w.n) return;
   w.begin = range_begin(w.total, w.n, w.c), w.end = range_begin(w.total, w.n, w.c + 1);
   if (thread < kScorerThreads) {
-    more_registers<kScorerRegisters>();
+    more_registers<kScorerRegisters<kCodec>>();
     score_steps<kCodec, kN8>(a, w, m, thread);
   } else if (thread < kScorerThreads + kSummerThreads) {
-    more_registers<kSummerRegisters>();
+    more_registers<kSummerRegisters<kCodec>>();
     sum_steps<kCodec, kN8>(a, w, m, thread - kScorerThreads);
   } else {
     fewer_registers<kOtherRegisters>();
     const int warp = (thread - kScorerThreads - kSummerThreads) / 32;
-    warp == kReaderWarps ? copy_pages<kCodec, kN8>(a, pages, w, m, lane) : read_pages<kCodec, kN8>(a, w, m, warp, lane);
+    if (warp == 0) copy_pages<kCodec, kN8>(a, pages, w, m, lane);
+    if (warp == 1 && !is_rotated(kCodec)) clear_pages<kCodec, kN8>(a, w, m, lane);
   }
 #endif
 }

@@ -1,5 +1,6 @@
 #pragma once
-// The scorers of attend_decode.cu, a warpgroup: products of rows and queries, and their softmax.
+// The scorers of attend_decode.cu: products of rows and queries, and their softmax. Two warpgroups take pages in turn;
+// products go side by side, softmax follows the pages' order.
 
 #include "backends/cuda/attend_tiles.cuh"
 
@@ -12,6 +13,20 @@ constexpr float kNothing = -0x1p20F;                         // the maximum of n
 __device__ __forceinline__ void sync_scorers() {
   asm volatile("bar.sync %0, %1;" ::"n"(kScorerBarrier), "n"(kScorerThreads) : "memory");
 }
+// Of one warpgroup, number `group`.
+__device__ __forceinline__ void sync_group(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(kGroupBarrier + group) : "memory");
+}
+// Whether any of a warpgroup says so.
+__device__ __forceinline__ bool any_of_group(int group, bool mine) {
+  int any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, 128, p;\nselp.b32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(static_cast<int>(mine)), "r"(kGroupBarrier + group)
+      : "memory");
+  return any != 0;
+}
 // Two 8×8 tiles turned; lane i < 16 gives the address of row i % 8 of tile i / 8.
 __device__ __forceinline__ void stmatrix2_trans(std::uint32_t address, std::uint32_t r0, std::uint32_t r1) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r0), "r"(r1)
@@ -19,7 +34,8 @@ __device__ __forceinline__ void stmatrix2_trans(std::uint32_t address, std::uint
 }
 
 // The tile's queries into shared memory, as the products want them: of short codecs the values of a block of 16 in the
-// order 0, 1, 4, 5 … 2, 3, 6, 7 … (attend_codes.cuh), for FP16 times a power of two, whose inverse is returned.
+// order 0, 1, 4, 5 … 2, 3, 6, 7 … (attend_codes.cuh), for FP16 times a power of two, whose inverse is returned. All
+// scorers, when the last tile is scored.
 template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pairs, Memory<kCodec, kN8>& m,
                                               int thread) {
@@ -48,16 +64,16 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
       }
     }
     largest = __reduce_max_sync(0xffffffffU, max(largest & 0xffffU, largest >> 16));
-    auto* shared = reinterpret_cast<std::uint32_t*>(&m.maxima[0][0][0]);
-    sync_scorers();  // the last tile's maxima are read
-    if (thread % 32 == 0) shared[thread / 32] = largest;
+    if (thread % 32 == 0) m.largest_query[thread / 32] = largest;
     sync_scorers();
-    largest = max(max(shared[0], shared[1]), max(shared[2], shared[3]));
-    sync_scorers();
+    largest = 0;
+#pragma unroll
+    for (const std::uint32_t x : m.largest_query) largest = max(largest, x);
     const unsigned exponent = min(250U, max(20U, largest >> 7));
     factor = __uint_as_float((264 - exponent) << 23);
     inverse = __uint_as_float((exponent - 10) << 23);
   }
+  if constexpr (!kIsHalf<kCodec>) sync_scorers();
   const std::uint32_t to = shared_address(&m.query[0][0]);
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
@@ -83,10 +99,10 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
 }
 
 // Scores of a page: s[4 j + c] of this warp's token g (c < 2) or g + 8, pair 8 j + 2 t + c % 2. Of short codecs times
-// `inverse`.
+// `inverse`; of eight-bit ones the rows' scales as well.
 template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, kN8>& m, int stage,
-                                           std::uint32_t phase, float inverse, int warp, int lane) {
+                                           float inverse, float (&scale)[2], int warp, int lane) {
   constexpr int kPairs = 8 * kN8;
   const std::uint32_t rows = shared_address(m.stages[stage]);
   // Of block number `k` of 16 values.
@@ -103,8 +119,9 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
     hold(s);
   } else {
     const int g = lane / 4, row = 16 * warp + lane % 16;
-    float rotary[4][4 * kN8];
+    const std::uint32_t of_row = in_stage(row, 16 * (lane / 16));  // units further: turned by their number
     std::uint32_t r[4];
+    SideWord<kCodec> side[2];
     // Batches of four products, whose operands the next batch's are made beside.
     constexpr int kBatch = kIsFour<kCodec> ? 2 : 4;  // units of a batch
 #pragma unroll
@@ -113,7 +130,9 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
 #pragma unroll
       for (int i = 0; i < kBatch / 2; ++i) {
         const int unit = b * kBatch + 2 * i;
-        ldmatrix4(r, rows + in_stage(row, 16 * (unit + lane / 16)));
+        ldmatrix4(r, rows + (of_row ^ (unit % 8 * 16)) + unit / 8 * kBlockBytes);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) side[k % 2].add(unit + k / 2, r[k]);
         if constexpr (kIsFour<kCodec>) {
           const unsigned char* of_groups = m.stages[stage];
           const std::uint32_t bytes[2] = {
@@ -147,13 +166,26 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
       wgmma_commit();
       wgmma_wait<1>();
     }
-    std::uint32_t v[4][4];
+    const RowScales of[2] = {side[0].scales(lane % 4), side[1].scales(lane % 4)};
+    scale[0] = of[0].latent, scale[1] = of[1].latent;
+    wgmma_wait<0>();
+    hold(s);
+    if constexpr (!kIsFour<kCodec>) {
+#pragma unroll
+      for (int i = 0; i < 4 * kN8; ++i) s[i] *= scale[i / 2 % 2];
+    }
+    // Of the rotary part two blocks at a time, whose rows have scales of their own.
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      ldmatrix4(r, rows + in_stage(row, kRotaryOffset<kCodec> + 16 * (2 * i + lane / 16)));
+      std::uint32_t v[2][4];
+      float rotary[2][4 * kN8];
+      if constexpr (kIsFour<kCodec>) {
+        ldmatrix4(r, rows + in_stage(row, kRotaryOffset<kCodec> + 16 * (2 * i + lane / 16)));
+      } else {
+        ldmatrix4(r, rows + (of_row ^ (32 * i)) + kRotaryOffset<kCodec> / 128 * kBlockBytes);
+      }
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
-        auto& to = v[2 * i + u];
         CodePairs a, c;
         if constexpr (kIsFour<kCodec>) {
           a = {int8_pair(__byte_perm(r[2 * u], 0, 0x4140)), int8_pair(__byte_perm(r[2 * u], 0, 0x4342))};
@@ -161,50 +193,24 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
         } else {
           a = neighbours<KvCodec::kInt8>(r[2 * u]), c = neighbours<KvCodec::kInt8>(r[2 * u + 1]);
         }
-        to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
+        v[u][0] = a.first, v[u][1] = c.first, v[u][2] = a.second, v[u][3] = c.second;
+      }
+      wgmma_begin();
+#pragma unroll
+      for (int u = 0; u < 2; ++u)
+        wgmma_narrow<kIsHalf<kCodec>>(rotary[u], v[u], of_query(kLatentWidth / 16 + 2 * i + u), false);
+      wgmma_commit();
+      wgmma_wait<0>();
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        hold(rotary[u]);
+#pragma unroll
+        for (int k = 0; k < 4 * kN8; ++k) s[k] = fmaf(rotary[u][k], of[k / 2 % 2].rotary[2 * i + u], s[k]);
       }
     }
-    wgmma_begin();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) wgmma_narrow<kIsHalf<kCodec>>(rotary[k], v[k], of_query(kLatentWidth / 16 + k), false);
-    wgmma_commit();
-    wgmma_wait<0>();
-    hold(s);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) hold(rotary[k]);
-    barrier_wait(shared_address(&m.ready[stage]), phase);
-    const RowScales& scales = m.scales[stage];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int token = 16 * warp + g + 8 * h;
-      const float of_latent = kIsFour<kCodec> ? inverse : scales.latent[token] * inverse;
-      float of_rotary[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) of_rotary[k] = scales.rotary[k][token] * inverse;
-#pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int at = 4 * j + 2 * h + e;
-          float sum = s[at] * of_latent;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) sum = fmaf(rotary[k][at], of_rotary[k], sum);
-          s[at] = sum;
-        }
-      }
-    }
+    for (float& x : s) x *= inverse;
   }
-}
-
-// Whether any scorer says so.
-__device__ __forceinline__ bool any_scorer(bool mine) {
-  int any;
-  asm volatile(
-      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %1, 0;\nbarrier.cta.red.or.pred q, %2, %3, p;\nselp.b32 %0, 1, 0, q;\n}"
-      : "=r"(any)
-      : "r"(static_cast<int>(mine)), "n"(kScorerBarrier), "n"(kScorerThreads)
-      : "memory");
-  return any != 0;
 }
 
 // A tile's softmax: of this thread's pairs 8 j + 2 t + e, number 2 j + e, the whole number that weights are relative
@@ -245,9 +251,19 @@ struct Softmax {
       }
     }
   }
-  // New numbers for all pairs; the sums' factors to `factors`. All scorers.
+  // From now on relative to other numbers.
+  __device__ __forceinline__ void rebase(const float (&tops)[8 * kN8], int lane) {
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const float last = top[i];
+      top[i] = tops[i / 2 * 8 + 2 * (lane % 4) + i % 2];
+      sum[i] *= power_of_two(last - top[i]);
+    }
+  }
+  // New numbers for all pairs to `tops`, the sums' factors to `factors`. A warpgroup.
   __device__ __forceinline__ void grow(const float (&s)[4 * kN8], const float (&scale)[2],
-                                       float (&maxima)[4][8 * kN8], float (&factors)[8 * kN8], int warp, int lane) {
+                                       float (&maxima)[4][8 * kN8], float (&tops)[8 * kN8],
+                                       float (&factors)[8 * kN8], int group, int warp, int lane) {
     const int g = lane / 4, t = lane % 4;
     float log_scale[2] = {};
     if constexpr (kIsHalf<kCodec>) log_scale[0] = __log2f(scale[0]), log_scale[1] = __log2f(scale[1]);
@@ -259,7 +275,7 @@ struct Softmax {
       for (int d = 4; d < 32; d *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffU, x, d));
       if (g == 0) maxima[warp][i / 2 * 8 + 2 * t + i % 2] = x;
     }
-    sync_scorers();
+    sync_group(group);
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int pair = i / 2 * 8 + 2 * t + i % 2;
@@ -269,89 +285,101 @@ struct Softmax {
       // Where nothing is seen so far, it is far below: every weight is 2^-inf = 0 and the factor 2^0.
       const float factor = power_of_two(last - top[i]);
       sum[i] *= factor;
-      if (warp == 0 && g == 0) factors[pair] = factor;
+      if (warp == 0 && g == 0) factors[pair] = factor, tops[pair] = top[i];
     }
   }
 };
 
+// Warpgroup `group` of the scorers: the pages number group, group + 2 … of the block.
 template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void score_steps(const FewArgs& a, const Share& w, Memory<kCodec, kN8>& m, int thread) {
   using M = Memory<kCodec, kN8>;
   constexpr int kPairs = M::kPairs;
-  const int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-  Ring<M::kStages> stage;
-  Ring<kPlanes> plane;
-  plane.phase = 1;  // a fresh barrier's previous phase counts as complete
-  for (int at = w.begin; at < w.end;) {
-    const Unit u = unit_of(a.cache, a.heads, kPairs, m.work, at);
+  const int group = thread / 128, warp = thread / 32 % 4, lane = thread % 32, g = lane / 4, t = lane % 4;
+  int stage = group;
+  std::uint32_t stage_phase = 0, taken_phase = 1, turn_phase = group == 0 ? 1 : 0;
+  int tile = 0;
+  for (int at = w.begin + group, start = w.begin; start < w.end; ++tile) {
+    const Unit u = unit_of(a.cache, a.heads, kPairs, m.work, start);
     const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, kPairs);
     const float inverse =
         load_queries<kCodec, kN8>(a.query + pieces.global_pair * kRowWidth, pieces.pairs, m, thread) * kScoreLog2;
-    int see_end[2 * kN8];  // of this thread's pairs: the first token that is not seen any more
-#pragma unroll
-    for (int i = 0; i < 2 * kN8; ++i) {
-      const int row = (u.tile * kPairs + i / 2 * 8 + 2 * t + i % 2) / a.heads;
-      see_end[i] = row < u.rows ? u.context - u.rows + row + 1 : 0;
-    }
     // Tokens that every row sees.
     const int all_from = a.cache.window > 0 ? max(0, u.context - a.cache.window) : 0, all_to = u.context - u.rows + 1;
     Softmax<kCodec, kN8> softmax;
     softmax.start();
+    int version = 0;
+    Totals<kPairs>& totals = m.totals[tile % kTotals];
 
-    for (const int stop = min(w.end, end_of(u)); at < stop; ++at) {
+    const int stop = min(w.end, end_of(u));
+    for (; at < stop; at += 2) {
       float s[4 * kN8];
-      barrier_wait(shared_address(&m.full[stage.at]), stage.phase);
-      score_page<kCodec, kN8>(s, m, stage.at, stage.phase, inverse, warp, lane);
+      barrier_wait(shared_address(&m.full[stage]), stage_phase);
       float scale[2] = {1, 1};
-      if constexpr (kIsHalf<kCodec>) {
-        scale[0] = m.scales[stage.at].latent[16 * warp + g];
-        scale[1] = m.scales[stage.at].latent[16 * warp + g + 8];
-      }
+      score_page<kCodec, kN8>(s, m, stage, inverse, scale, warp, lane);
       const int page_token = u.token(at), token = page_token + 16 * warp + g;
       if (page_token < all_from || page_token + kTokens > all_to) {
 #pragma unroll
+        for (int h = 0; h < 2; ++h) {  // of a row that nobody owns it may be anything
+          if (token + 8 * h < u.low || token + 8 * h >= u.context) scale[h] = 1;
+        }
+#pragma unroll
         for (int i = 0; i < 2 * kN8; ++i) {
-          const int from = a.cache.window > 0 ? see_end[i] - a.cache.window : 0;
+          const int of_pair = (u.tile * kPairs + i / 2 * 8 + 2 * t + i % 2) / a.heads;
+          const int to = of_pair < u.rows ? u.context - u.rows + of_pair + 1 : 0;
+          const int from = a.cache.window > 0 ? to - a.cache.window : 0;
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             float& x = s[i / 2 * 4 + 2 * h + i % 2];
-            x = token + 8 * h >= from && token + 8 * h < see_end[i] ? x : -INFINITY;
+            x = token + 8 * h >= from && token + 8 * h < to ? x : -INFINITY;
           }
         }
       }
+      barrier_wait(shared_address(&m.taken[group]), taken_phase);
+      barrier_wait(shared_address(&m.turn[group]), turn_phase);
+      if (at > start && m.version != version) version = m.version, softmax.rebase(m.tops, lane);
       std::uint32_t p[kN8][2];
       float added[2 * kN8], largest;
       softmax.weigh(s, scale, p, added, largest);
-      const bool grows = any_scorer(largest > kLargestWeight);
-      barrier_wait(shared_address(&m.taken[plane.at]), plane.phase);
+      const bool grows = any_of_group(group, largest > kLargestWeight);
       if (grows) {
-        softmax.grow(s, scale, m.maxima[at % 2], m.factors[plane.at], warp, lane);
-        softmax.weigh(s, scale, p, added, largest);
+        softmax.grow(s, scale, m.maxima, m.tops, m.factors[group], group, warp, lane);
+        version = at + 1;
+        if (warp == 0 && lane == 0) m.version = version;
       }
-      const std::uint32_t to = shared_address(m.weights[plane.at]) + lane % 8 * 128 +
+      __syncwarp();
+      if (lane == 0) barrier_arrive(shared_address(&m.turn[group ^ 1]));
+      if (grows) softmax.weigh(s, scale, p, added, largest);
+      const std::uint32_t to = shared_address(m.weights[group]) + lane % 8 * 128 +
                                static_cast<std::uint32_t>(((2 * warp + lane / 8 % 2) ^ lane) & 7) * 16;
 #pragma unroll
       for (int j = 0; j < kN8; ++j) stmatrix2_trans(to + j * 1024, p[j][0], p[j][1]);
 #pragma unroll
       for (int i = 0; i < 2 * kN8; ++i) softmax.sum[i] += added[i];
-      if (thread == 0) m.grown[plane.at] = grows ? 1 : 0;
-      if (at == stop - 1) {
+      if (warp == 0 && lane == 0) m.grown[group] = grows ? 1 : 0;
+      if (at + 2 >= stop) {  // this warpgroup's last page of the tile
 #pragma unroll
         for (int i = 0; i < 2 * kN8; ++i) {
           float sum = softmax.sum[i];
 #pragma unroll
           for (int d = 4; d < 32; d *= 2) sum += __shfl_xor_sync(0xffffffffU, sum, d);
           const int pair = i / 2 * 8 + 2 * t + i % 2;
-          if (g == 0) m.totals[plane.at].sums[warp][pair] = sum;
-          if (g == 0 && warp == 0) m.totals[plane.at].maxima[pair] = softmax.top[i];
+          if (g != 0) continue;
+          totals.sums[group][warp][pair] = sum;
+          if (warp == 0) totals.tops[group][pair] = softmax.top[i];
+          if (stop - start > 1) continue;  // the other one has pages as well
+          totals.sums[group ^ 1][warp][pair] = 0;
+          if (warp == 0) totals.tops[group ^ 1][pair] = softmax.top[i];
         }
       }
       fence_async_proxy();
       __syncwarp();
-      if (lane == 0) barrier_arrive(shared_address(&m.weighed[plane.at]));
-      stage.next();
-      plane.next();
+      if (lane == 0) barrier_arrive(shared_address(&m.weighed[group]));
+      taken_phase ^= 1U, turn_phase ^= 1U;
+      stage += 2;
+      if (stage >= M::kStages) stage -= M::kStages, stage_phase ^= 1U;
     }
+    start = stop;
   }
 }
 #endif

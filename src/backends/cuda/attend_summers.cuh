@@ -19,6 +19,8 @@ __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigne
                                          int warp, int lane) {
   const std::uint32_t rows = shared_address(stage);
   const std::uint64_t of_weights = k_major(weights);
+  // A lane's row; units further: turned by their number.
+  const std::uint32_t of_lane = in_stage(lane, (kIsFour<kCodec> ? 32 : 64) * warp);
   if constexpr (!is_short(kCodec)) {
     const std::uint64_t of_rows = mn_major(rows + warp / 4 * (4 * kBlockBytes), kBlockBytes);
     wgmma_begin();
@@ -42,32 +44,27 @@ __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigne
     }
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      std::uint32_t v[2][4][4];  // [half of the unit][16 tokens]
+      std::uint32_t r[2][4];
 #pragma unroll
-      for (int tokens32 = 0; tokens32 < 2; ++tokens32) {
-        std::uint32_t r[4];
-        ldmatrix4_trans(r, rows + in_stage(32 * tokens32 + lane, (2 * warp + u) * 16));
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const int at = 4 * tokens32 + 2 * k;
-          const GroupScale s0 = group_scale(scales[at] >> (8 * u) & 0x00ff00ffU),
-                           s1 = group_scale(scales[at + 1] >> (8 * u) & 0x00ff00ffU);
-          const std::uint32_t a = r[2 * k], b = r[2 * k + 1];
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            auto& to = v[h][2 * tokens32 + k];
-            to[0] = nibble_halves(a >> (4 * h), s0), to[1] = nibble_halves(a >> (4 * h + 8), s0);
-            to[2] = nibble_halves(b >> (4 * h), s1), to[3] = nibble_halves(b >> (4 * h + 8), s1);
-          }
-        }
-      }
-      wgmma_begin();
+      for (int tokens32 = 0; tokens32 < 2; ++tokens32)
+        ldmatrix4_trans(r[tokens32], rows + (of_lane ^ (16 * u)) + 32 * 128 * tokens32);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        std::uint32_t v[4][4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) wgmma_narrow<false>(out[2 * u + h], v[h][k], further(of_weights, 32 * k), true);
+        for (int k = 0; k < 4; ++k) {
+          const GroupScale s0 = group_scale(scales[2 * k] >> (8 * u) & 0x00ff00ffU),
+                           s1 = group_scale(scales[2 * k + 1] >> (8 * u) & 0x00ff00ffU);
+          const std::uint32_t a = r[k / 2][k % 2 * 2] >> (4 * h), b = r[k / 2][k % 2 * 2 + 1] >> (4 * h);
+          v[k][0] = nibble_halves(a, s0), v[k][1] = nibble_halves(a >> 8, s0);
+          v[k][2] = nibble_halves(b, s1), v[k][3] = nibble_halves(b >> 8, s1);
+        }
+        wgmma_begin();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) wgmma_narrow<false>(out[2 * u + h], v[k], further(of_weights, 32 * k), true);
+        wgmma_commit();
+        wgmma_wait<0>();  // there are no registers for more operands
       }
-      wgmma_commit();
     }
   } else {
 #pragma unroll
@@ -76,7 +73,7 @@ __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigne
 #pragma unroll
       for (int tokens32 = 0; tokens32 < 2; ++tokens32) {
         std::uint32_t r[4];
-        ldmatrix4_trans(r, rows + in_stage(32 * tokens32 + lane, warp * 64 + i * 16));
+        ldmatrix4_trans(r, rows + (of_lane ^ (16 * i)) + 32 * 128 * tokens32);
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const CodePairs a = alternates<kCodec>(r[2 * k]), b = alternates<kCodec>(r[2 * k + 1]);
@@ -88,6 +85,7 @@ __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigne
 #pragma unroll
       for (int k = 0; k < 4; ++k) wgmma_narrow<true>(out[i], v[k], further(of_weights, 32 * k), true);
       wgmma_commit();
+      wgmma_wait<0>();  // there are no registers for more operands
     }
   }
   wgmma_wait<0>();
@@ -173,7 +171,8 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
   const int warp = thread / 32, lane = thread % 32, t = lane % 4;
   Ring<M::kStages> stage;
   Ring<kPlanes> plane;
-  for (int at = w.begin; at < w.end;) {
+  int tile = 0;
+  for (int at = w.begin; at < w.end; ++tile) {
     const Unit u = unit_of(a.cache, a.heads, kPairs, m.work, at);
     const int start = at, stop = min(w.end, end_of(u));
     float out[4][4 * kN8] = {};
@@ -192,7 +191,7 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
         }
       }
       barrier_wait(shared_address(&m.full[stage.at]), stage.phase);  // over by then; the copies are seen through it
-      barrier_wait(shared_address(&m.ready[stage.at]), stage.phase);
+      if constexpr (!is_rotated(kCodec)) barrier_wait(shared_address(&m.clear[stage.at]), stage.phase);
       sum_page<kCodec, kN8>(out, m.stages[stage.at], shared_address(m.weights[plane.at]), warp, lane);
       __syncwarp();
       if (lane == 0) {
@@ -204,16 +203,13 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
       plane.next();
     }
     const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, kPairs);
-    const Totals<kPairs>& totals = m.totals[last];
-    const auto sum_of = [&](int pair) {
-      return (totals.sums[0][pair] + totals.sums[1][pair]) + (totals.sums[2][pair] + totals.sums[3][pair]);
-    };
+    const Totals<kPairs>& totals = m.totals[tile % kTotals];
     if (stop - start == u.steps) {
       std::uint16_t* to = a.latent + pieces.global_pair * kLatentWidth;
       answer<kCodec, kN8>(out, m, warp, lane, [&](int j, int e, int column, float2 v) {
         const int pair = 8 * j + 2 * t + e;
         if (pair >= pieces.pairs) return;
-        const float inverse = 1.0F / sum_of(pair);
+        const float inverse = 1.0F / totals.sum(pair);
         *reinterpret_cast<std::uint32_t*>(to + pair * kLatentWidth + column) = pack_bf16(v.x * inverse, v.y * inverse);
       });
     } else {
@@ -222,7 +218,7 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
         const int pair = 8 * j + 2 * t + e;
         if (pair < pieces.pairs) *reinterpret_cast<float2*>(a.partial + (first + pair) * kLatentWidth + column) = v;
       });
-      if (thread < pieces.pairs) a.partial_ml[first + thread] = {totals.maxima[thread], sum_of(thread)};
+      if (thread < pieces.pairs) a.partial_ml[first + thread] = {totals.top(thread), totals.sum(thread)};
       announce_piece<kSummerBarrier>(a.present, pieces, thread);
     }
     __syncwarp();
