@@ -30,9 +30,9 @@ namespace {
 // Scorers, summers, and a warpgroup of which one warp copies and one clears. Of 96 registers a thread on average.
 constexpr int kThreads = kScorerThreads + kSummerThreads + 128;
 template <KvCodec kCodec>
-inline constexpr int kScorerRegisters = is_short(kCodec) ? 120 : 104;
+inline constexpr int kScorerRegisters = kIsHalf<kCodec> ? 120 : kIsFour<kCodec> ? 112 : 104;
 template <KvCodec kCodec>
-inline constexpr int kSummerRegisters = is_short(kCodec) ? 96 : 112;
+inline constexpr int kSummerRegisters = kIsHalf<kCodec> ? 96 : kIsFour<kCodec> ? 104 : 112;
 constexpr int kOtherRegisters = 40;
 template <KvCodec kCodec>
 inline constexpr bool kRegistersSuffice = 2 * (kScorerRegisters<kCodec> + kSummerRegisters<kCodec>) + kOtherRegisters <=

@@ -40,28 +40,17 @@ template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pairs, Memory<kCodec, kN8>& m,
                                               int thread) {
   constexpr int kPairs = 8 * kN8, kBlocks16 = kRowWidth / 16, kAll = kPairs * kBlocks16;
-  constexpr int kMine = (kAll + kScorerThreads - 1) / kScorerThreads;
-  uint4 v[kMine][2];
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int at = thread + i * kScorerThreads, pair = at / kBlocks16;
-    v[i][0] = v[i][1] = {};
-    if (at >= kAll || pair >= pairs) continue;
-    const auto* from = reinterpret_cast<const uint4*>(query) + 2 * at;
-    v[i][0] = from[0], v[i][1] = from[1];
-  }
+  const auto* from = reinterpret_cast<const uint4*>(query);
+  // Loops stay loops: this code runs once a tile, and instructions that are not in the cache take longer than the work.
   float factor = 1, inverse = 1;
   if constexpr (kIsHalf<kCodec>) {
     // The largest comes to be 2^10 …; BF16 numbers from 2^-27 of it on are exact.
     std::uint32_t largest = 0;  // two BF16 numbers' bits without the signs, in order as integers are
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const std::uint32_t words[4] = {v[i][h].x, v[i][h].y, v[i][h].z, v[i][h].w};
-#pragma unroll
-        for (const std::uint32_t x : words) largest = __vmaxu2(largest, x & 0x7fff7fffU);
-      }
+#pragma unroll 4
+    for (int at = thread; at < 2 * pairs * kBlocks16; at += kScorerThreads) {
+      const uint4 v = from[at];
+      largest = __vmaxu2(__vmaxu2(largest, v.x & 0x7fff7fffU), v.y & 0x7fff7fffU);
+      largest = __vmaxu2(__vmaxu2(largest, v.z & 0x7fff7fffU), v.w & 0x7fff7fffU);
     }
     largest = __reduce_max_sync(0xffffffffU, max(largest & 0xffffU, largest >> 16));
     if (thread % 32 == 0) m.largest_query[thread / 32] = largest;
@@ -72,14 +61,15 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
     const unsigned exponent = min(250U, max(20U, largest >> 7));
     factor = __uint_as_float((264 - exponent) << 23);
     inverse = __uint_as_float((exponent - 10) << 23);
+  } else {
+    sync_scorers();
   }
-  if constexpr (!kIsHalf<kCodec>) sync_scorers();
   const std::uint32_t to = shared_address(&m.query[0][0]);
-#pragma unroll
-  for (int i = 0; i < kMine; ++i) {
-    const int at = thread + i * kScorerThreads, pair = at / kBlocks16, block = at % kBlocks16;
-    if (at >= kAll) continue;
-    uint4 a = v[i][0], b = v[i][1];
+#pragma unroll 1
+  for (int at = thread; at < kAll; at += kScorerThreads) {
+    const int pair = at / kBlocks16, block = at % kBlocks16;
+    uint4 a{}, b{};
+    if (pair < pairs) a = from[2 * at], b = from[2 * at + 1];
     if constexpr (is_short(kCodec)) {
       const uint4 even{a.x, a.z, b.x, b.z}, odd{a.y, a.w, b.y, b.w};
       a = even, b = odd;
@@ -104,9 +94,9 @@ template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, kN8>& m, int stage,
                                            float inverse, float (&scale)[2], int warp, int lane) {
   constexpr int kPairs = 8 * kN8;
-  const std::uint32_t rows = shared_address(m.stages[stage]);
+  const std::uint32_t rows = uniform(shared_address(m.stages[stage]));
   // Of block number `k` of 16 values.
-  const std::uint64_t query = k_major(shared_address(&m.query[0][0]));
+  const std::uint64_t query = k_major(uniform(shared_address(&m.query[0][0])));
   const auto of_query = [&](int k) { return further(query, k / 4 * (kPairs * 128) + k % 4 * 32); };
   if constexpr (!is_short(kCodec)) {
     const std::uint64_t of_rows = k_major(rows);

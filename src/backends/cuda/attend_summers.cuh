@@ -17,12 +17,12 @@ __device__ __forceinline__ int column_of(int i, int warp) {
 template <KvCodec kCodec, int kN8>
 __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigned char* stage, std::uint32_t weights,
                                          int warp, int lane) {
-  const std::uint32_t rows = shared_address(stage);
-  const std::uint64_t of_weights = k_major(weights);
+  const std::uint32_t rows = uniform(shared_address(stage));
+  const std::uint64_t of_weights = k_major(uniform(weights));
   // A lane's row; units further: turned by their number.
   const std::uint32_t of_lane = in_stage(lane, (kIsFour<kCodec> ? 32 : 64) * warp);
   if constexpr (!is_short(kCodec)) {
-    const std::uint64_t of_rows = mn_major(rows + warp / 4 * (4 * kBlockBytes), kBlockBytes);
+    const std::uint64_t of_rows = mn_major(rows + uniform(warp / 4) * (4 * kBlockBytes), kBlockBytes);
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -93,75 +93,92 @@ __device__ __forceinline__ void sum_page(float (&out)[4][4 * kN8], const unsigne
   for (int i = 0; i < 4; ++i) hold(out[i]);
 }
 
-// store(j, e, column, values of it and the next) for pair 8 j + 2 t + e. Undoes H where it is: column 64 warp + 16 i +
-// c mixes with those of equal c, over i here and over the warps through shared memory.
+// store(pair, column, values of it and the next three or, under H, of it and the next), which threads do with
+// neighbouring columns. Eight pairs at a time go through shared memory, in a loop: this code runs once a tile, and
+// instructions that are not in the cache take longer than the work. Undoes H where it is: column 64 warp + 16 i + c
+// mixes with those of equal c, over i here and over the warps behind the exchange.
 template <KvCodec kCodec, int kN8, typename Store>
 __device__ __forceinline__ void answer(const float (&out)[4][4 * kN8], Memory<kCodec, kN8>& m, int warp, int lane,
                                        const Store& store) {
-  const int g = lane / 4;
-  if constexpr (!is_short(kCodec)) {
-    // Columns g and g + 1 come together in lanes of even g, g + 7 and g + 8 in the others.
-    const bool odd = g % 2 != 0;
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll 1
+  for (int j = 0; j < kN8; ++j) {
+    float v[4][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float low = out[i][4 * j + e], high = out[i][4 * j + 2 + e];
-          const float other = __shfl_xor_sync(0xffffffffU, odd ? low : high, 4);
-          store(j, e, column_of<kCodec>(i, warp) + (odd ? g + 7 : g), odd ? float2{other, high} : float2{low, other});
-        }
-      }
-    }
-  } else if constexpr (!is_rotated(kCodec)) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < kN8; ++j) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          store(j, e, column_of<kCodec>(i, warp) + 2 * g, float2{out[i][4 * j + e], out[i][4 * j + 2 + e]});
-      }
-    }
-  } else {
-    // [from warp][i, e][half][lane]: the warp of number 2 i + e goes on with that i and e.
-    const auto place = [&](int from, int to, int half) -> float& {
-      return m.exchange[((from * 8 + to) * 2 + half) * 32 + lane];
-    };
-#pragma unroll
-    for (int j = 0; j < kN8; ++j) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const int at = 4 * j + c;
-        const float s0 = out[0][at] + out[1][at], d0 = out[0][at] - out[1][at];
-        const float s1 = out[2][at] + out[3][at], d1 = out[2][at] - out[3][at];
-        const float v[4] = {s0 + s1, d0 + d1, s0 - s1, d0 - d1};
+        v[i][c] = out[i][c];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) place(warp, 2 * i + c % 2, c / 2) = v[i];
+        for (int k = 1; k < kN8; ++k) v[i][c] = j == k ? out[i][4 * k + c] : v[i][c];
+      }
+    }
+    if constexpr (!is_rotated(kCodec)) {
+      // [pair][column], the columns' fours turned by the pair.
+      const auto place = [&](int e, int column) -> float& {
+        const int pair = 2 * t + e;
+        return m.exchange[pair * kLatentWidth + (column ^ (4 * pair))];
+      };
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = column_of<kCodec>(i, warp);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          place(e, column + (is_short(kCodec) ? 2 * g : g)) = v[i][e];
+          place(e, column + (is_short(kCodec) ? 2 * g + 1 : g + 8)) = v[i][2 + e];
+        }
       }
       sync_workers<kSummerBarrier>();
-      float v[2][8];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = 128 * i + 4 * lane;
+        store(8 * j + warp, column,
+              *reinterpret_cast<const float4*>(&m.exchange[warp * kLatentWidth + (column ^ (4 * warp))]));
+      }
+    } else {
+      // [from warp][i, e][half][lane]: the warp of number 2 i + e goes on with that i and e.
+      const auto place = [&](int from, int to, int half) -> float& {
+        return m.exchange[((from * 8 + to) * 2 + half) * 32 + lane];
+      };
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float s0 = v[0][c] + v[1][c], d0 = v[0][c] - v[1][c], s1 = v[2][c] + v[3][c], d1 = v[2][c] - v[3][c];
+        const float mixed[4] = {s0 + s1, d0 + d1, s0 - s1, d0 - d1};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) place(warp, 2 * i + c % 2, c / 2) = mixed[i];
+      }
+      sync_workers<kSummerBarrier>();
+      float w[2][8];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int k = 0; k < 8; ++k) v[half][k] = place(k, warp, half);
+        for (int k = 0; k < 8; ++k) w[half][k] = place(k, warp, half);
 #pragma unroll
         for (int d = 1; d < 8; d *= 2) {
 #pragma unroll
           for (int k = 0; k < 8; ++k) {
             if ((k & d) != 0) continue;
-            const float x = v[half][k], y = v[half][k + d];
-            v[half][k] = x + y, v[half][k + d] = x - y;
+            const float x = w[half][k], y = w[half][k + d];
+            w[half][k] = x + y, w[half][k + d] = x - y;
           }
         }
       }
 #pragma unroll
       for (int k = 0; k < 8; ++k)
-        store(j, warp % 2, k * 64 + warp / 2 * 16 + 2 * g, float2{v[0][k] * 0.176776695F, v[1][k] * 0.176776695F});
-      sync_workers<kSummerBarrier>();  // before the next exchange
+        store(8 * j + 2 * t + warp % 2, k * 64 + warp / 2 * 16 + 2 * g,
+              float2{w[0][k] * 0.176776695F, w[1][k] * 0.176776695F});
     }
+    sync_workers<kSummerBarrier>();  // before the next exchange
   }
+}
+
+__device__ __forceinline__ void store_floats(float* to, float2 v) { *reinterpret_cast<float2*>(to) = v; }
+__device__ __forceinline__ void store_floats(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+__device__ __forceinline__ void store_scaled(std::uint16_t* to, float2 v, float scale) {
+  *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(v.x * scale, v.y * scale);
+}
+__device__ __forceinline__ void store_scaled(std::uint16_t* to, float4 v, float scale) {
+  *reinterpret_cast<uint2*>(to) = {pack_bf16(v.x * scale, v.y * scale), pack_bf16(v.z * scale, v.w * scale)};
 }
 
 template <KvCodec kCodec, int kN8>
@@ -204,20 +221,19 @@ __device__ __forceinline__ void sum_steps(const FewArgs& a, const Share& w, Memo
     }
     const Pieces pieces = pieces_of(u, w.total, w.n, a.heads, kPairs);
     const Totals<kPairs>& totals = m.totals[tile % kTotals];
-    if (stop - start == u.steps) {
-      std::uint16_t* to = a.latent + pieces.global_pair * kLatentWidth;
-      answer<kCodec, kN8>(out, m, warp, lane, [&](int j, int e, int column, float2 v) {
-        const int pair = 8 * j + 2 * t + e;
-        if (pair >= pieces.pairs) return;
-        const float inverse = 1.0F / totals.sum(pair);
-        *reinterpret_cast<std::uint32_t*>(to + pair * kLatentWidth + column) = pack_bf16(v.x * inverse, v.y * inverse);
-      });
-    } else {
-      const std::int64_t first = static_cast<std::int64_t>(pieces.slot(w.c - pieces.first)) * kPairs;
-      answer<kCodec, kN8>(out, m, warp, lane, [&](int j, int e, int column, float2 v) {
-        const int pair = 8 * j + 2 * t + e;
-        if (pair < pieces.pairs) *reinterpret_cast<float2*>(a.partial + (first + pair) * kLatentWidth + column) = v;
-      });
+    const bool whole = stop - start == u.steps;
+    if (thread < kPairs) m.inverse[thread] = 1.0F / totals.sum(thread);  // read behind answer()'s barrier
+    std::uint16_t* to = a.latent + pieces.global_pair * kLatentWidth;
+    const std::int64_t first = whole ? 0 : static_cast<std::int64_t>(pieces.slot(w.c - pieces.first)) * kPairs;
+    answer<kCodec, kN8>(out, m, warp, lane, [&](int pair, int column, auto v) {
+      if (pair >= pieces.pairs) return;
+      if (whole) {
+        store_scaled(to + pair * kLatentWidth + column, v, m.inverse[pair]);
+      } else {
+        store_floats(a.partial + (first + pair) * kLatentWidth + column, v);
+      }
+    });
+    if (!whole) {
       if (thread < pieces.pairs) a.partial_ml[first + thread] = {totals.top(thread), totals.sum(thread)};
       announce_piece<kSummerBarrier>(a.present, pieces, thread);
     }

@@ -13,6 +13,9 @@ constexpr int kPlanes = 2;  // steps between scorers and summers: one a warpgrou
 constexpr int kTotals = 4;  // tiles whose softmax may be under way
 static_assert(kTokens == kPageRows);
 
+// The same in all lanes, and known to be: descriptors that are made of it stay in uniform registers.
+__device__ __forceinline__ std::uint32_t uniform(std::uint32_t v) { return __shfl_sync(0xffffffffU, v, 0); }
+
 // What a tile's softmax ends with, by the scorers' warpgroup: what its weights are relative to, its warps' sums.
 template <int kPairs>
 struct Totals {
@@ -42,8 +45,8 @@ struct Memory {
   unsigned char query[9][kPairs * 128];         // blocks of 64 values, swizzled
   unsigned char weights[kPlanes][kPairs * 128];  // [pairs][64 tokens], 16 bits each, swizzled
   union {
-    float exchange[is_rotated(kCodec) ? 8 * kLatentWidth : 4];  // for H, eight pairs at a time
-    MergeMemory merge;                                          // when all is summed
+    float exchange[8 * kLatentWidth];  // answers of eight pairs
+    MergeMemory merge;                 // when all is summed
   };
   float factors[kPlanes][kPairs];  // of the sums so far, where `grown`
   int grown[kPlanes];
@@ -51,6 +54,7 @@ struct Memory {
   int version;                            // of tops
   std::uint32_t largest_query[kScorerThreads / 32];
   Totals<kPairs> totals[kTotals];
+  float inverse[kPairs];  // of a tile's sums
   WorkTable work;
   // Rows have arrived; of them those that nobody owns are clear; the summers are done with a stage. A step is weighed;
   // its weights are used. A warpgroup of scorers may do the next page's softmax.

@@ -50,11 +50,13 @@ __device__ __forceinline__ void count_work(const CacheView& c, int heads, int pa
 __device__ __forceinline__ int active_blocks(int total, int n_blocks) {
   return min(n_blocks, (total + kMinSteps - 1) / kMinSteps);
 }
+// total · n stays below 2^32: a thousand sequences of 200,000 tokens are 3.2 million steps.
 __device__ __forceinline__ int range_begin(int total, int n, int c) {
-  return static_cast<int>(static_cast<std::int64_t>(total) * c / n);
+  return static_cast<int>(static_cast<unsigned>(total) * static_cast<unsigned>(c) / static_cast<unsigned>(n));
 }
 __device__ __forceinline__ int range_of(int total, int n, int step) {
-  return static_cast<int>(((step + std::int64_t{1}) * n - 1) / total);
+  return static_cast<int>(((static_cast<unsigned>(step) + 1) * static_cast<unsigned>(n) - 1) /
+                          static_cast<unsigned>(total));
 }
 
 // A tile of (row, head) pairs of one sequence: steps [first, first + steps) of all.
