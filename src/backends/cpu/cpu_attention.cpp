@@ -199,9 +199,10 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
     AttendRows a{.p = &p, .heads = heads, .row0 = row0, .rows = std::min(kAttendRows, rows - row0)};
     a.q = arena.take<float>(a.rows * heads * kKvRow);
     a.latent = arena.take<Packed>(heads);
-    // Never codes: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and 4e-4,
-    // tiny model, 4,096 tokens, 2026-11-28), and a product of 512 columns is not faster for it.
-    const PackKind kind = has_scales(p.kv_b.format) ? PackKind{} : pack_kind(p.kv_b);
+    // Never codes of 8 bits: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and
+    // 4e-4, tiny model, 4,096 tokens, 2026-11-28), and a product of 512 columns is not faster for it.
+    PackKind kind = has_scales(p.kv_b.format) ? PackKind{} : pack_kind(p.kv_b);
+    if (has_scales(p.kv_b.format) && table_.dots_words) kind = {.quant = kLatent, .words = true};
     for (std::int64_t h = 0; h < heads; ++h) a.latent[h] = make_packed(arena, a.rows, kLatent, kind);
     a.blocks = arena.take<AttendRows::Block>(a.rows * heads / kTileAlign + a.rows + 1);
     a.scratch = arena.take<float>(threads * AttendRows::kThreadFloats);
