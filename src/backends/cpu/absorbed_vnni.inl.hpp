@@ -12,6 +12,8 @@
 
 static_assert(kLatent * static_cast<std::int64_t>(kCodeMost) * 128 < (std::int64_t{1} << 31));
 
+inline constexpr std::int64_t kFewWhole = 3;  // rows of x up to which W is read for each, as it lies
+
 // Rows of codes of x lie this far apart, so that a tile finds all of its own from one address.
 template <std::int64_t Depth>
 inline constexpr std::int64_t kCodeStride = Depth + 32;
@@ -42,13 +44,11 @@ template <int M, int N, std::int64_t Depth>
     for (int n = 0; n < N; ++n) sums[i][n] = zero_ints();
   }
   for (std::int64_t k = 0; k < Depth; k += 2, x += 2, pairs += N * 2 * kLanes) {
-    I w[N];
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) w[n] = once(load_ints(pairs + n * 2 * kLanes));
+    for (int n = 0; n < N; ++n) {
+      const I w = once(load_ints(pairs + n * 2 * kLanes));
 #pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) sums[i][n] = add_products_of_two(sums[i][n], w[n], x + i * kCodeStride<Depth>);
+      for (int i = 0; i < M; ++i) sums[i][n] = add_products_of_two(sums[i][n], w, x + i * kCodeStride<Depth>);
     }
   }
 }
@@ -60,8 +60,6 @@ inline const std::int8_t* codes_of_row(const Weight& w, std::int64_t row) {
 // --- values: rows of W across the lanes ---
 
 inline constexpr std::int64_t kValueGroups = kStrip / kLanes;
-
-inline bool meets_codes(const Weight& w) { return w.cols == kLatent; }
 
 // 16 rows of W from row n on → their group of pairs[kLatent / 2][kValueGroups][16]. 64 bytes of a row are 16 words of
 // four codes, which become two pairs once the words are turned.
@@ -105,36 +103,52 @@ inline V value_sums(const Weight& w, std::int64_t n, const Code* x) {
       v, [](I a, I b) __attribute__((always_inline)) { return _mm512_add_epi32(a, b); }));
 }
 
+struct ValueTile {
+  const Code* pairs;
+  const float* scales;
+  float* out;
+  std::int64_t out_stride, count;  // count: rows of W
+};
+
+// The rows m … m + M - 1 of x. On its own and without branches after the loop: else GCC 12 keeps no more than half of
+// the sums in registers.
+template <int M>
+[[gnu::noinline]] void value_tile(const ValueTile& t, const Packed& x, std::int64_t m, std::int64_t to) {
+  I sums[M][kValueGroups];
+  whole_products<M, kValueGroups, kLatent>(static_cast<const Code*>(x.data) + m * kCodeStride<kLatent>, t.pairs, sums);
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+    const V scale = set1(x.scales[(m + i) * x.scale_stride]);
+    float* out = t.out + to + i * t.out_stride;
+#pragma GCC unroll 16
+    for (int g = 0; g < kValueGroups; ++g) {
+      const auto all = static_cast<__mmask16>(g * kLanes < t.count ? 0xffff : 0);
+      _mm512_mask_storeu_ps(out + g * kLanes, all, mul(to_floats(sums[i][g]), mul(scale, load(t.scales + g * kLanes))));
+    }
+  }
+}
+
 // Rows [n0, n1) of W, a multiple of 16.
 void dot_whole(const DotArgs& a) {
   const auto* x = static_cast<const Code*>(a.x->data);
   const auto x_scale = [&](std::int64_t m) { return set1(a.x->scales[m * a.x->scale_stride]); };
-  alignas(64) float scales[kStrip];
+  alignas(64) float scales[kStrip] = {};
   alignas(64) Code pairs[kLatent * kStrip];
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     const std::int64_t count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     for (std::int64_t j = 0; j < count; ++j) scales[j] = factor_at(a.w.scales, a.w.scale_dtype, n + j);
     float* out = a.out + (n - a.n0);
-    if (a.m1 - a.m0 == 1) {
-      for (std::int64_t j = 0; j < count; j += kLanes)
-        store(out + j,
-              mul(value_sums(a.w, n + j, x + a.m0 * kCodeStride<kLatent>), mul(x_scale(a.m0), load(scales + j))));
+    if (a.m1 - a.m0 <= kFewWhole) {
+      for (std::int64_t j = 0; j < count; j += kLanes) {
+        for (std::int64_t m = a.m0; m < a.m1; ++m)
+          store(out + (m - a.m0) * a.out_stride + j,
+                mul(value_sums(a.w, n + j, x + m * kCodeStride<kLatent>), mul(x_scale(m), load(scales + j))));
+      }
       continue;
     }
     for (std::int64_t j = 0; j < count; j += kLanes) fill_value_pairs(a.w, n + j, pairs + j / kLanes * 2 * kLanes);
-    for_even_tiles(a.m0, a.m1, [&]<int M>(std::int64_t m) {
-      I sums[M][kValueGroups];
-      whole_products<M, kValueGroups, kLatent>(x + m * kCodeStride<kLatent>, pairs, sums);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        float* to = out + (m + i - a.m0) * a.out_stride;
-#pragma GCC unroll 16
-        for (int g = 0; g < kValueGroups; ++g) {
-          if (g * kLanes < count)
-            store(to + g * kLanes, mul(to_floats(sums[i][g]), mul(x_scale(m + i), load(scales + g * kLanes))));
-        }
-      }
-    });
+    const ValueTile t{pairs, scales, out, a.out_stride, count};
+    for_even_tiles(a.m0, a.m1, [&]<int M>(std::int64_t m) { value_tile<M>(t, *a.x, m, (m - a.m0) * a.out_stride); });
   }
 }
 
@@ -157,8 +171,8 @@ inline void store_paired(I even, I odd, V by, float* out) {
   store_ints(out + kLanes, _mm512_shuffle_i32x4(b, b, 0xd8));
 }
 
-// One row: W as it lies, eight rows at a time; the sums stay in L1.
-inline void combine_whole_once(const CombineArgs& a, const Code* x, V by) {
+// Row m: W as it lies, eight rows at a time; the sums stay in L1.
+inline void combine_whole_once(const CombineArgs& a, std::int64_t m, const Code* x, V by) {
   constexpr std::int64_t kRows = 8;
   alignas(64) std::int32_t sums[kLatent] = {};
   for (std::int64_t k = 0; k < kNope; k += kRows) {
@@ -186,7 +200,27 @@ inline void combine_whole_once(const CombineArgs& a, const Code* x, V by) {
     }
   }
   for (std::int64_t c = 0; c < kLatent; c += 2 * kLanes)
-    store_paired(load_ints(sums + c), load_ints(sums + c + kLanes), by, a.out + c);
+    store_paired(load_ints(sums + c), load_ints(sums + c + kLanes), by, a.out + m * a.out_stride + c);
+}
+
+struct QueryTile {
+  const CombineArgs& a;
+  const Code* codes;  // of x
+  const float* by;
+  const Code* pairs;
+  std::int64_t column;
+};
+
+template <int M>
+[[gnu::noinline]] void query_tile(const QueryTile& t, std::int64_t m) {
+  I sums[M][4];
+  whole_products<M, 4, kNope>(t.codes + m * kCodeStride<kNope>, t.pairs, sums);
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+    float* out = t.a.out + (m + i) * t.a.out_stride + t.column;
+    store_paired(sums[i][0], sums[i][1], set1(t.by[m + i]), out);
+    store_paired(sums[i][2], sums[i][3], set1(t.by[m + i]), out + 2 * kLanes);
+  }
 }
 
 void combine_whole(const CombineArgs& a) {
@@ -199,7 +233,10 @@ void combine_whole(const CombineArgs& a) {
       store(x + k, mul(load(a.a + m * a.a_stride + k), load(w_scales + k)));
     by[m] = encode_whole(x, kNope, codes + m * kCodeStride<kNope>) * a.scale;
   }
-  if (a.rows == 1) return combine_whole_once(a, codes, set1(by[0]));
+  if (a.rows <= kFewWhole) {
+    for (std::int64_t m = 0; m < a.rows; ++m) combine_whole_once(a, m, codes + m * kCodeStride<kNope>, set1(by[m]));
+    return;
+  }
   alignas(64) Code pairs[kNope / 2][4][2 * kLanes];
   for (std::int64_t column = 0; column < kLatent; column += 4 * kLanes) {
     for (std::int64_t k = 0; k < kNope; k += 2) {
@@ -211,15 +248,7 @@ void combine_whole(const CombineArgs& a) {
         store_ints(pairs[k / 2][n + 1], odd);
       }
     }
-    for_even_tiles(0, a.rows, [&]<int M>(std::int64_t m) {
-      I sums[M][4];
-      whole_products<M, 4, kNope>(codes + m * kCodeStride<kNope>, pairs[0][0], sums);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        float* out = a.out + (m + i) * a.out_stride + column;
-        store_paired(sums[i][0], sums[i][1], set1(by[m + i]), out);
-        store_paired(sums[i][2], sums[i][3], set1(by[m + i]), out + 2 * kLanes);
-      }
-    });
+    const QueryTile t{a, codes, by, pairs[0][0], column};
+    for_even_tiles(0, a.rows, [&]<int M>(std::int64_t m) { query_tile<M>(t, m); });
   }
 }

@@ -86,6 +86,12 @@ struct AttendState {
   float* latent = nullptr;  // [n, 512]
 };
 
+// Memory that is read soon: `pieces` of `bytes` each, `stride` bytes apart.
+struct Soon {
+  const void* data = nullptr;
+  std::int64_t stride = 0, bytes = 0, pieces = 0;
+};
+
 // `n` queries of one sequence over the positions [begin, end) of one chunk; the state starts from zero.
 // Query i sees [first[i], last[i]); nothing outside the union of these is read.
 struct AttendArgs {
@@ -98,6 +104,7 @@ struct AttendArgs {
   const std::int32_t* page_table = nullptr;  // of this sequence
   AttendState out;
   float* scratch = nullptr;  // kAttendScratch floats
+  Soon soon;                 // may be fetched meanwhile: attention computes while memory has nothing to do
 };
 inline constexpr std::int64_t kAttendScratch = kPageTokens * kKvRow + kQueryBlock * kPageTokens;
 
