@@ -40,8 +40,8 @@ struct Packed {
   // at m · scale_stride and is filled up with zeros.
   std::int64_t quant = 0;  // 0: values, as above
   bool split = false;
-  // int16 codes, a scale every `quant` columns: kWordBlock for BF16 weights, all of a latent for a kv_b in INT8. No sums
-  // and no counts.
+  // int16 codes, a scale every `quant` columns: kWordBlock for BF16 weights, all of a latent for a kv_b in INT8. No
+  // sums and no counts.
   bool words = false;
   std::int64_t code_stride = 0;
   std::int64_t scale_stride = 0;  // a multiple of 16
