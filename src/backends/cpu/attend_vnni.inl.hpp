@@ -21,6 +21,7 @@ static_assert(kPageTokens <= kLaneCodes && kLatent / kLanes <= kLaneCodes && kRo
 inline constexpr std::int64_t kGroupRows = 16;            // rows that stay in L1 while the queries pass: 18 KB
 inline constexpr std::int64_t kStripe = kTileN * kLanes;  // channels that are weighed together: 8 KB of a page
 inline constexpr int kFetchLines = 16;                    // of the next group, fetched in each tile of scores
+inline constexpr int kSoonLines = 16;                     // of AttendArgs::soon: a line every 25 cycles
 
 // Rows and queries hold their codes in the order in which _mm512_packs_epi32 leaves those of two vectors a and b: a0 …
 // a3, b0 … b3, a4 … of 32 values. Interleaving two such rows by halves of 128 bits gives a and b in order.
@@ -234,6 +235,7 @@ struct CodedPage {
   float* q_latent;  // [n] scales
   float* q_rotary;
   RowScales* scales;
+  Fetch soon;
   const char* rows = nullptr;
   const char* next_rows = nullptr;  // of the next page, or null
   const char* ahead = nullptr;      // what is fetched while the queries pass: the next group
@@ -305,6 +307,7 @@ struct CodedPage {
       return mul(_mm512_permutexvar_ps(spread, _mm512_castps128_ps512(_mm_loadu_ps(of_queries))), r);
     };
     fetch();
+    soon.lines(kSoonLines);
     const Code* k = codes + j * kKvRow;
     const V r = mul(dot_codes<M>(x, k, kLatent, kKvRow), by(rotary, scales->rotary));
     const V s = fma(dot_codes<M>(x, k, 0, kLatent), by(latent, scales->latent), r);
@@ -400,7 +403,8 @@ void attend_codes(const AttendArgs& a) {
   static_assert((kPageTokens + kQueryBlock) * kKvRow + kQueryBlock * kPageTokens <= 2 * kPageTokens * kKvRow);
   float q_latent[kQueryBlock], q_rotary[kQueryBlock];
   RowScales scales;
-  CodedPage page{a, a.scratch + kPageTokens * kKvRow, q, codes, weights, q_latent, q_rotary, &scales};
+  const Fetch soon{static_cast<const char*>(a.soon.data), a.soon.stride, a.soon.bytes, 0, a.soon.pieces};
+  CodedPage page{a, a.scratch + kPageTokens * kKvRow, q, codes, weights, q_latent, q_rotary, &scales, soon};
   page.start();
   attend_pages(a, page);
 }

@@ -105,6 +105,9 @@ void combine(const CombineArgs& a) {
 #endif
       return combine_any<BF16>(a);
     case WeightFormat::kI8:
+#ifdef GLINT_VNNI
+      if (combines_codes(a)) return combine_whole(a);
+#endif
       return combine_any<Code8>(a);
     default:  // the ops refuse other formats
       return;

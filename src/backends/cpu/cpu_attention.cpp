@@ -163,6 +163,15 @@ struct CpuOps::AttendRows {
                      from % kPageTokens / kRows * kRows * row_bytes;
     for (const char* end = at + kRows * row_bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
   }
+  // W_UV of the heads that are the part-th of `all` parts: a row or two wait for it once their attention is done.
+  Soon values(std::int64_t part, std::int64_t all) const {
+    if (rows > kFewRowsOfX) return {};
+    const std::int64_t row_bytes = p->kv_b.row_bytes(), from = heads * part / all;
+    return {.data = static_cast<const char*>(p->kv_b.data) + (from * kHeadRows + kNope) * row_bytes,
+            .stride = kHeadRows * row_bytes,
+            .bytes = kValue * row_bytes,
+            .pieces = heads * (part + 1) / all - from};
+  }
   std::int64_t begin_chunk(const Block& b) const { return first(b.seq, b.pair) / kChunk; }
   std::int64_t end_chunk(const Block& b) const { return (last(b.seq, b.pair + b.n - 1) + kChunk - 1) / kChunk; }
   // Cuts the pairs of every sequence into blocks of at most `size`.
@@ -199,9 +208,10 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
     AttendRows a{.p = &p, .heads = heads, .row0 = row0, .rows = std::min(kAttendRows, rows - row0)};
     a.q = arena.take<float>(a.rows * heads * kKvRow);
     a.latent = arena.take<Packed>(heads);
-    // Never codes: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and 4e-4,
-    // tiny model, 4,096 tokens, 2026-11-28), and a product of 512 columns is not faster for it.
-    const PackKind kind = has_scales(p.kv_b.format) ? PackKind{} : pack_kind(p.kv_b);
+    // Never codes of 8 bits: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and
+    // 4e-4, tiny model, 4,096 tokens, 2026-11-28), and a product of 512 columns is not faster for it.
+    PackKind kind = has_scales(p.kv_b.format) ? PackKind{} : pack_kind(p.kv_b);
+    if (has_scales(p.kv_b.format) && table_.dots_words) kind = {.quant = kLatent, .words = true};
     for (std::int64_t h = 0; h < heads; ++h) a.latent[h] = make_packed(arena, a.rows, kLatent, kind);
     a.blocks = arena.take<AttendRows::Block>(a.rows * heads / kTileAlign + a.rows + 1);
     a.scratch = arena.take<float>(threads * AttendRows::kThreadFloats);
@@ -210,7 +220,8 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
     const std::int64_t pairs = a.rows * heads;
     std::int64_t longest = 0;
     for (int s = 0; s < p.batch.n_seqs; ++s) longest = std::max<std::int64_t>(longest, p.batch.context_tokens[s]);
-    if (pairs <= threads * kQueryBlock && longest >= 2 * threads * kChunk) {
+    const bool few = pairs <= threads * kQueryBlock;
+    if (few && longest >= threads * kChunk) {
       a.parts = arena.take<AttendState>(threads * AttendRows::kPartsPerThread);
       for (std::int64_t i = 0; i < threads * AttendRows::kPartsPerThread; ++i)
         a.parts[i] = AttendRows::state(arena.take<float>(AttendRows::kStateFloats), kQueryBlock);
@@ -218,7 +229,8 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
       a.cut(kQueryBlock);
       attend_chunks(a);
     } else {
-      a.cut(std::clamp(round_up(pairs / (2 * threads), kTileAlign), kTileAlign, kQueryBlock));
+      const std::int64_t blocks = few ? threads : 2 * threads;  // each turns the cache into codes again
+      a.cut(std::clamp(round_up(pairs / blocks, kTileAlign), kTileAlign, kQueryBlock));
       attend_blocks(a);
     }
     latent_values(a);
@@ -272,6 +284,8 @@ void CpuOps::attend_blocks(const AttendRows& a) {
       args.begin = chunk * kChunk;
       args.end = args.begin + kChunk;
       args.out = chunk == a.begin_chunk(b) ? run : part;
+      const std::int64_t chunks = a.end_chunk(b) - a.begin_chunk(b);
+      args.soon = a.values(item * chunks + chunk - a.begin_chunk(b), a.n_blocks * chunks);
       table_.attend(args);
       if (chunk > a.begin_chunk(b)) table_.attend_merge(run, part, b.n);
     }
@@ -298,6 +312,7 @@ void CpuOps::attend_chunks(const AttendRows& a) {
         args.end = args.begin + kChunk;
         args.out = a.parts[item];
         args.scratch = a.scratch + thread * AttendRows::kThreadFloats;
+        args.soon = a.values(from + item - a.begin_chunk(b), end - a.begin_chunk(b));
         table_.attend(args);
       });
       const bool ends = from + n == end;

@@ -40,7 +40,9 @@ struct Packed {
   // at m · scale_stride and is filled up with zeros.
   std::int64_t quant = 0;  // 0: values, as above
   bool split = false;
-  bool words = false;  // int16 codes for BF16 weights, a scale every `quant` = kWordBlock columns; no sums, no counts
+  // int16 codes, a scale every `quant` columns: kWordBlock for BF16 weights, all of a latent for a kv_b in INT8. No
+  // sums and no counts.
+  bool words = false;
   std::int64_t code_stride = 0;
   std::int64_t scale_stride = 0;  // a multiple of 16
   float* scales = nullptr;
@@ -84,6 +86,12 @@ struct AttendState {
   float* latent = nullptr;  // [n, 512]
 };
 
+// Memory that is read soon: `pieces` of `bytes` each, `stride` bytes apart.
+struct Soon {
+  const void* data = nullptr;
+  std::int64_t stride = 0, bytes = 0, pieces = 0;
+};
+
 // `n` queries of one sequence over the positions [begin, end) of one chunk; the state starts from zero.
 // Query i sees [first[i], last[i]); nothing outside the union of these is read.
 struct AttendArgs {
@@ -96,6 +104,7 @@ struct AttendArgs {
   const std::int32_t* page_table = nullptr;  // of this sequence
   AttendState out;
   float* scratch = nullptr;  // kAttendScratch floats
+  Soon soon;                 // may be fetched meanwhile: attention computes while memory has nothing to do
 };
 inline constexpr std::int64_t kAttendScratch = kPageTokens * kKvRow + kQueryBlock * kPageTokens;
 

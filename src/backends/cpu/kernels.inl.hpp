@@ -19,6 +19,7 @@ namespace {
 void dot_quantized(const DotArgs& a);
 #ifdef GLINT_VNNI
 void dot_words(const DotArgs& a);
+void dot_whole(const DotArgs& a);
 #endif
 
 #include "backends/cpu/linear.inl.hpp"
@@ -27,6 +28,8 @@ void dot_words(const DotArgs& a);
 #include "backends/cpu/words_vnni.inl.hpp"
 
 #include "backends/cpu/combine_vnni.inl.hpp"
+
+#include "backends/cpu/absorbed_vnni.inl.hpp"
 #endif
 
 #include "backends/cpu/combine.inl.hpp"

@@ -472,6 +472,9 @@ void dot(const DotArgs& a) {
 #endif
       return dot_any<float, BF16>(a);
     case WeightFormat::kI8:
+#ifdef GLINT_VNNI
+      if (a.x->words) return dot_whole(a);
+#endif
       return a.x->quant == 0 && one_scale_a_row ? dot_code8(a) : dot_quantized(a);
     default:
       return dot_quantized(a);

@@ -82,9 +82,34 @@ inline float encode_block(const float* x, Code* to) {
   return finite ? 0 : not_a_number();
 }
 
+// All `n` values of x → codes, the largest |value| becomes kCodeMost: for W in bytes, where no sum overflows. Returns
+// their scale.
+inline float encode_whole(const float* x, std::int64_t n, Code* to) {
+  V top = zero(), all = zero();
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    const V v = magnitude(load(x + i));
+    top = larger(v, top);
+    all = add(all, v);
+  }
+  const float most = highest(top);
+  const bool finite = sum(all) < __builtin_inff();
+  if (!finite || most < kTiniest) {
+    __builtin_memset(to, 0, static_cast<std::size_t>(n) * sizeof(Code));
+    return finite ? 0 : not_a_number();
+  }
+  const V by = set1(kCodeMost / most);
+  for (std::int64_t i = 0; i < n; i += kLanes)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), by)));
+  return most / kCodeMost;
+}
+
 void encode_words(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
   for (std::int64_t m = m0; m < m1; ++m) {
     auto* codes = static_cast<Code*>(to.data) + m * to.code_stride;
+    if (to.quant != kWordBlock) {
+      to.scales[m * to.scale_stride] = encode_whole(x + (m - m0) * x_stride, to.cols, codes);
+      continue;
+    }
     for (std::int64_t k = 0; k < to.cols; k += kWordBlock)
       to.scales[m * to.scale_stride + k / kWordBlock] = encode_block(x + (m - m0) * x_stride + k, codes + k);
   }

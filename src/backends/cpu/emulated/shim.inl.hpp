@@ -45,6 +45,13 @@ inline __m512 cvtph_ps(__m256i v) {
   const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1));
   return simde_mm512_castsi512_ps(join(_mm256_castps_si256(low), _mm256_castps_si256(high)));
 }
+inline void mask_storeu_ps(void* to, __mmask16 lanes, __m512 v) {
+  float values[16];
+  simde_mm512_storeu_ps(values, v);
+  for (int i = 0; i < 16; ++i) {
+    if ((lanes >> i & 1) != 0) static_cast<float*>(to)[i] = values[i];
+  }
+}
 
 }  // namespace glint::cpu::emulated
 
@@ -59,5 +66,6 @@ inline __m512 cvtph_ps(__m256i v) {
 #define _mm512_cvtepi32_ps(a) ::glint::cpu::emulated::cvtepi32_ps(a)
 #define _mm512_cvtps_epi32(a) ::glint::cpu::emulated::cvtps_epi32(a)
 #define _mm512_cvtph_ps(a) ::glint::cpu::emulated::cvtph_ps(a)
+#define _mm512_mask_storeu_ps(to, lanes, v) ::glint::cpu::emulated::mask_storeu_ps(to, lanes, v)
 #undef _mm512_madd_epi16  // SIMDe 0.7 gives it the arguments of the masked form
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
