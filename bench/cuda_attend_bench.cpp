@@ -158,6 +158,7 @@ int main(int argc, char** argv) {
           bench.run({codec, seqs, 1, context});
       }
     }
+    for (const std::int64_t seqs : {16, 32, 64}) bench.run({KvCodec::kBF16, seqs, 1, 32768});
     bench.run({KvCodec::kBF16, 1, 2, 32768});
     bench.run({KvCodec::kBF16, 8, 4, 32768});
   }

@@ -327,6 +327,25 @@ TEST(CudaAttention, ManyShortSequences) {
                    rows, contexts);
 }
 
+// Drafts: four rows of 20 heads are several tiles a sequence. With a window the first page of a tile of later rows may
+// hold nothing that they see, and the last page of a tile of early rows.
+TEST(CudaAttention, DraftsOfManySequences) {
+  NEED_GPU();
+  Random random(14);
+  std::vector<std::int32_t> rows, contexts;
+  for (int s = 0; s < 90; ++s) {
+    rows.push_back(s % 7 == 3 ? 1 : 4);
+    const std::int32_t page = 64 * (3 + static_cast<std::int32_t>(random.below(9)));
+    contexts.push_back(page + static_cast<std::int32_t>(random.below(4)) - (s % 2 == 0 ? 0 : 40));
+  }
+  expect_attention({.heads = 20,
+                    .reserved_rows = 360,
+                    .reserved_context = 1024,
+                    .window = 65,
+                    .codecs = {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}},
+                   rows, contexts);
+}
+
 // Contexts beyond one block of expanded keys (8,192 tokens), cut by its end; the window leaves blocks without work.
 TEST(CudaAttention, PrefillOverSeveralBlocks) {
   NEED_GPU();

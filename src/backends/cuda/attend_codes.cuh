@@ -98,8 +98,8 @@ __device__ __forceinline__ std::uint32_t nibble_halves(std::uint32_t word, const
 
 // ---- rows in shared memory, and their scales ------------------------------------------------------------------------
 
-// A stage has the rows of a page: blocks of 128 bytes of all its rows one behind the other, the eight 16-byte units of a
-// row turned by the row. Where byte `byte`, the first of a unit, of row `row` lies:
+// A stage has the rows of a page: blocks of 128 bytes of all its rows one behind the other, the eight 16-byte units of
+// a row turned by the row. Where byte `byte`, the first of a unit, of row `row` lies:
 constexpr int kBlockBytes = kPageRows * 128;
 __device__ __forceinline__ std::uint32_t in_stage(int row, int byte) {
   return static_cast<std::uint32_t>(byte / 128 * kBlockBytes + row * 128 + ((byte / 16 ^ row) & 7) * 16);

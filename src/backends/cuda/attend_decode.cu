@@ -7,9 +7,9 @@
 //   Oᵀ (512 × pairs) += KV's first 512 columns ᵀ · Pᵀ      two, the summers, 256 of the 512 each
 // One warp copies pages into a ring of stages ahead of all, by tensor copies (nine instructions a BF16 page); another
 // clears rows that nobody owns. BF16 rows are operands of products where they lie. Rows of the short codecs become
-// operands in registers, straight from their bytes (attend_codes.cuh), and who scores them finds their scales besides. A score of
-// eight-bit codes is sums times the row's scale. The scale belongs to the row's weight in the answer as well: the
-// products of weights and scales are bounded then, in FP16, and the sum is of the plain weights.
+// operands in registers, straight from their bytes (attend_codes.cuh), and who scores them finds their scales besides.
+// A score of eight-bit codes is sums times the row's scale. The scale belongs to the row's weight in the answer as
+// well: the products of weights and scales are bounded then, in FP16, and the sum is of the plain weights.
 //
 // Work is dealt out evenly (attend_work.cuh). A tile within one block is finished there; the pieces of others lie in
 // the workspace, at most two a block, until the blocks add them in order (attend_merge.cuh). Running maxima are whole
@@ -30,12 +30,16 @@ namespace {
 // Scorers, summers, and a warpgroup of which one warp copies and one clears. Of 96 registers a thread on average.
 constexpr int kThreads = kScorerThreads + kSummerThreads + 128;
 template <KvCodec kCodec>
-inline constexpr int kScorerRegisters = kIsHalf<kCodec> ? 120 : kIsFour<kCodec> ? 112 : 104;
+inline constexpr int kScorerRegisters = kIsHalf<kCodec>   ? 120
+                                        : kIsFour<kCodec> ? 112
+                                                          : 104;
 template <KvCodec kCodec>
-inline constexpr int kSummerRegisters = kIsHalf<kCodec> ? 96 : kIsFour<kCodec> ? 104 : 112;
+inline constexpr int kSummerRegisters = kIsHalf<kCodec>   ? 96
+                                        : kIsFour<kCodec> ? 104
+                                                          : 112;
 constexpr int kOtherRegisters = 40;
 template <KvCodec kCodec>
-inline constexpr bool kRegistersSuffice = 2 * (kScorerRegisters<kCodec> + kSummerRegisters<kCodec>) + kOtherRegisters <=
+inline constexpr bool kRegistersSuffice = 2 * (kScorerRegisters<kCodec> + kSummerRegisters<kCodec>)+kOtherRegisters <=
                                           5 * 96;
 
 #if __CUDA_ARCH__ >= 900
@@ -106,13 +110,14 @@ __device__ __forceinline__ void clear_pages(const FewArgs& a, const Share& w, Me
 template <KvCodec kCodec, int kN8>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_decode_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ CUtensorMap pages) {
-#if __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   static_assert(kRegistersSuffice<kCodec>);
   using M = Memory<kCodec, kN8>;
   extern __shared__ __align__(1024) unsigned char smem[];
   M& m = *reinterpret_cast<M*>(smem);
   const int thread = threadIdx.x, lane = thread % 32;
   if (thread == 0) {
+    m.version = 0;
     for (int i = 0; i < M::kStages; ++i) {
       barrier_init(shared_address(&m.full[i]), 1);
       barrier_init(shared_address(&m.clear[i]), 1);
@@ -168,10 +173,10 @@ CUtensorMap tensor_of(const CacheView& c, int row_bytes) {
   const std::array<cuuint64_t, 3> sizes{static_cast<cuuint64_t>(row_bytes), kPageRows, std::uint64_t{1} << 28};
   const std::array<cuuint64_t, 2> strides{static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(c.page_stride)};
   const std::array<cuuint32_t, 3> box{128, kPageRows, 1}, steps{1, 1, 1};
-  const CUresult result = encode_tensor()(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, const_cast<void*>(c.pages), sizes.data(), strides.data(), box.data(),
-      steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode_tensor()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, const_cast<void*>(c.pages), sizes.data(), strides.data(),
+                      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   CHECK(result == CUDA_SUCCESS, "a tensor of cache pages: driver error " + std::to_string(static_cast<int>(result)) +
                                     ", page stride " + std::to_string(c.page_stride) + " bytes");
   return map;

@@ -91,8 +91,8 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
 // Scores of a page: s[4 j + c] of this warp's token g (c < 2) or g + 8, pair 8 j + 2 t + c % 2. Of short codecs times
 // `inverse`; of eight-bit ones the rows' scales as well.
 template <KvCodec kCodec, int kN8>
-__device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, kN8>& m, int stage,
-                                           float inverse, float (&scale)[2], int warp, int lane) {
+__device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, kN8>& m, int stage, float inverse,
+                                           float (&scale)[2], int warp, int lane) {
   constexpr int kPairs = 8 * kN8;
   const std::uint32_t rows = uniform(shared_address(m.stages[stage]));
   // Of block number `k` of 16 values.
@@ -220,8 +220,8 @@ struct Softmax {
     for (int i = 0; i < kMine; ++i) top[i] = kNothing, sum[i] = 0;
   }
   // p: weights as products take them, in pairs of 2 t and 2 t + 1: of token g, of token g + 8. `scale`: of these rows.
-  __device__ __forceinline__ void weigh(const float (&s)[4 * kN8], const float (&scale)[2],
-                                        std::uint32_t (&p)[kN8][2], float (&added)[kMine], float& largest) const {
+  __device__ __forceinline__ void weigh(const float (&s)[4 * kN8], const float (&scale)[2], std::uint32_t (&p)[kN8][2],
+                                        float (&added)[kMine], float& largest) const {
     largest = 0;
 #pragma unroll
     for (int j = 0; j < kN8; ++j) {
@@ -251,9 +251,9 @@ struct Softmax {
     }
   }
   // New numbers for all pairs to `tops`, the sums' factors to `factors`. A warpgroup.
-  __device__ __forceinline__ void grow(const float (&s)[4 * kN8], const float (&scale)[2],
-                                       float (&maxima)[4][8 * kN8], float (&tops)[8 * kN8],
-                                       float (&factors)[8 * kN8], int group, int warp, int lane) {
+  __device__ __forceinline__ void grow(const float (&s)[4 * kN8], const float (&scale)[2], float (&maxima)[4][8 * kN8],
+                                       float (&tops)[8 * kN8], float (&factors)[8 * kN8], int group, int warp,
+                                       int lane) {
     const int g = lane / 4, t = lane % 4;
     float log_scale[2] = {};
     if constexpr (kIsHalf<kCodec>) log_scale[0] = __log2f(scale[0]), log_scale[1] = __log2f(scale[1]);
@@ -298,7 +298,7 @@ __device__ __forceinline__ void score_steps(const FewArgs& a, const Share& w, Me
     const int all_from = a.cache.window > 0 ? max(0, u.context - a.cache.window) : 0, all_to = u.context - u.rows + 1;
     Softmax<kCodec, kN8> softmax;
     softmax.start();
-    int version = 0;
+    int version = start;  // of tops: beyond the page that it was made for
     Totals<kPairs>& totals = m.totals[tile % kTotals];
 
     const int stop = min(w.end, end_of(u));
@@ -327,7 +327,7 @@ __device__ __forceinline__ void score_steps(const FewArgs& a, const Share& w, Me
       }
       barrier_wait(shared_address(&m.taken[group]), taken_phase);
       barrier_wait(shared_address(&m.turn[group]), turn_phase);
-      if (at > start && m.version != version) version = m.version, softmax.rebase(m.tops, lane);
+      if (m.version > version) version = m.version, softmax.rebase(m.tops, lane);  // of this tile
       std::uint32_t p[kN8][2];
       float added[2 * kN8], largest;
       softmax.weigh(s, scale, p, added, largest);

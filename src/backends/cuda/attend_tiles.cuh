@@ -42,7 +42,7 @@ struct Memory {
   static_assert(kStages % 2 == 0);
 
   unsigned char stages[kStages][kStage];
-  unsigned char query[9][kPairs * 128];         // blocks of 64 values, swizzled
+  unsigned char query[9][kPairs * 128];          // blocks of 64 values, swizzled
   unsigned char weights[kPlanes][kPairs * 128];  // [pairs][64 tokens], 16 bits each, swizzled
   union {
     float exchange[8 * kLatentWidth];  // answers of eight pairs
@@ -51,7 +51,7 @@ struct Memory {
   float factors[kPlanes][kPairs];  // of the sums so far, where `grown`
   int grown[kPlanes];
   float tops[kPairs], maxima[4][kPairs];  // what weights are relative to now; a page's maxima by warp
-  int version;                            // of tops
+  int version;                            // of tops: the number of the block's page it was made for, and one
   std::uint32_t largest_query[kScorerThreads / 32];
   Totals<kPairs> totals[kTotals];
   float inverse[kPairs];  // of a tile's sums

@@ -1,6 +1,6 @@
 #pragma once
-// How attend_decode deals its work out. Work is counted in steps of kTokens tokens, over all sequences: block c of n takes
-// the steps [total · c / n, total · (c + 1) / n), whichever sequences those meet.
+// How attend_decode deals its work out. Work is counted in steps of kTokens tokens, over all sequences: block c of n
+// takes the steps [total · c / n, total · (c + 1) / n), whichever sequences those meet.
 
 #include "backends/cuda/common.cuh"
 #include "backends/cuda/mla.hpp"
