@@ -1,5 +1,5 @@
 // Times of attention on the GPU, one layer's worth of weights and as many layers of cache as defeat its level-2 cache:
-// the whole op. Usage: cuda_attend_bench [decode] [batch] [prefill] [profile] [long]
+// the whole op. Usage: cuda_attend_bench [decode] [batch] [prefill] [profile]
 
 #include <algorithm>
 #include <cstdio>
@@ -179,12 +179,6 @@ int main(int argc, char** argv) {
     }
     for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
       bench.run({codec, 1, 1, 64, 0, 1});
-      bench.run({codec, 1, 1, 131072, 0, 1});
-    }
-  }
-  if (argc > 1 && wanted("long")) {
-    bench.reserve(256, 131072);
-    for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
       bench.run({codec, 1, 1, 131072, 0, 1});
       bench.run({codec, 8, 1, 32768, 0, 1});
     }

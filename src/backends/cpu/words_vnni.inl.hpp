@@ -59,47 +59,48 @@ inline I words_of(I pairs, V by) {
   return join_words(low_words(even_values(pairs), by), low_words(odd_values(pairs), by));
 }
 
-// A block of x → codes; returns its scale.
-inline float encode_block(const float* x, Code* to) {
+struct Magnitudes {
+  float most, total;
+};
+inline Magnitudes magnitudes(const float* x, std::int64_t n) {
   V top = zero(), all = zero();
 #pragma GCC unroll 4
-  for (std::int64_t i = 0; i < kWordBlock; i += kLanes) {
-    const V v = magnitude(load(x + i));
-    top = larger(v, top);
-    all = add(all, v);
-  }
-  const float total = sum(all), most = highest(top);
-  const bool finite = total < __builtin_inff(), some = finite && most >= kTiniest;
-  const float by_most = kCodeMost / most, by_sum = kLaneSum / total;
-  const float by = some ? (by_most < by_sum ? by_most : by_sum) : 0;
-  if (some) {
-#pragma GCC unroll 4
-    for (std::int64_t i = 0; i < kWordBlock; i += kLanes)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), set1(by))));
-    return 1.0F / by;
-  }
-  __builtin_memset(to, 0, kWordBlock * sizeof(Code));
-  return finite ? 0 : not_a_number();
-}
-
-// All `n` values of x → codes, the largest |value| becomes kCodeMost: for W in bytes, where no sum overflows. Returns
-// their scale.
-inline float encode_whole(const float* x, std::int64_t n, Code* to) {
-  V top = zero(), all = zero();
   for (std::int64_t i = 0; i < n; i += kLanes) {
     const V v = magnitude(load(x + i));
     top = larger(v, top);
     all = add(all, v);
   }
-  const float most = highest(top);
-  const bool finite = sum(all) < __builtin_inff();
-  if (!finite || most < kTiniest) {
-    __builtin_memset(to, 0, static_cast<std::size_t>(n) * sizeof(Code));
-    return finite ? 0 : not_a_number();
-  }
-  const V by = set1(kCodeMost / most);
+  return {highest(top), sum(all)};
+}
+inline void store_codes(const float* x, std::int64_t n, float by, Code* to) {
+#pragma GCC unroll 4
   for (std::int64_t i = 0; i < n; i += kLanes)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), by)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), set1(by))));
+}
+// Codes of values that are too small, or not all numbers; returns their scale.
+inline float store_no_codes(std::int64_t n, bool finite, Code* to) {
+  __builtin_memset(to, 0, static_cast<std::size_t>(n) * sizeof(Code));
+  return finite ? 0 : not_a_number();
+}
+
+// A block of x → codes; returns its scale.
+inline float encode_block(const float* x, Code* to) {
+  const auto [most, total] = magnitudes(x, kWordBlock);
+  const bool finite = total < __builtin_inff();
+  if (!finite || most < kTiniest) return store_no_codes(kWordBlock, finite, to);
+  const float by_most = kCodeMost / most, by_sum = kLaneSum / total;
+  const float by = by_most < by_sum ? by_most : by_sum;
+  store_codes(x, kWordBlock, by, to);
+  return 1.0F / by;
+}
+
+// All `n` values of x → codes, the largest |value| becomes kCodeMost: for W in bytes, where no sum overflows. Returns
+// their scale.
+inline float encode_whole(const float* x, std::int64_t n, Code* to) {
+  const auto [most, total] = magnitudes(x, n);
+  const bool finite = total < __builtin_inff();
+  if (!finite || most < kTiniest) return store_no_codes(n, finite, to);
+  store_codes(x, n, kCodeMost / most, to);
   return most / kCodeMost;
 }
 

@@ -26,22 +26,6 @@ __device__ __forceinline__ std::uint32_t pack_half(float lo, float hi) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
   return r;
 }
-__device__ __forceinline__ void product_half(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                             std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <KvCodec kCodec>
-__device__ __forceinline__ void code_product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                             std::uint32_t b1) {
-  if constexpr (kIsHalf<kCodec>) {
-    product_half(c, a, b0, b1);
-  } else {
-    product(c, a, b0, b1);
-  }
-}
 
 // Four int8 codes as FP16: with the sign bit turned a byte is code + 128, and 1024 + that is one byte above it.
 // kBytes: which two, as __byte_perm's selector of the bytes and of 0x64.
@@ -94,6 +78,17 @@ __device__ __forceinline__ CodePairs nibble_neighbours(std::uint32_t nibbles, co
 // The lowest nibbles of the halves.
 __device__ __forceinline__ std::uint32_t nibble_halves(std::uint32_t word, const GroupScale& s) {
   return fma2((word & 0x000f000fU) | 0x43004300U, s.scale, s.base);
+}
+
+// A rotary word's four codes, int8 in all short codecs, as the numbers that the codec's products take.
+template <KvCodec kCodec>
+__device__ __forceinline__ CodePairs rotary_neighbours(std::uint32_t word) {
+  if constexpr (kIsHalf<kCodec>) return neighbours<KvCodec::kInt8>(word);
+  return {int8_pair(__byte_perm(word, 0, 0x4140)), int8_pair(__byte_perm(word, 0, 0x4342))};
+}
+// A product's operand of 16 rows: `upper` of row g, `lower` of row g + 8.
+__device__ __forceinline__ void make_operand(std::uint32_t (&to)[4], const CodePairs& upper, const CodePairs& lower) {
+  to[0] = upper.first, to[1] = lower.first, to[2] = upper.second, to[3] = lower.second;
 }
 
 // ---- rows in shared memory, and their scales ------------------------------------------------------------------------

@@ -38,9 +38,6 @@ inline constexpr int kSummerRegisters = kIsHalf<kCodec>   ? 96
                                         : kIsFour<kCodec> ? 104
                                                           : 112;
 constexpr int kOtherRegisters = 40;
-template <KvCodec kCodec>
-inline constexpr bool kRegistersSuffice = 2 * (kScorerRegisters<kCodec> + kSummerRegisters<kCodec>)+kOtherRegisters <=
-                                          5 * 96;
 
 #if __CUDA_ARCH__ >= 900
 // The pages of a layer as a tensor: bytes of a row, rows, pages.
@@ -111,7 +108,7 @@ template <KvCodec kCodec, int kN8>
 __global__ void __launch_bounds__(kThreads, 1)
     attend_decode_kernel(const __grid_constant__ FewArgs a, const __grid_constant__ CUtensorMap pages) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(kRegistersSuffice<kCodec>);
+  static_assert(2 * kScorerRegisters<kCodec> + 2 * kSummerRegisters<kCodec> + kOtherRegisters <= 5 * 96);
   using M = Memory<kCodec, kN8>;
   extern __shared__ __align__(1024) unsigned char smem[];
   M& m = *reinterpret_cast<M*>(smem);

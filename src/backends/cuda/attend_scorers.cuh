@@ -135,19 +135,14 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
                                          group_scale(__byte_perm(bytes[1], 0, 0x4040 + 0x0101 * u))};
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-              const CodePairs a = nibble_neighbours(r[2 * u] >> (4 * h) & 0x0f0f0f0fU, scale[0]);
-              const CodePairs c = nibble_neighbours(r[2 * u + 1] >> (4 * h) & 0x0f0f0f0fU, scale[1]);
-              auto& to = v[2 * u + h];
-              to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
+              make_operand(v[2 * u + h], nibble_neighbours(r[2 * u] >> (4 * h) & 0x0f0f0f0fU, scale[0]),
+                           nibble_neighbours(r[2 * u + 1] >> (4 * h) & 0x0f0f0f0fU, scale[1]));
             }
           }
         } else {
 #pragma unroll
-          for (int u = 0; u < 2; ++u) {
-            const CodePairs a = neighbours<kCodec>(r[2 * u]), c = neighbours<kCodec>(r[2 * u + 1]);
-            auto& to = v[2 * i + u];
-            to[0] = a.first, to[1] = c.first, to[2] = a.second, to[3] = c.second;
-          }
+          for (int u = 0; u < 2; ++u)
+            make_operand(v[2 * i + u], neighbours<kCodec>(r[2 * u]), neighbours<kCodec>(r[2 * u + 1]));
         }
       }
       wgmma_begin();
@@ -175,16 +170,8 @@ __device__ __forceinline__ void score_page(float (&s)[4 * kN8], Memory<kCodec, k
         ldmatrix4(r, rows + (of_row ^ (32 * i)) + kRotaryOffset<kCodec> / 128 * kBlockBytes);
       }
 #pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        CodePairs a, c;
-        if constexpr (kIsFour<kCodec>) {
-          a = {int8_pair(__byte_perm(r[2 * u], 0, 0x4140)), int8_pair(__byte_perm(r[2 * u], 0, 0x4342))};
-          c = {int8_pair(__byte_perm(r[2 * u + 1], 0, 0x4140)), int8_pair(__byte_perm(r[2 * u + 1], 0, 0x4342))};
-        } else {
-          a = neighbours<KvCodec::kInt8>(r[2 * u]), c = neighbours<KvCodec::kInt8>(r[2 * u + 1]);
-        }
-        v[u][0] = a.first, v[u][1] = c.first, v[u][2] = a.second, v[u][3] = c.second;
-      }
+      for (int u = 0; u < 2; ++u)
+        make_operand(v[u], rotary_neighbours<kCodec>(r[2 * u]), rotary_neighbours<kCodec>(r[2 * u + 1]));
       wgmma_begin();
 #pragma unroll
       for (int u = 0; u < 2; ++u)
