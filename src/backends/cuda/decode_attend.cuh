@@ -1,11 +1,11 @@
 #pragma once
-// Attention within the decode step: the context in runs of 32 tokens, dealt out evenly over the grid. A block of the
-// grid takes neighbouring runs and leaves a piece: the running maximum, the sum, and the latent numbers of all heads;
-// where the context is short, of a group of heads, so that as many blocks as there are share the work. Heads stand in a
-// product's 16 rows (20 waste 12 of 32).
-//   S (heads × 32) = Q (heads × 576) · KVᵀ         a warp of eight: 16 heads, 8 tokens
-//   softmax                                        a warp: 2 heads, a lane a token
-//   O (heads × 512) += P · KV's first 512 columns  a warp: 32 of the 512
+// Attention within the decode step: the context in runs of 32 tokens, dealt out over the grid. A block takes
+// neighbouring runs, and where blocks would stand idle eight of the heads only, and leaves a piece: maximum, sum and
+// latent numbers of each head. Tokens, or latent columns, stand in a product's sixteen rows and heads in its eights of
+// columns, so that the cache's tile, which is read most, is read least: 20 heads waste 4 of 24.
+//   Sᵀ (32 × heads) = KV · Qᵀ                     a warp: 16 tokens, a quarter of the 576; its part of Q in registers
+//   softmax                                       a warp: every eighth head, a lane a token
+//   Oᵀ (512 × heads) += KV's first 512 ᵀ · Pᵀ     a warp: 64 of the 512
 // The next 32 rows are on their way while these are worked on.
 
 #include "backends/cuda/decode_work.cuh"
@@ -15,9 +15,23 @@ namespace glint::cuda {
 constexpr int kStepTokens = 32, kStepHeads = kStepHeadsMost;
 constexpr int kCacheStride = kRowWidth * 2 + 16;  // bytes of a BF16 row of the cache, or of a query, in shared memory
 constexpr int kCacheTile = kStepTokens * kCacheStride;
+// Floats of a head's row of scores, bytes of its row of weights: neighbouring heads' rows begin in other banks.
 constexpr int kScoreRow = kStepTokens + 4, kWeightRow = kStepTokens * 2 + 16;
-// Scores, weights and factors of all heads.
-constexpr int kAttendScratch = kStepHeads * (kScoreRow * 4 + kWeightRow + 4) + 128;
+constexpr int kScoreParts = 4;  // of a token's row: warps add up to its scores
+
+// Where things of a piece lie from x on, for so many heads.
+struct PiecePlaces {
+  int scores, weights, factors, tiles, bytes;
+  __host__ __device__ constexpr explicit PiecePlaces(int heads)
+      : scores(0),
+        weights(scores + kScoreParts * kStepHeads * kScoreRow * 4),
+        factors(weights + kStepHeads * kWeightRow),
+        // Queries, rows as the cache's, are in registers before the first scores come.
+        tiles(up(factors + kStepHeads * 4 > query_bytes(heads) ? factors + kStepHeads * 4 : query_bytes(heads))),
+        bytes(tiles + 2 * kCacheTile) {}
+  __host__ __device__ static constexpr int query_bytes(int heads) { return (heads + 7) / 8 * 8 * kCacheStride; }
+  __host__ __device__ static constexpr int up(int n) { return (n + 127) / 128 * 128; }
+};
 
 }  // namespace glint::cuda
 
@@ -36,23 +50,15 @@ __device__ __noinline__ void plan_context() {
   c.end = cache.context_tokens[c.seq];
   c.begin = cache.window > 0 ? max(0, c.end - cache.window) : 0;
   const int first = c.begin / kStepTokens, runs = (c.end - 1) / kStepTokens - first + 1;
-  int begin = 0, end = 0;
-  c.heads = heads;
-  if (runs > blocks) {
-    begin = static_cast<int>(static_cast<std::int64_t>(b) * runs / blocks);
-    end = static_cast<int>(static_cast<std::int64_t>(b + 1) * runs / blocks);
-    c.pieces = blocks;
-    c.piece = b;
-  } else {  // where blocks would stand idle, each takes some of the heads only
-    const int per = runs > 16 ? 2 : 1;
-    c.pieces = (runs + per - 1) / per;
-    const int group = (heads + min(heads, blocks / c.pieces) - 1) / min(heads, blocks / c.pieces);
-    const int groups = (heads + group - 1) / group;
-    c.piece = b / groups;
-    c.first_head = b % groups * group;
-    c.heads = min(group, heads - c.first_head);
-    if (c.piece < c.pieces) begin = c.piece * per, end = min(begin + per, runs);
-  }
+  const int per = runs > 128 ? 1 : runs > 64 ? 3 : runs > 16 ? 2 : 1;  // a piece more takes time when they are added
+  c.pieces = min((runs + per - 1) / per, blocks);
+  // Where blocks would stand idle, each takes some of the heads only.
+  const int eights = (heads + 7) / 8, groups = c.pieces * eights <= blocks ? eights : 1;
+  c.piece = b / groups;
+  c.first_head = b % groups * 8;
+  c.heads = groups == 1 ? heads : min(8, heads - c.first_head);
+  const auto part = [&](int i) { return static_cast<int>(static_cast<std::int64_t>(i) * runs / c.pieces); };
+  const int begin = part(c.piece), end = c.piece < c.pieces ? part(c.piece + 1) : begin;
   c.token = (first + begin) * kStepTokens;
   c.runs = end - begin;
   c.merge = c.pieces > kDirectPieces;
@@ -62,73 +68,125 @@ __device__ __forceinline__ std::int64_t piece_row(int piece, int head) {
   return static_cast<std::int64_t>(piece) * step.s.p.heads + head;
 }
 
-// Rows of the cache on their way: copied asynchronously as they are (BF16), or held in registers until decoded.
+// Runs of 32 rows of the cache, copied a run ahead: BF16 rows into two tiles in turn; the bytes of short codecs, which
+// lie one behind the other, into two places behind one tile, and from there into it. Which page a run lies in is asked
+// for another run ahead.
 template <KvCodec kCodec>
 struct CacheTile {
-  static constexpr int kRowsAWarp = kStepTokens / kStepWarps;
-  RawPart raw[kRowsAWarp] = {};
+  static constexpr bool kShort = is_short(kCodec);
+  static constexpr int kRowBytes = kCacheRowBytes<kCodec>, kRunBytes = kStepTokens * kRowBytes,
+                       kRowsAWarp = kStepTokens / kStepWarps;
+  static_assert(!kShort || 2 * kRunBytes <= kCacheTile);
+  std::uint32_t tiles;  // room for two
+  std::int32_t page = 0;
 
-  __device__ static const unsigned char* row_at(const unsigned char* pages, int seq, int token) {
-    const int page =
-        step.s.p.cache.page_table[static_cast<std::int64_t>(seq) * step.s.p.cache.max_pages + token / kPageRows];
-    return pages + page * step.s.p.cache.page_stride + token % kPageRows * kCacheRowBytes<kCodec>;
+  // Tokens from `token` on are what load() is called for next.
+  __device__ __forceinline__ void seek(int token) {
+    const StepContext& c = step.s.context;
+    const CacheView& cache = step.s.p.cache;
+    if (token >= c.end) return;
+    page = __ldg(cache.page_table + static_cast<std::int64_t>(c.seq) * cache.max_pages + token / kPageRows);
   }
-  // Tokens from `token` on, all of one page; those outside [begin, end) become zeros.
-  __device__ void load(const unsigned char* pages, int seq, int token, int begin, int end, std::uint32_t to) {
-    const int lane = threadIdx.x % 32;
-    if constexpr (kCodec == KvCodec::kBF16) {
+  // Those tokens, all of one page, as run number `run`.
+  __device__ __forceinline__ void load(const unsigned char* pages, int token, int run) {
+    const unsigned char* rows = pages + page * step.s.p.cache.page_stride + token % kPageRows * kRowBytes;
+    if constexpr (kShort) {
+      const std::uint32_t to = bytes_of(run);
+#pragma unroll
+      for (int i = 0; i < kRunBytes; i += kStepThreads * 16) {
+        const int at = i + static_cast<int>(threadIdx.x) * 16;
+        if (at < kRunBytes) cp_async16(to + static_cast<std::uint32_t>(at), rows + at);
+      }
+    } else {
       constexpr int kUnits = kRowWidth / 8;
-      const unsigned char* rows = row_at(pages, seq, token);
-#pragma unroll 1
-      for (int i = threadIdx.x; i < kStepTokens * kUnits; i += kStepThreads) {
-        const int row = i / kUnits, u = i - row * kUnits;
-        const bool valid = token + row >= begin && token + row < end;
-        cp_async16(to + row * kCacheStride + u * 16, valid ? rows + row * kCacheRowBytes<kCodec> + u * 16 : pages,
-                   valid);
-      }
-      cp_async_commit();
-    } else {
+      const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
-        const int row = token + static_cast<int>(threadIdx.x / 32) * kRowsAWarp + i;
-        if (row >= begin && row < end) raw[i] = raw_part<kCodec>(row_at(pages, seq, row), lane);
+        const bool valid = seen(token + first + i);
+        const unsigned char* from = rows + (first + i) * kRowBytes + lane * 16;
+        const std::uint32_t to = tile_of(run) + static_cast<std::uint32_t>((first + i) * kCacheStride + lane * 16);
+#pragma unroll
+        for (int u = 0; u < kUnits; u += 32) {
+          if (u + 32 <= kUnits || lane < kUnits - u) cp_async16(to + u * 16, valid ? from + u * 16 : pages, valid);
+        }
       }
     }
+    cp_async_commit();
   }
-  // Before the barrier after which all read the tile.
-  __device__ void finish(int token, int begin, int end, std::uint32_t to) {
-    const int lane = threadIdx.x % 32;
-    if constexpr (kCodec == KvCodec::kBF16) {
-      cp_async_wait<0>();
-    } else {
+  // Run number `run` as BF16 rows, where it is returned; what is outside the context as zeros. All warps are past the
+  // run before.
+  __device__ __forceinline__ std::uint32_t finish(int token, int run) {
+    cp_async_wait<0>();
+    step_sync();
+    if constexpr (kShort) {
+      const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
+      const auto* bytes = static_cast<const unsigned char*>(__cvta_shared_to_generic(bytes_of(run)));
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
-        const int r = static_cast<int>(threadIdx.x / 32) * kRowsAWarp + i;
         RowPart part{};
-        if (token + r >= begin && token + r < end) part = decode_part<kCodec>(raw[i], lane);
-        const std::uint32_t at = to + r * kCacheStride;
-        sts128(at + first_unit<kCodec>(lane) * 16, part.unit[0]);
-        sts128(at + (first_unit<kCodec>(lane) + kUnitStep<kCodec>)*16, part.unit[1]);
-        sts32(at + kLatentWidth * 2 + lane * 4, part.rotary);
+        if (seen(token + first + i)) {
+          part = decode_part<kCodec>(raw_part<kCodec>(bytes + (first + i) * kRowBytes, lane), lane);
+        }
+        const std::uint32_t to = tiles + static_cast<std::uint32_t>((first + i) * kCacheStride);
+        sts128(to + first_unit<kCodec>(lane) * 16, part.unit[0]);
+        sts128(to + (first_unit<kCodec>(lane) + kUnitStep<kCodec>)*16, part.unit[1]);
+        sts32(to + kLatentWidth * 2 + lane * 4, part.rotary);
       }
+      step_sync();
     }
+    return tile_of(run);
+  }
+
+ private:
+  __device__ __forceinline__ static bool seen(int token) {
+    return token >= step.s.context.begin && token < step.s.context.end;
+  }
+  __device__ __forceinline__ std::uint32_t tile_of(int run) const {
+    return tiles + static_cast<std::uint32_t>(kShort ? 0 : run % 2 * kCacheTile);
+  }
+  __device__ __forceinline__ std::uint32_t bytes_of(int run) const {
+    return tiles + static_cast<std::uint32_t>(kCacheTile + run % 2 * kRunBytes);
   }
 };
 
-// The queries in BF16, a row a head of a group: latent (under H where the codec has it) and rotary part.
-template <KvCodec kCodec>
-__device__ __forceinline__ void stage_queries(int first_head, int heads) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (int h = static_cast<int>(threadIdx.x / 32); h < heads; h += kStepWarps) {
-    const int row = first_head + h;
+// Where a warp's lanes read a tile: sixteen tokens from column byte `part` on for scores, and columns from byte
+// `column` on, transposed, for the answer.
+struct TilePlaces {
+  std::uint32_t rows, columns;
+  __device__ __forceinline__ TilePlaces(int part, int column) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    rows = static_cast<std::uint32_t>((warp % 2 * 16 + lane % 16) * kCacheStride + part + lane / 16 * 16);
+    columns = static_cast<std::uint32_t>((lane / 16 * 8 + lane % 8) * kCacheStride + column + lane / 8 % 2 * 16);
+  }
+};
+
+// The queries in BF16, a row a head: latent (under H where the codec has it) and rotary part.
+template <KvCodec kCodec, int kEights>
+__device__ __forceinline__ void stage_queries() {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, heads = step.s.context.heads;
+  const float* query = step.s.p.query + step.s.context.first_head * kLatentWidth;
+  const float* rotated = step.s.p.q + step.s.context.first_head * kQkWidth + kNopeWidth;
+  float4 latent[kEights][4];
+  float2 rotary[kEights];
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+    const int h = min(warp + kStepWarps * j, heads - 1);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      latent[j][i] = __ldcg(reinterpret_cast<const float4*>(query + h * kLatentWidth) + lane * 4 + i);
+    rotary[j] = __ldcg(reinterpret_cast<const float2*>(rotated + h * kQkWidth) + lane);
+  }
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+    const int h = warp + kStepWarps * j;
+    if (h >= heads) break;
+    const float2 rope = rotary[j];
     float v[16];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 f = __ldcg(reinterpret_cast<const float4*>(step.s.p.query + row * kLatentWidth) + lane * 4 + i);
+      const float4& f = latent[j][i];
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
-    const float2 rope = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + row * kQkWidth + kNopeWidth) + lane);
     if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
     const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
@@ -141,169 +199,182 @@ __device__ __forceinline__ void stage_queries(int first_head, int heads) {
   }
 }
 
-// This block's piece. The second tile of heads reads past the queries where there are fewer than 32: what it makes of
-// that is not used.
-template <KvCodec kCodec>
+// This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
+// but their own columns, which nobody reads.
+template <KvCodec kCodec, int kEights>
 __device__ __forceinline__ void attend_piece(int layer) {
-  constexpr int kMine = kStepHeads / kStepWarps;                               // heads of a warp
-  constexpr int kColumns = kLatentWidth / kStepWarps, kBlocks = kColumns / 8;  // columns of O of a warp
-  const StepContext c = step.s.context;
-  if (c.runs == 0) return grid_wait();
-  const int begin = c.begin, end = c.end, heads = c.heads;
+  constexpr int kSteps = kRowWidth / 16 / kScoreParts;                         // of a warp's part of a row
+  constexpr int kColumns = kLatentWidth / kStepWarps, kTiles = kColumns / 16;  // of O of a warp
+  const StepContext& c = step.s.context;
+  const int runs = c.runs, heads = c.heads;
+  if (runs == 0) return grid_wait();
   const auto* pages = static_cast<const unsigned char*>(step.s.p.cache.pages) + layer * step.s.p.layer_stride;
-  // Queries, two tiles of the cache, scratch.
-  const std::uint32_t cache = step.s.x + (heads * kCacheStride + 127) / 128 * 128;
-  const std::uint32_t scores = cache + 2 * kCacheTile, weights = scores + kStepHeads * kScoreRow * 4,
-                      factors = weights + kStepHeads * kWeightRow;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q4 = lane % 4;
-  const int tiles = (heads + 15) / 16;
-  const auto token_of = [&](int run) { return c.token + run * kStepTokens; };
+  const PiecePlaces places(step.s.p.heads);
+  const std::uint32_t scores = step.s.x + places.scores, weights = step.s.x + places.weights,
+                      factors = step.s.x + places.factors;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
 
-  CacheTile<kCodec> tile;
-  tile.load(pages, c.seq, c.token, begin, end, cache);
+  CacheTile<kCodec> tile{step.s.x + places.tiles};
+  tile.seek(c.token);
+  tile.load(pages, c.token, 0);
+  tile.seek(c.token + kStepTokens);
   grid_wait();  // for the queries; the cache was filled two barriers ago
-  stage_queries<kCodec>(c.first_head, heads);
-  float acc[2][kBlocks][4] = {};
-  float top[kMine], sum[kMine];  // of this warp's heads
+  stage_queries<kCodec, kEights>();
+  step_sync();
+  const int m = warp % 2 * 16, part = warp / 2;
+  std::uint32_t q[kEights][kSteps][2];
 #pragma unroll
-  for (int i = 0; i < kMine; ++i) top[i] = -INFINITY, sum[i] = 0;
-  for (int b = 0; b < c.runs; ++b) {
-    const std::uint32_t here = cache + b % 2 * kCacheTile, next = cache + (b + 1) % 2 * kCacheTile;
-    tile.finish(token_of(b), begin, end, here);
-    step_sync();
-    if (b + 1 < c.runs) tile.load(pages, c.seq, token_of(b + 1), begin, end, next);
+  for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const std::uint32_t from =
+          step.s.x + static_cast<std::uint32_t>((8 * j + g) * kCacheStride + (part * kSteps + i) * 32 + t * 4);
+      q[j][i][0] = lds32(from);
+      q[j][i][1] = lds32(from + 16);
+    }
+  }
+  const TilePlaces at(part * (kSteps * 32), warp * (kColumns * 2));
+  float acc[kTiles][kEights][4] = {};
+  float top[kEights], sum[kEights];  // of this warp's heads, warp + 8 i; sum: of this lane's tokens
+#pragma unroll
+  for (int i = 0; i < kEights; ++i) top[i] = -INFINITY, sum[i] = 0;
+#pragma unroll 1
+  for (int b = 0; b < runs; ++b) {
+    const int token = c.token + b * kStepTokens;
+    const std::uint32_t here = tile.finish(token, b);
+    if (b + 1 < runs) {
+      tile.load(pages, token + kStepTokens, b + 1);
+      tile.seek(token + 2 * kStepTokens);
+    }
 
-    // S. With one tile of heads only, two warps share a product's contraction, and softmax adds their halves.
-    const bool halves = tiles == 1;
-    const int m = warp % 2 * 16, n = warp / 2 * 8;
-    float dots[4][4] = {};
-    const std::uint32_t a_at = step.s.x + ((halves ? 0 : m) + lane % 16) * kCacheStride + lane / 16 * 16;
-    const std::uint32_t b_at = here + (n + lane % 8) * kCacheStride + lane / 8 * 16;
+    {  // S
+      float dots[kEights][4] = {};
+      std::uint32_t a[kSteps][4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (halves && half != warp % 2) continue;
+      for (int i = 0; i < kSteps; ++i) ldmatrix4(a[i], here + at.rows + i * 32);
 #pragma unroll
-      for (int i = 0; i < kRowWidth / 64; ++i) {
-        const int k = half * (kRowWidth / 64) + i;
-        std::uint32_t a0[4], a1[4], kv[4];
-        ldmatrix4(a0, a_at + k * 64);
-        ldmatrix4(a1, a_at + k * 64 + 32);
-        ldmatrix4(kv, b_at + k * 64);
-        mma(dots[k % 2 * 2], a0[0], a0[1], a0[2], a0[3], kv[0], kv[1]);
-        mma(dots[k % 2 * 2 + 1], a1[0], a1[1], a1[2], a1[3], kv[2], kv[3]);
+      for (int i = 0; i < kSteps; ++i) {
+#pragma unroll
+        for (int j = 0; j < kEights; ++j) product(dots[j], a[i], q[j][i][0], q[j][i][1]);
+      }
+#pragma unroll
+      for (int j = 0; j < kEights; ++j) {
+        const std::uint32_t to =
+            scores + static_cast<std::uint32_t>(((part * kStepHeads + 8 * j + 2 * t) * kScoreRow + m + g) * 4);
+        sts32(to, __float_as_uint(dots[j][0]));
+        sts32(to + kScoreRow * 4, __float_as_uint(dots[j][1]));
+        sts32(to + 32, __float_as_uint(dots[j][2]));
+        sts32(to + kScoreRow * 4 + 32, __float_as_uint(dots[j][3]));
       }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) dots[0][i] = ((dots[0][i] + dots[1][i]) + (dots[2][i] + dots[3][i])) * kStepScale;
-    const std::uint32_t at = scores + ((m + g) * kScoreRow + n + 2 * q4) * 4;
-    sts64(at, __float_as_uint(dots[0][0]), __float_as_uint(dots[0][1]));
-    sts64(at + 8 * kScoreRow * 4, __float_as_uint(dots[0][2]), __float_as_uint(dots[0][3]));
     step_sync();
 
-    // Softmax
-    const int token = token_of(b) + lane;
-    const bool seen = token >= begin && token < end;
-    if (warp * kMine < 16 * tiles) {
-      float best[kMine], weight[kMine], factor[kMine], total[kMine];
+    {  // Softmax
+      const bool seen = token + lane >= c.begin && token + lane < c.end;
+      float best[kEights], weight[kEights];
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        const std::uint32_t score = scores + ((warp * kMine + i) * kScoreRow + lane) * 4;
-        float v = __uint_as_float(lds32(score));
-        if (halves) v += __uint_as_float(lds32(score + 16 * kScoreRow * 4));
-        best[i] = weight[i] = seen ? v : -INFINITY;
+      for (int i = 0; i < kEights; ++i) {
+        float v[kScoreParts];
+#pragma unroll
+        for (int k = 0; k < kScoreParts; ++k)
+          v[k] = __uint_as_float(
+              lds32(scores + static_cast<std::uint32_t>(((k * kStepHeads + warp + 8 * i) * kScoreRow + lane) * 4)));
+        best[i] = weight[i] = seen ? ((v[0] + v[1]) + (v[2] + v[3])) * kStepScale : -INFINITY;
       }
 #pragma unroll
       for (int d = 16; d > 0; d >>= 1) {
 #pragma unroll
-        for (int i = 0; i < kMine; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
+        for (int i = 0; i < kEights; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
       }
 #pragma unroll
-      for (int i = 0; i < kMine; ++i) {
+      for (int i = 0; i < kEights; ++i) {
         best[i] = fmaxf(best[i], top[i]);
         const bool any = best[i] > -INFINITY;
-        factor[i] = any ? exp2f(top[i] - best[i]) : 1.0F;
-        const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? exp2f(weight[i] - best[i]) : 0.0F);
-        asm volatile("st.shared.b16 [%0], %1;" ::"r"(weights + (warp * kMine + i) * kWeightRow + lane * 2),
-                     "h"(__bfloat16_as_ushort(rounded))
-                     : "memory");
-        total[i] = __bfloat162float(rounded);
+        const float factor = any ? power_of_two(top[i] - best[i]) : 1.0F;
+        const __nv_bfloat16 rounded = __float2bfloat16_rn(any ? power_of_two(weight[i] - best[i]) : 0.0F);
+        sts16(weights + static_cast<std::uint32_t>((warp + 8 * i) * kWeightRow + lane * 2),
+              __bfloat16_as_ushort(rounded));
+        if (lane == 0) sts32(factors + static_cast<std::uint32_t>(warp + 8 * i) * 4, __float_as_uint(factor));
+        sum[i] = fmaf(sum[i], factor, __bfloat162float(rounded));
         top[i] = best[i];
-      }
-#pragma unroll
-      for (int d = 16; d > 0; d >>= 1) {
-#pragma unroll
-        for (int i = 0; i < kMine; ++i) total[i] += __shfl_xor_sync(0xffffffffU, total[i], d);
-      }
-#pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        sum[i] = sum[i] * factor[i] + total[i];
-        if (lane == i) sts32(factors + (warp * kMine + i) * 4, __float_as_uint(factor[i]));
       }
     }
     step_sync();
 
     // O
+    std::uint32_t p[kStepTokens / 16][kEights][2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (i >= tiles) break;
-      const float f0 = __uint_as_float(lds32(factors + (16 * i + g) * 4)),
-                  f1 = __uint_as_float(lds32(factors + (16 * i + g + 8) * 4));
+    for (int j = 0; j < kEights; ++j) {
+      const float2 f = lds_pair(factors + static_cast<std::uint32_t>(8 * j + 2 * t) * 4);
 #pragma unroll
-      for (int k = 0; k < kBlocks; ++k) acc[i][k][0] *= f0, acc[i][k][1] *= f0, acc[i][k][2] *= f1, acc[i][k][3] *= f1;
+      for (int i = 0; i < kTiles; ++i) {
+        acc[i][j][0] *= f.x, acc[i][j][1] *= f.y;
+        acc[i][j][2] *= f.x, acc[i][j][3] *= f.y;
+      }
+#pragma unroll
+      for (int k = 0; k < kStepTokens / 16; ++k) {
+        const std::uint32_t from = weights + static_cast<std::uint32_t>((8 * j + g) * kWeightRow + k * 32 + t * 4);
+        p[k][j][0] = lds32(from);
+        p[k][j][1] = lds32(from + 16);
+      }
     }
 #pragma unroll
     for (int k = 0; k < kStepTokens / 16; ++k) {
-      std::uint32_t a[2][4];
+      std::uint32_t a[kTiles][4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (i < tiles) ldmatrix4(a[i], weights + (16 * i + lane % 16) * kWeightRow + k * 32 + lane / 16 * 16);
-      }
+      for (int i = 0; i < kTiles; ++i)
+        ldmatrix4_trans(a[i], here + at.columns + static_cast<std::uint32_t>(k * 16 * kCacheStride + i * 32));
 #pragma unroll
-      for (int j = 0; j < kBlocks / 2; ++j) {
-        std::uint32_t v[4];
-        ldmatrix4_trans(v, here + (k * 16 + lane / 8 % 2 * 8 + lane % 8) * kCacheStride +
-                               (warp * kColumns + j * 16) * 2 + lane / 16 * 16);
+      for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (i >= tiles) break;
-          mma(acc[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], v[0], v[1]);
-          mma(acc[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], v[2], v[3]);
-        }
+        for (int j = 0; j < kEights; ++j) product(acc[i][j], a[i], p[k][j][0], p[k][j][1]);
       }
     }
   }
 
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int j = 0; j < kEights; ++j) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int h = 16 * i + 8 * half + g;
-      if (h >= heads) continue;
-      float* out = step.s.p.partial + piece_row(c.piece, c.first_head + h) * kLatentWidth + warp * kColumns + 2 * q4;
+    for (int e = 0; e < 2; ++e) {
+      const int head = 8 * j + 2 * t + e;
+      if (head >= heads) continue;
+      float* out = step.s.p.partial + piece_row(c.piece, c.first_head + head) * kLatentWidth + warp * kColumns + g;
 #pragma unroll
-      for (int k = 0; k < kBlocks; ++k)
-        *reinterpret_cast<float2*>(out + 8 * k) = {acc[i][k][2 * half], acc[i][k][2 * half + 1]};
+      for (int i = 0; i < kTiles; ++i) {
+        out[16 * i] = acc[i][j][e];
+        out[16 * i + 8] = acc[i][j][2 + e];
+      }
     }
   }
-  if (lane == 0) {
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const int h = warp * kMine + i;
-      if (h < heads) step.s.p.partial_ml[piece_row(c.piece, c.first_head + h)] = {top[i], sum[i]};
-    }
+  for (int i = 0; i < kEights; ++i) {
+    const float all = warp_sum(sum[i]);
+    const int head = warp + 8 * i;
+    if (lane == 0 && head < heads) step.s.p.partial_ml[piece_row(c.piece, c.first_head + head)] = {top[i], all};
   }
 }
 
+template <KvCodec kCodec, class P>
+__device__ __forceinline__ void attend_piece_of(int layer) {
+  if (step.s.context.heads <= 8) {
+    attend_piece<kCodec, 1>(layer);
+  } else if constexpr (P::kKnown) {
+    attend_piece<kCodec, (P::kHeads + 7) / 8>(layer);
+  } else {
+    attend_piece<kCodec, kStepHeads / 8>(layer);
+  }
+}
+template <class P>
 __device__ __forceinline__ void attend_piece_any(int layer) {
   switch (step.s.p.cache.codec) {
     case KvCodec::kFp8:
-      return attend_piece<KvCodec::kFp8>(layer);
+      return attend_piece_of<KvCodec::kFp8, P>(layer);
     case KvCodec::kInt8:
-      return attend_piece<KvCodec::kInt8>(layer);
+      return attend_piece_of<KvCodec::kInt8, P>(layer);
     case KvCodec::kInt4:
-      return attend_piece<KvCodec::kInt4>(layer);
+      return attend_piece_of<KvCodec::kInt4, P>(layer);
     default:
-      return attend_piece<KvCodec::kBF16>(layer);
+      return attend_piece_of<KvCodec::kBF16, P>(layer);
   }
 }
 

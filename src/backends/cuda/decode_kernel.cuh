@@ -75,7 +75,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
     step_sync();  // attention's tiles lie where its sums do
     if (l + 1 < step.s.p.n_layers) fetch_layer(l + 1);
   } else if (s == StepStage::kAttend) {
-    attend_piece_any(l);
+    attend_piece_any<P>(l);
     grid_arrive();
     if (step.s.context.merge) {
       grid_wait();

@@ -100,6 +100,20 @@ __device__ __forceinline__ void load_experts(const StepLayer& layer) {
   __syncwarp();
 }
 
+// W_UK, which the working threads load for themselves, into the second-level cache: else they wait for it behind all
+// that the ring has asked for. A block asks for a part of its head's.
+__device__ __forceinline__ void prefetch_keys(const StepLayer& layer) {
+  if (threadIdx.x % 32 != 0) return;
+  constexpr int kLines = kNopeWidth * kLatentWidth * 2 / 128;
+  const int blocks = static_cast<int>(gridDim.x) / step.s.p.heads, head = static_cast<int>(blockIdx.x) / blocks,
+            rank = static_cast<int>(blockIdx.x) - head * blocks;
+  if (head >= step.s.p.heads) return;
+  const int first = kLines * rank / blocks, last = kLines * (rank + 1) / blocks;
+  const char* from = static_cast<const char*>(layer.kv_b) +
+                     (static_cast<std::int64_t>(head) * (kNopeWidth + kQkWidth) * kLatentWidth * 2 + first * 128);
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"((last - first) * 128) : "memory");
+}
+
 // The token's experts and their weights, once all blocks have announced their scores.
 __device__ __forceinline__ void choose(const StepLayer& layer, unsigned epoch) {
   const int lane = threadIdx.x % 32, n = layer.n_experts;
@@ -157,6 +171,7 @@ __device__ __forceinline__ void load_all() {
     const StepLayer& layer = step.s.ahead[l & 1];
     const unsigned scored = epoch + (kScoreBarrier + merges) * gridDim.x;
     const bool routed = layer.n_experts > 0;
+    prefetch_keys(layer);
     if (!P::kKnown || routed) {
       load_layer(l, LayerView<P>{layer, P::kKnown || routed}, scored, ring);
     } else {

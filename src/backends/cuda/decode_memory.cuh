@@ -205,6 +205,9 @@ __device__ __forceinline__ float2 lds_pair(std::uint32_t address) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
   return v;
 }
+__device__ __forceinline__ void sts16(std::uint32_t address, std::uint32_t v) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(static_cast<std::uint16_t>(v)) : "memory");
+}
 __device__ __forceinline__ void sts64(std::uint32_t address, std::uint32_t a, std::uint32_t b) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
 }

@@ -58,7 +58,7 @@ int fixed_shared_bytes() {
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
   const int down = std::max(rows(s.top_k, s.expert_inner) + rows(1, s.shared_inner), rows(1, s.dense_inner));
-  const int attend = (s.heads * kCacheStride + 127) / 128 * 128 + 2 * kCacheTile + kAttendScratch;
+  const int attend = PiecePlaces(s.heads).bytes;
   const int keys = kNopeWidth * 4 + kStepThreads * 32;
   StepSizes z{};
   const int values = rows(1, kLatentWidth) + kStepWarps * kLatentWidth * 4;
