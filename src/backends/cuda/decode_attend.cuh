@@ -215,10 +215,12 @@ __device__ __forceinline__ void attend_piece(int layer) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
 
   CacheTile<kCodec> tile{step.s.x + places.tiles};
+  const bool early = c.token + kStepTokens < c.end;
   tile.seek(c.token);
-  tile.load(pages, c.token, 0);
+  if (early) tile.load(pages, c.token, 0);
+  grid_wait();  // for the queries, and for this token's row of the cache
+  if (!early) tile.load(pages, c.token, 0);
   tile.seek(c.token + kStepTokens);
-  grid_wait();  // for the queries; the cache was filled two barriers ago
   stage_queries<kCodec, kEights>();
   step_sync();
   const int m = warp % 2 * 16, part = warp / 2;

@@ -85,7 +85,6 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
     if (!P::kKnown) step_sync();                                       // notes lie where its tiles do
   } else if (s == StepStage::kQuery && blockIdx.x == gridDim.x - 1) {  // this token's row of the cache
     append_row(l);
-    grid_arrive();
   } else if (has_stage(s, v)) {
     work_stage(s, v, ring, experts, kept);
   }

@@ -36,7 +36,8 @@ __device__ __forceinline__ unsigned char* cache_row(int layer, int slot) {
   auto* pages = static_cast<unsigned char*>(const_cast<void*>(step.s.p.cache.pages)) + layer * step.s.p.layer_stride;
   return pages + slot / kPageRows * step.s.p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
 }
-// The token's latent, normed, and its rotary key go into the cache. By one block.
+// The token's latent, normed, and its rotary key go into the cache. By one block, which arrives in between: a short
+// codec takes a warp longer than other blocks' queries take, and attention is two barriers away.
 __device__ __forceinline__ void append_row(int layer) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
   static_assert(2 * kStepThreads == kLatentWidth, "two numbers a thread");
@@ -54,6 +55,7 @@ __device__ __forceinline__ void append_row(int layer) {
     step.s.kv_row[kLatentWidth + 2 * tid + 1] = u.x * r.y + u.y * r.x;
   }
   step_sync();
+  grid_arrive();
   const std::int32_t slot = step.s.p.slots[0];
   if (tid >= 32 || slot < 0) return;
   switch (step.s.p.cache.codec) {
