@@ -68,6 +68,8 @@ __device__ __forceinline__ std::int64_t piece_row(int piece, int head) {
   return static_cast<std::int64_t>(piece) * step.s.p.heads + head;
 }
 
+__device__ __forceinline__ bool sees(int token) { return token >= step.s.context.begin && token < step.s.context.end; }
+
 // Runs of 32 rows of the cache, copied a run ahead: BF16 rows into two tiles in turn; the bytes of short codecs, which
 // lie one behind the other, into two places behind one tile, and from there into it. Which page a run lies in is asked
 // for another run ahead.
@@ -102,7 +104,7 @@ struct CacheTile {
       const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
-        const bool valid = seen(token + first + i);
+        const bool valid = sees(token + first + i);
         const unsigned char* from = rows + (first + i) * kRowBytes + lane * 16;
         const std::uint32_t to = tile_of(run) + static_cast<std::uint32_t>((first + i) * kCacheStride + lane * 16);
 #pragma unroll
@@ -124,7 +126,7 @@ struct CacheTile {
 #pragma unroll
       for (int i = 0; i < kRowsAWarp; ++i) {
         RowPart part{};
-        if (seen(token + first + i)) {
+        if (sees(token + first + i)) {
           part = decode_part<kCodec>(raw_part<kCodec>(bytes + (first + i) * kRowBytes, lane), lane);
         }
         const std::uint32_t to = tiles + static_cast<std::uint32_t>((first + i) * kCacheStride);
@@ -138,25 +140,11 @@ struct CacheTile {
   }
 
  private:
-  __device__ __forceinline__ static bool seen(int token) {
-    return token >= step.s.context.begin && token < step.s.context.end;
-  }
   __device__ __forceinline__ std::uint32_t tile_of(int run) const {
     return tiles + static_cast<std::uint32_t>(kShort ? 0 : run % 2 * kCacheTile);
   }
   __device__ __forceinline__ std::uint32_t bytes_of(int run) const {
     return tiles + static_cast<std::uint32_t>(kCacheTile + run % 2 * kRunBytes);
-  }
-};
-
-// Where a warp's lanes read a tile: sixteen tokens from column byte `part` on for scores, and columns from byte
-// `column` on, transposed, for the answer.
-struct TilePlaces {
-  std::uint32_t rows, columns;
-  __device__ __forceinline__ TilePlaces(int part, int column) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    rows = static_cast<std::uint32_t>((warp % 2 * 16 + lane % 16) * kCacheStride + part + lane / 16 * 16);
-    columns = static_cast<std::uint32_t>((lane / 16 * 8 + lane % 8) * kCacheStride + column + lane / 8 % 2 * 16);
   }
 };
 
@@ -235,7 +223,11 @@ __device__ __forceinline__ void attend_piece(int layer) {
       q[j][i][1] = lds32(from + 16);
     }
   }
-  const TilePlaces at(part * (kSteps * 32), warp * (kColumns * 2));
+  // Where lanes read a tile: tokens for S, and transposed for O.
+  const auto of_tokens =
+      static_cast<std::uint32_t>((m + lane % 16) * kCacheStride + part * (kSteps * 32) + lane / 16 * 16);
+  const auto of_columns =
+      static_cast<std::uint32_t>((lane / 16 * 8 + lane % 8) * kCacheStride + warp * (kColumns * 2) + lane / 8 % 2 * 16);
   float acc[kTiles][kEights][4] = {};
   float top[kEights], sum[kEights];  // of this warp's heads, warp + 8 i; sum: of this lane's tokens
 #pragma unroll
@@ -253,7 +245,7 @@ __device__ __forceinline__ void attend_piece(int layer) {
       float dots[kEights][4] = {};
       std::uint32_t a[kSteps][4];
 #pragma unroll
-      for (int i = 0; i < kSteps; ++i) ldmatrix4(a[i], here + at.rows + i * 32);
+      for (int i = 0; i < kSteps; ++i) ldmatrix4(a[i], here + of_tokens + i * 32);
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
 #pragma unroll
@@ -272,7 +264,7 @@ __device__ __forceinline__ void attend_piece(int layer) {
     step_sync();
 
     {  // Softmax
-      const bool seen = token + lane >= c.begin && token + lane < c.end;
+      const bool seen = sees(token + lane);
       float best[kEights], weight[kEights];
 #pragma unroll
       for (int i = 0; i < kEights; ++i) {
@@ -325,7 +317,7 @@ __device__ __forceinline__ void attend_piece(int layer) {
       std::uint32_t a[kTiles][4];
 #pragma unroll
       for (int i = 0; i < kTiles; ++i)
-        ldmatrix4_trans(a[i], here + at.columns + static_cast<std::uint32_t>(k * 16 * kCacheStride + i * 32));
+        ldmatrix4_trans(a[i], here + of_columns + static_cast<std::uint32_t>(k * 16 * kCacheStride + i * 32));
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
 #pragma unroll

@@ -105,13 +105,13 @@ __device__ __forceinline__ void load_experts(const StepLayer& layer) {
 __device__ __forceinline__ void prefetch_keys(const StepLayer& layer) {
   if (threadIdx.x % 32 != 0) return;
   constexpr int kLines = kNopeWidth * kLatentWidth * 2 / 128;
-  const int blocks = static_cast<int>(gridDim.x) / step.s.p.heads, head = static_cast<int>(blockIdx.x) / blocks,
-            rank = static_cast<int>(blockIdx.x) - head * blocks;
-  if (head >= step.s.p.heads) return;
-  const int first = kLines * rank / blocks, last = kLines * (rank + 1) / blocks;
-  const char* from = static_cast<const char*>(layer.kv_b) +
-                     (static_cast<std::int64_t>(head) * (kNopeWidth + kQkWidth) * kLatentWidth * 2 + first * 128);
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"((last - first) * 128) : "memory");
+  const Range lines = share_of_head(kLines, 1);
+  if (lines.begin == lines.end) return;
+  const int head = lines.begin / kLines;
+  const char* from = static_cast<const char*>(layer.kv_b) + lines.begin * 128 +
+                     static_cast<std::int64_t>(head) * kQkWidth * kLatentWidth * 2;  // behind W_UV of the heads before
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"((lines.end - lines.begin) * 128)
+               : "memory");
 }
 
 // The token's experts and their weights, once all blocks have announced their scores.
