@@ -28,6 +28,17 @@ std::vector<std::string> tables() {
   return names;
 }
 
+// Tables whose attention is in 16-bit codes.
+bool has_codes(const std::string& isa) { return isa == "avx2" || isa.starts_with("avx512bf16"); }
+
+// Channels of 12 times the size, as real latents have, and larger rotary parts; one row of zeros.
+void usual_row(std::int64_t j, std::mt19937& rng, float* row) {
+  std::normal_distribution<float> normal;
+  for (std::int64_t c = 0; c < kKvRow; ++c)
+    row[c] = j == 17 ? 0 : normal(rng) * (c % 97 == 5 ? 12.0F : c >= kLatent ? 4.0F : 1.0F);
+}
+using RowMaker = void (*)(std::int64_t j, std::mt19937& rng, float* row);
+
 // Pages in descending order; slots without a token are all ones, which is NaN in every codec.
 struct Cache {
   KvCodec codec;
@@ -35,15 +46,12 @@ struct Cache {
   std::vector<std::int32_t> table;
   std::vector<float> values = std::vector<float>(kPositions * kKvRow);  // as decoded
 
-  // Channels of 12 times the size, as real latents have, and larger rotary parts.
-  explicit Cache(KvCodec of) : codec(of) {
+  explicit Cache(KvCodec of, RowMaker make = usual_row) : codec(of) {
     for (std::int32_t p = 0; p < kPages; ++p) table.push_back(static_cast<std::int32_t>(kPages) - 1 - p);
     std::mt19937 rng(3);
-    std::normal_distribution<float> normal;
     for (std::int64_t j = 0; j < kPositions; ++j) {
       float row[kKvRow];
-      for (std::int64_t c = 0; c < kKvRow; ++c)
-        row[c] = j == 17 ? 0 : normal(rng) * (c % 97 == 5 ? 12.0F : c >= kLatent ? 4.0F : 1.0F);
+      make(j, rng, row);
       encode_kv_row(codec, row, at(j));
       decode_kv_row(codec, at(j), values.data() + j * kKvRow);
     }
@@ -132,10 +140,40 @@ TEST(CpuAttend, CodesLoseNoMoreThanACacheOfHalves) {
     Cache cache(codec);
     const std::vector<double> expected = queries.exact(cache);
     for (const std::string& isa : tables()) {
-      const bool codes = isa.starts_with("avx512bf16") && codec != KvCodec::kF32;
+      const bool codes = has_codes(isa) && codec != KvCodec::kF32;
       const double lost = nmse(queries.run(isa, cache, 0, kQueries), expected);
       EXPECT_LT(lost, codes ? 1.5 * halves : 1e-11) << isa << ", " << kv_codec_name(codec);
       if (codes) std::printf("  %s, %s: %.1e, halves %.1e\n", isa.c_str(), kv_codec_name(codec).data(), lost, halves);
+    }
+  }
+}
+
+// Rows, queries and weights whose codes add up to the most that a lane may hold, all of one sign; then as few values as
+// possible, which are limited by the largest code instead. A sum that overflowed would be wrong in its first digit.
+TEST(CpuAttend, TheLargestSumsFit) {
+  const RowMaker even = [](std::int64_t j, std::mt19937&, float* row) {
+    for (std::int64_t c = 0; c < kKvRow; ++c)
+      row[c] = ((c * 7 + 3) % 5 < 2 ? -1.0F : 1.0F) * (j % 3 == 0 ? 1.0F : 3.0F);
+  };
+  const RowMaker single = [](std::int64_t j, std::mt19937&, float* row) {
+    std::fill(row, row + kKvRow, 0.0F);
+    row[5] = row[kLatent + 3] = j == 100 ? 8.0F : 1.0F;
+  };
+  for (const RowMaker make : {even, single}) {
+    for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kFp8}) {
+      Cache cache(codec, make);
+      Queries queries;
+      for (std::int64_t i = 0; i < kQueries; ++i) {  // the signs of row 0, so that all products are positive
+        for (std::int64_t c = 0; c < kKvRow; ++c) {
+          const float sign = cache.values[c] > 0 ? 1.0F : cache.values[c] < 0 ? -1.0F : 0.0F;
+          queries.q[i * kKvRow + c] = sign * (make == single ? 2.0F : i % 2 == 0 ? 1.0F / 4096 : 1.0F / 256);
+        }
+      }
+      const std::vector<double> expected = queries.exact(cache);
+      for (const std::string& isa : tables()) {
+        const double lost = nmse(queries.run(isa, cache, 0, kQueries), expected);
+        EXPECT_LT(lost, has_codes(isa) ? 1e-7 : 1e-11) << isa << ", " << kv_codec_name(codec);
+      }
     }
   }
 }

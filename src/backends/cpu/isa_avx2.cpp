@@ -4,6 +4,7 @@
 
 #define GLINT_ISA avx2
 #define GLINT_SIMD "backends/cpu/simd_avx2.hpp"
+#define GLINT_WORDS 1
 #include "backends/cpu/kernels.inl.hpp"
 
 namespace glint::cpu {

@@ -6,6 +6,7 @@
 #define GLINT_SIMD "backends/cpu/simd_avx512.hpp"
 #define GLINT_DOT_BF16 1
 #define GLINT_VNNI 1
+#define GLINT_WORDS 1
 #include "backends/cpu/kernels.inl.hpp"
 
 namespace glint::cpu {

@@ -3,6 +3,7 @@
 //   GLINT_SIMD      its vector wrapper
 //   GLINT_DOT_BF16  if BF16 weights are multiplied as bfloat16
 //   GLINT_VNNI      if AVX-512 VNNI multiplies codes: of block formats, of BF16 weights and of attention
+//   GLINT_WORDS     if attention multiplies 16-bit codes; with GLINT_VNNI it must
 // and is compiled with its own flags (isa.cmake). Rules for this code: no standard library templates and no inline
 // functions from outside the namespace (their out-of-line copies, built for this instruction set, could be linked into
 // code for every machine), and no contraction of a·b+c, which would let a row's bits depend on the tile it is in.
@@ -24,6 +25,10 @@ void dot_whole(const DotArgs& a);
 
 #include "backends/cpu/linear.inl.hpp"
 
+#ifdef GLINT_WORDS
+#include "backends/cpu/words.inl.hpp"
+#endif
+
 #ifdef GLINT_VNNI
 #include "backends/cpu/words_vnni.inl.hpp"
 
@@ -42,8 +47,8 @@ void dot_whole(const DotArgs& a);
 
 #include "backends/cpu/attend.inl.hpp"
 
-#ifdef GLINT_VNNI
-#include "backends/cpu/attend_vnni.inl.hpp"
+#ifdef GLINT_WORDS
+#include "backends/cpu/attend_words.inl.hpp"
 #endif
 
 #ifdef GLINT_DOT_BF16
@@ -81,6 +86,8 @@ constexpr Table make_table(const char* name) {
 #ifdef GLINT_VNNI
   t.dots_words = true;
   t.encode_words = encode_words;
+#endif
+#ifdef GLINT_WORDS
   t.attend = attend_codes;
 #else
   t.attend = attend;

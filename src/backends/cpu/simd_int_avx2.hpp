@@ -79,3 +79,5 @@ inline V spread_factors(const float* p, const int (&lane_group)[kLanes]) {
     return _mm256_permutevar_ps(_mm256_castsi256_ps(both), _mm256_srli_epi32(group, 1));
   }
 }
+
+#include "backends/cpu/simd_words_avx2.hpp"

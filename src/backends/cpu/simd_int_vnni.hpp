@@ -143,3 +143,5 @@ inline I permute_lanes(I v, const std::int32_t (&from)[kLanes]) {
     v[4 * q + 3] = _mm512_unpackhi_epi64(b, d);
   }
 }
+
+#include "backends/cpu/simd_words_vnni.hpp"

@@ -14,37 +14,7 @@
 //
 // What this loses is a hundredth of what bfloat16 activations lose (docs/experiments/2026-11-29-cpu-many-rows.md).
 
-using Code = std::int16_t;
-
-inline constexpr float kRowMost = 16383;        // 2^14 - 1
-inline constexpr float kCodeMost = 32760;       // of x
-inline constexpr float kLaneSum = 131000;       // of x
-inline constexpr float kTiniest = 0x1p-100F;    // what is smaller counts as zero: inverses stay finite
-inline constexpr std::int64_t kLaneCodes = 64;  // that one sum of a lane takes at most
-inline constexpr std::int64_t kSlack = 8;       // kLaneSum itself is met up to the rounding of fp32 sums
-static_assert((static_cast<std::int64_t>(kLaneSum) + kLaneCodes / 2 + kSlack) * static_cast<std::int64_t>(kRowMost) <
-              (std::int64_t{1} << 31));
-static_assert(kWordBlock <= kLaneCodes && kCodeMost + 1 < 32768);
-
-inline I add_products(I c, I a, I b) {
-#ifdef __AVX512VNNI__
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));  // GCC 12 copies each sum around the intrinsic
-  return c;
-#else
-  return _mm512_dpwssd_epi32(c, a, b);
-#endif
-}
-inline V magnitude(V v) {
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)));
-}
-inline float highest(V v) {
-  const __m256 half =
-      _mm256_max_ps(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
-  __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
-}
-inline float not_a_number() { return __builtin_nanf(""); }
+static_assert(kWordBlock <= kLaneCodes);
 
 // round(v · by) in the low half of each lane, whatever in the high one: |v · by| < 2^15.
 inline I low_words(V v, V by) { return as_ints(fma(v, by, set1(12582912.0F))); }
