@@ -77,7 +77,7 @@ class Layers {
     ModelConfig c;
     c.hidden = s.hidden, c.n_layers = kLayers, c.n_heads = s.heads, c.q_lora = s.q_lora, c.dense_inner = s.dense;
     c.expert_inner = s.inner, c.n_experts = s.experts, c.n_shared_experts = 1, c.top_k = s.top_k;
-    c.first_dense_layers = 1, c.routed_scale = 1.8F, c.vocab = kVocab, c.max_positions = 8192;
+    c.first_dense_layers = 1, c.routed_scale = 1.8F, c.vocab = kVocab, c.max_positions = 16384;
     return c;
   }
   void floats(std::int64_t n, float scale, Shape shape, ConstView* d, ConstView* h) {
@@ -148,7 +148,7 @@ std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec
     contexts.push_back(s.context);
   }
   const auto rows = static_cast<std::int64_t>(ids.size());
-  Model model(weights, ops, {.max_rows = 8, .max_logits = 8, .max_context = 8192, .window_tokens = window});
+  Model model(weights, ops, {.max_rows = 8, .max_logits = 8, .max_context = 16384, .window_tokens = window});
   KvStore store(ops, {.n_layers = kLayers, .n_pages = n_pages, .codec = codec});
   Random random(99);
   const auto filling = random.normals(kPageTokens * kKvRow, 1.0F);
@@ -162,6 +162,18 @@ std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec
                       .slots = static_cast<const std::int32_t*>(b.data()),
                       .pages = store.layer(l)});
     ops.synchronize();
+  }
+  // Rows that nobody owns: not a number, where the codec has that.
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    const std::int32_t used = sequences[s].context, last = (used - 1) / kPageTokens;
+    const std::int64_t row_bytes = kv_row_bytes(codec), owned = used - last * kPageTokens;
+    const std::vector<std::uint8_t> poison(static_cast<std::size_t>((kPageTokens - owned) * row_bytes), 0xff);
+    for (std::int64_t l = 0; l < kLayers; ++l) {
+      const KvPages pages = store.layer(l);
+      const std::int32_t page = table[s * static_cast<std::size_t>(max_pages) + static_cast<std::size_t>(last)];
+      auto* to = static_cast<std::uint8_t*>(pages.base) + page * pages.page_stride_bytes + owned * row_bytes;
+      if (!poison.empty()) ops.upload(to, poison.data(), poison.size());
+    }
   }
   const auto on_device = [&](const std::vector<std::int32_t>& v) { return to_device(ops, v.data(), v.size() * 4); };
   const Buffer b_ids = on_device(ids), b_positions = on_device(positions), b_slots = on_device(slots),
@@ -236,9 +248,12 @@ TEST(DecodeStep, EveryWeightFormat) {
 TEST(DecodeStep, TheRealSizes) {
   NEED_GPU();
   compare(kReal, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, kBatches);
-  compare(kReal, "int8-channel", "int8-channel", "int8-channel", KvCodec::kInt8, 0, {{{700, 1}}});
-  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kBF16, 0, {{{1, 1}}, {{700, 1}}});
-  compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{70, 1}}, {{2500, 1}}});
+  for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
+    compare(kReal, "bf16", "bf16", "bf16", codec, 0, {{{333, 1}}});
+    compare(kReal, "int8-channel", "int8-channel", "int8-channel", codec, 0, {{{700, 1}}});
+    compare(kReal, "int4-g64", "int4-g64", "int4-g64", codec, 0, {{{1, 1}}, {{700, 1}}});
+    compare(kReal, "int8-channel", "int8-channel", "int4-g64", codec, 0, {{{70, 1}}, {{2500, 1}}});
+  }
 }
 
 // Formats with minima or with scales of several rows go op by op, and so do steps of several rows.
@@ -263,6 +278,15 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
     compare(kSmall, "bf16", "bf16", "bf16", codec, 0, kBatches);
     compare(kSmall, "bf16", "bf16", "bf16", codec, 50, kBatches);
   }
+}
+
+// Pieces of all heads, several hundred tokens each: blocks of the grid that end within a page, or begin there.
+TEST(DecodeStep, LongContexts) {
+  NEED_GPU();
+  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{11003, 1}}});
+  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kFp8, 10500, {{{12077, 1}}});
+  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kInt8, 0, {{{11003, 1}}});
+  compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{10301, 1}}});
 }
 
 }  // namespace

@@ -29,11 +29,9 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  // All layers of a step of one row in one kernel, where the device and the weights allow it and the context has so
-  // many tokens at most. As measured on an H100 and an H200 this is where it is faster than the ops one by one
-  // (docs/experiments/2026-11-2*-cuda-decode-step*.md).
+  // All layers of a step of one row in one kernel, where the device and the weights allow it: faster than the ops one by
+  // one at every context that was measured (docs/experiments/2026-11-2*-cuda-decode-step*.md).
   bool one_kernel = true;
-  int one_kernel_tokens = 32768;
 };
 
 // Whether there is a driver and a device that this build has code for; otherwise says why not.

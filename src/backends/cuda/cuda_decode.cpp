@@ -170,7 +170,7 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
 bool CudaOps::decoder(const DecoderParams& p) {
   const std::int64_t rows = p.hidden.shape[0];
   if (decoder_.layers != p.layers.data() || decoder_.n_layers != p.layers.size() || p.layers.empty()) return false;
-  if (rows != 1 || p.batch.max_pages * kPageTokens > one_kernel_tokens_) return false;
+  if (rows != 1) return false;
   if (p.top_k > decoder_.shape.top_k) return false;
   if (p.pages.codec == KvCodec::kF32 || !supports(p.pages.codec)) return false;
   DecodeStep s = decoder_.shape;

@@ -32,8 +32,7 @@ Mat mat_of(const Weight& w) {
   return m;
 }
 
-CudaOps::CudaOps(const CudaOptions& options)
-    : device_(options), one_kernel_(options.one_kernel), one_kernel_tokens_(options.one_kernel_tokens) {
+CudaOps::CudaOps(const CudaOptions& options) : device_(options), one_kernel_(options.one_kernel) {
   for (cudaEvent_t& e : timer_) check(cudaEventCreate(&e), "event");
 }
 

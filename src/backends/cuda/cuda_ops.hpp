@@ -117,7 +117,6 @@ class CudaOps final : public Ops {
 
   Device device_;
   bool one_kernel_;
-  int one_kernel_tokens_;
   Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_, attend_present_;  // zero between calls

@@ -84,7 +84,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
     }
     if (!P::kKnown) step_sync();                                       // notes lie where its tiles do
   } else if (s == StepStage::kQuery && blockIdx.x == gridDim.x - 1) {  // this token's row of the cache
-    append_row(l);
+    append_row<P>(l);
   } else if (has_stage(s, v)) {
     work_stage(s, v, ring, experts, kept);
   }
@@ -104,8 +104,18 @@ __device__ __forceinline__ void work_each(std::integer_sequence<int, kStages...>
   }
 }
 template <class P>
-__device__ __forceinline__ void work_layer(int l, const LayerView<P>& v, StepRing& ring) {
-  work_each(std::make_integer_sequence<int, kStepStages>(), l, v, ring);
+__device__ __forceinline__ void work_layer(int l, const StepLayer& layer, StepRing& ring) {
+  const bool routed = layer.n_experts > 0;
+  if constexpr (!P::kKnown) {
+    work_each(AllStages(), l, LayerView<P>{layer, routed}, ring);
+  } else {
+    if constexpr (kStepShares) work_each(AttentionStages(), l, LayerView<P>{layer, true}, ring);
+    if (routed) {
+      work_each(OwnStages(), l, LayerView<P>{layer, true}, ring);
+    } else {
+      work_each(OwnStages(), l, LayerView<P>{layer, false}, ring);
+    }
+  }
 }
 
 template <class P>
@@ -114,15 +124,7 @@ __device__ __forceinline__ void work_layers() {
   StepRing ring;
   const int n_layers = step.s.p.n_layers;
 #pragma unroll 1
-  for (int l = 0; l < n_layers; ++l) {
-    const StepLayer& layer = step.s.layers[l & 1];
-    const bool routed = layer.n_experts > 0;
-    if (!P::kKnown || routed) {
-      work_layer(l, LayerView<P>{layer, P::kKnown || routed}, ring);
-    } else {
-      work_layer(l, LayerView<P>{layer, false}, ring);
-    }
-  }
+  for (int l = 0; l < n_layers; ++l) work_layer<P>(l, step.s.layers[l & 1], ring);
   step.s.trace.write(step.s.p.trace);
   normed_out();
 }
@@ -157,8 +159,8 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   if (tid < 2 * kStepStages) {  // the first layer's kind and the last one's are all there are
     const StepLayer& layer = p.layers[tid < kStepStages ? 0 : p.n_layers - 1];
     const int stage = tid % kStepStages;
-    const bool routed = layer.n_experts > 0;
-    plan_stage(static_cast<StepStage>(stage), LayerView<AnyStep>{layer, routed}, step.s.work[routed ? 1 : 0][stage]);
+    const LayerView<AnyStep> v{layer, layer.n_experts > 0};
+    plan_stage(static_cast<StepStage>(stage), v, work_of(static_cast<StepStage>(stage), v.routed));
   }
   for (int i = tid; i < 256; i += kStepBlock) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
   if (tid < 32) {
@@ -185,6 +187,21 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     }
   }
 #endif
+}
+
+// A known model's kernel for a codec.
+template <template <KvCodec> class P>
+const void* step_kernel_of(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kFp8:
+      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kFp8>>);
+    case KvCodec::kInt8:
+      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kInt8>>);
+    case KvCodec::kInt4:
+      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kInt4>>);
+    default:
+      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kBF16>>);
+  }
 }
 
 }  // namespace glint::cuda

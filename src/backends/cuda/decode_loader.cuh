@@ -154,8 +154,18 @@ __device__ __forceinline__ void load_each(std::integer_sequence<int, kStages...>
   }
 }
 template <class P>
-__device__ __forceinline__ void load_layer(int l, const LayerView<P>& v, unsigned scored, StepRing& ring) {
-  load_each(std::make_integer_sequence<int, kStepStages>(), l, v, scored, ring);
+__device__ __forceinline__ void load_layer(int l, const StepLayer& layer, unsigned scored, StepRing& ring) {
+  const bool routed = layer.n_experts > 0;
+  if constexpr (!P::kKnown) {
+    load_each(AllStages(), l, LayerView<P>{layer, routed}, scored, ring);
+  } else {
+    if constexpr (kStepShares) load_each(AttentionStages(), l, LayerView<P>{layer, true}, scored, ring);
+    if (routed) {
+      load_each(OwnStages(), l, LayerView<P>{layer, true}, scored, ring);
+    } else {
+      load_each(OwnStages(), l, LayerView<P>{layer, false}, scored, ring);
+    }
+  }
 }
 
 // By the last warp, from beginning to end.
@@ -170,14 +180,10 @@ __device__ __forceinline__ void load_all() {
   for (int l = 0; l < n_layers; ++l) {
     const StepLayer& layer = step.s.ahead[l & 1];
     const unsigned scored = epoch + (kScoreBarrier + merges) * gridDim.x;
-    const bool routed = layer.n_experts > 0;
+    const unsigned barriers = layer.n_experts > 0 ? kRoutedBarriers : kDenseBarriers;
     prefetch_keys(layer);
-    if (!P::kKnown || routed) {
-      load_layer(l, LayerView<P>{layer, P::kKnown || routed}, scored, ring);
-    } else {
-      load_layer(l, LayerView<P>{layer, false}, scored, ring);
-    }
-    epoch += ((routed ? kRoutedBarriers : kDenseBarriers) + merges) * gridDim.x;
+    load_layer<P>(l, layer, scored, ring);
+    epoch += (barriers + merges) * gridDim.x;
   }
 }
 

@@ -1,7 +1,8 @@
 #pragma once
-// What else the blocks of a decode step do between two barriers: W_UK, the cache, the final
-// norm.
+// What else the blocks of a decode step do between two barriers: W_UK, the cache, which attention, the final norm.
 
+#include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_attend_codes.cuh"
 #include "backends/cuda/decode_products.cuh"
 #include "backends/cuda/kv_encode.cuh"
 
@@ -36,8 +37,42 @@ __device__ __forceinline__ unsigned char* cache_row(int layer, int slot) {
   auto* pages = static_cast<unsigned char*>(const_cast<void*>(step.s.p.cache.pages)) + layer * step.s.p.layer_stride;
   return pages + slot / kPageRows * step.s.p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
 }
-// The token's latent, normed, and its rotary key go into the cache. By one block, which arrives in between: a short
-// codec takes a warp longer than other blocks' queries take, and attention is two barriers away.
+// The token's row in FP8 or INT8, to the bit as encode_row() makes it, by all warps: of every lane's 16 latent values a
+// warp has two. One warp alone took longer than other blocks' latent queries take.
+template <KvCodec kCodec>
+__device__ __forceinline__ void encode_by_warps(unsigned char* to) {
+  constexpr int kMine = kLatentWidth / kStepThreads;
+  static_assert(kMine == 2 && kStepWarps * kMine == 16);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float2 x = reinterpret_cast<const float2*>(step.s.kv_row)[lane * kStepWarps + warp];
+  const float2 rope = reinterpret_cast<const float2*>(step.s.kv_row + kLatentWidth)[lane];
+  float v[kMine] = {x.x, x.y};
+  const bool sane = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(rope.x), fabsf(rope.y))) <= kLargest &&
+                    v[0] == v[0] && v[1] == v[1] && rope.x == rope.x && rope.y == rope.y;
+  const bool all_sane = __all_sync(0xffffffffU, sane);
+  if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
+  const float most = warp_max(fmaxf(fabsf(v[0]), fabsf(v[1])), 32);
+  if (lane == 0) step.s.reduce[1][warp] = all_sane ? most : INFINITY;
+  step_sync();
+  float top = 0;
+#pragma unroll
+  for (const float f : step.s.reduce[1]) top = fmaxf(top, f);
+  std::uint32_t codes = 0xffffU, rotary_codes = 0xffffU;
+  if (top < INFINITY) {
+    Rotary rotary = encode_rotary(rope, lane);
+    CodeChoice<kMine> c = eight_bit_codes<kCodec>(v, top, rotary);
+    embed_side(c, side_of_lane(rotary, lane) >> (kMine * warp), (1U << kMine) - 1, lane);
+    codes = (static_cast<std::uint32_t>(c.code[0]) & 255U) | (static_cast<std::uint32_t>(c.code[1]) & 255U) << 8;
+    rotary_codes = rotary.codes;
+  }
+  reinterpret_cast<std::uint16_t*>(to)[lane * kStepWarps + warp] = static_cast<std::uint16_t>(codes);
+  if (warp == 0)
+    reinterpret_cast<std::uint16_t*>(to + kRotaryOffset<kCodec>)[lane] = static_cast<std::uint16_t>(rotary_codes);
+}
+
+// The token's latent, normed, and its rotary key go into the cache. By one block, which arrives before it encodes a
+// short codec: others make their latent queries meanwhile, and attention is two barriers away.
+template <class P>
 __device__ __forceinline__ void append_row(int layer) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
   static_assert(2 * kStepThreads == kLatentWidth, "two numbers a thread");
@@ -55,19 +90,45 @@ __device__ __forceinline__ void append_row(int layer) {
     step.s.kv_row[kLatentWidth + 2 * tid + 1] = u.x * r.y + u.y * r.x;
   }
   step_sync();
-  grid_arrive();
   const std::int32_t slot = step.s.p.slots[0];
-  if (tid >= 32 || slot < 0) return;
-  switch (step.s.p.cache.codec) {
-    case KvCodec::kFp8:
-      return encode_row<KvCodec::kFp8>(step.s.kv_row, cache_row<KvCodec::kFp8>(layer, slot), lane);
-    case KvCodec::kInt8:
-      return encode_row<KvCodec::kInt8>(step.s.kv_row, cache_row<KvCodec::kInt8>(layer, slot), lane);
-    case KvCodec::kInt4:
-      return encode_row<KvCodec::kInt4>(step.s.kv_row, cache_row<KvCodec::kInt4>(layer, slot), lane);
-    default:
+  const KvCodec codec = cache_codec<P>();
+  if (!is_short(codec)) {
+    if (slot >= 0) {
       auto* to = reinterpret_cast<__nv_bfloat16*>(cache_row<KvCodec::kBF16>(layer, slot));
-      for (int i = lane; i < kRowWidth; i += 32) to[i] = __float2bfloat16_rn(step.s.kv_row[i]);
+      for (int i = tid; i < kRowWidth; i += kStepThreads) to[i] = __float2bfloat16_rn(step.s.kv_row[i]);
+    }
+    return grid_arrive();
+  }
+  grid_arrive();
+  if (slot < 0) return;
+  if (codec == KvCodec::kInt8) return encode_by_warps<KvCodec::kInt8>(cache_row<KvCodec::kInt8>(layer, slot));
+  if (codec == KvCodec::kFp8) return encode_by_warps<KvCodec::kFp8>(cache_row<KvCodec::kFp8>(layer, slot));
+  if (tid < 32) encode_row<KvCodec::kInt4>(step.s.kv_row, cache_row<KvCodec::kInt4>(layer, slot), lane);
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+template <class P, int kEights>
+__device__ __forceinline__ void attend_piece_of(int layer) {
+  switch (cache_codec<P>()) {
+    case KvCodec::kFp8:
+      return attend_codes<KvCodec::kFp8, kEights>(layer);
+    case KvCodec::kInt8:
+      return attend_codes<KvCodec::kInt8, kEights>(layer);
+    case KvCodec::kInt4:
+      return attend_piece<KvCodec::kInt4, kEights>(layer);
+    default:
+      return attend_piece<KvCodec::kBF16, kEights>(layer);
+  }
+}
+template <class P>
+__device__ __forceinline__ void attend_piece_any(int layer) {
+  if (step.s.context.heads <= 8) {
+    attend_piece_of<P, 1>(layer);
+  } else if constexpr (P::kKnown) {
+    attend_piece_of<P, (P::kHeads + 7) / 8>(layer);
+  } else {
+    attend_piece_of<P, kStepHeadsMost / 8>(layer);
   }
 }
 

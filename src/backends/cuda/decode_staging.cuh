@@ -2,7 +2,7 @@
 // How x comes into shared memory at the beginning of a stage: every block stages all of it for itself, from what the
 // blocks wrote in the stage before.
 
-#include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_pieces.cuh"
 
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
@@ -155,7 +155,7 @@ __device__ __forceinline__ void stage_latents(const LayerView<P>& v) {
   const StepWork w = v.work(StepStage::kValues);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = w.begin / kQkWidth;
   const int rows = step.s.context.merge ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
-  const bool rotated = is_rotated(step.s.p.cache.codec);
+  const bool rotated = is_rotated(cache_codec<P>());
   constexpr int kStride = x_stride(kLatentWidth), kSumBytes = kLatentWidth * 4;
   const std::uint32_t sums = step.s.x + 2 * kStride;  // [warp][512]
   grid_wait();
@@ -187,25 +187,16 @@ __device__ __forceinline__ void stage_latents(const LayerView<P>& v) {
     sts32(to + kStride, pack_bf16(x.x - bf16_low(high), x.y - bf16_high(high)));
     return;
   }
+  // Under H: of the columns 16 lane … a warp takes two.
   sts64(from, __float_as_uint(x.x), __float_as_uint(x.y));
   step_sync();
-  if (warp != 0) return;
-  float all[16];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const uint4 u = lds128(sums + static_cast<std::uint32_t>(lane * 64 + k * 16));
-    all[4 * k] = __uint_as_float(u.x), all[4 * k + 1] = __uint_as_float(u.y);
-    all[4 * k + 2] = __uint_as_float(u.z), all[4 * k + 3] = __uint_as_float(u.w);
-  }
-  warp_hadamard(all, lane);
-  const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(lane * 32);
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    float part[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) part[j] = all[8 * k + j];
-    put_pairs(to + 16 * k, kStride, part);
-  }
+  const int column = lane * 16 + warp * 2;
+  const float2 y = lds_pair(sums + static_cast<std::uint32_t>(column * 4));
+  float both[2] = {y.x, y.y};
+  warp_hadamard(both, lane);
+  const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(column * 2), high = pack_bf16(both[0], both[1]);
+  sts32(to, high);
+  sts32(to + kStride, pack_bf16(both[0] - bf16_low(high), both[1] - bf16_high(high)));
 }
 
 // Waits for the other blocks and stages this stage's x. By the working warps; ends with a barrier of theirs.

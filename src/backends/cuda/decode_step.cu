@@ -4,6 +4,7 @@
 
 #include "backends/cuda/common.cuh"
 #include "backends/cuda/decode_attend.cuh"
+#include "backends/cuda/decode_attend_codes.cuh"
 #include "backends/cuda/decode_memory.cuh"
 #include "backends/cuda/decode_shape.cuh"
 
@@ -11,15 +12,15 @@ namespace glint::cuda {
 namespace {
 
 const void* kernel_of(const DecodeStep& s) {
-  switch (s.top_k == FlashBf16::kTopK ? s.known : StepModel::kAny) {
+  switch (s.top_k == FlashBf16<KvCodec::kBF16>::kTopK ? s.known : StepModel::kAny) {
     case StepModel::kBf16:
-      return step_kernel_bf16();
+      return step_kernel_bf16(s.cache.codec);
     case StepModel::kInt8:
-      return step_kernel_int8();
+      return step_kernel_int8(s.cache.codec);
     case StepModel::kInt4:
-      return step_kernel_int4();
+      return step_kernel_int4(s.cache.codec);
     case StepModel::kQ4:
-      return step_kernel_q4();
+      return step_kernel_q4(s.cache.codec);
     default:
       return step_kernel_any();
   }
@@ -58,7 +59,8 @@ int fixed_shared_bytes() {
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
   const int down = std::max(rows(s.top_k, s.expert_inner) + rows(1, s.shared_inner), rows(1, s.dense_inner));
-  const int attend = PiecePlaces(s.heads).bytes;
+  const int attend = s.heads <= 8 ? std::max(RowsLayout<1>::kBytes, CodeLayout<1>::kBytes)
+                                  : std::max(RowsLayout<3>::kBytes, CodeLayout<3>::kBytes);
   const int keys = kNopeWidth * 4 + kStepThreads * 32;
   StepSizes z{};
   const int values = rows(1, kLatentWidth) + kStepWarps * kLatentWidth * 4;
@@ -140,10 +142,10 @@ StepMat step_mat(const Mat& m) {
 }
 
 StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers) {
-  if (knows<FlashBf16>(s, layers)) return StepModel::kBf16;
-  if (knows<FlashInt8>(s, layers)) return StepModel::kInt8;
-  if (knows<FlashInt4>(s, layers)) return StepModel::kInt4;
-  if (knows<FlashQ4>(s, layers)) return StepModel::kQ4;
+  if (knows<FlashBf16<KvCodec::kBF16>>(s, layers)) return StepModel::kBf16;
+  if (knows<FlashInt8<KvCodec::kBF16>>(s, layers)) return StepModel::kInt8;
+  if (knows<FlashInt4<KvCodec::kBF16>>(s, layers)) return StepModel::kInt4;
+  if (knows<FlashQ4<KvCodec::kBF16>>(s, layers)) return StepModel::kQ4;
   return StepModel::kAny;
 }
 

@@ -10,7 +10,7 @@ namespace glint::cuda {
 
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
 inline constexpr int kStepSlots = 8;     // experts of a token at most, and the shared one
-inline constexpr int kStepHeadsMost = 32;
+inline constexpr int kStepHeadsMost = 24;
 inline constexpr int kWholeRow = 30;  // group_shift where a row has one scale
 
 // A matrix with all that the kernel would otherwise work out for each tile. A row of it has scales of its own.
@@ -94,10 +94,10 @@ struct StepSizes {
 // The kernel that knows a model, for cudaLaunchKernel: arguments are a DecodeStep and its StepSizes. Each has a file of
 // its own, so that they compile side by side.
 const void* step_kernel_any();
-const void* step_kernel_bf16();
-const void* step_kernel_int8();
-const void* step_kernel_int4();
-const void* step_kernel_q4();
+const void* step_kernel_bf16(KvCodec codec);
+const void* step_kernel_int8(KvCodec codec);
+const void* step_kernel_int4(KvCodec codec);
+const void* step_kernel_q4(KvCodec codec);
 
 // Which kernel knows these layers; s: sizes and top_k.
 StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers);

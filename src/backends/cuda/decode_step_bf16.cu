@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_bf16() { return reinterpret_cast<const void*>(decode_step_kernel<FlashBf16>); }
+const void* step_kernel_bf16(KvCodec codec) { return step_kernel_of<FlashBf16>(codec); }
 
 }  // namespace glint::cuda

@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_int4() { return reinterpret_cast<const void*>(decode_step_kernel<FlashInt4>); }
+const void* step_kernel_int4(KvCodec codec) { return step_kernel_of<FlashInt4>(codec); }
 
 }  // namespace glint::cuda

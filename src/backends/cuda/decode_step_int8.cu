@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_int8() { return reinterpret_cast<const void*>(decode_step_kernel<FlashInt8>); }
+const void* step_kernel_int8(KvCodec codec) { return step_kernel_of<FlashInt8>(codec); }
 
 }  // namespace glint::cuda

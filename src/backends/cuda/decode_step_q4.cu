@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_q4() { return reinterpret_cast<const void*>(decode_step_kernel<FlashQ4>); }
+const void* step_kernel_q4(KvCodec codec) { return step_kernel_of<FlashQ4>(codec); }
 
 }  // namespace glint::cuda

@@ -46,6 +46,10 @@ __device__ __forceinline__ void set_steps(const StepMat& m, StepWork& w) {
   w.scale_row = w.chunks == 1 || !is_grouped(m) ? m.scale_row_bytes : scale_bytes_of(m, kSplitBytes);
 }
 
+__device__ __forceinline__ StepWork& work_of(StepStage s, bool routed) {
+  return step.s.work[routed && !is_attention(s) ? 1 : 0][static_cast<int>(s)];
+}
+
 // A layer as the stages see it: its table in shared memory, but for what the kernel knows of the model already. `m.at`
 // of a known matrix is not set.
 template <class P>
@@ -62,7 +66,7 @@ struct LayerView {
   }
   __device__ __forceinline__ StepMat mat(StepStage s) const { return mat(role_of(s)); }
   __device__ __forceinline__ StepWork work(StepStage s) const {
-    StepWork w = step.s.work[routed ? 1 : 0][static_cast<int>(s)];
+    StepWork w = work_of(s, routed);
     if constexpr (P::kKnown) {
       set_steps(mat(s), w);
       w.items = s == StepStage::kExpertDown ? P::kTopK + (down_joined() ? 1 : 0) : 1;
@@ -84,6 +88,12 @@ struct LayerView {
            a.scale_dtype == b.scale_dtype;
   }
 };
+
+template <class P>
+__device__ __forceinline__ KvCodec cache_codec() {
+  if constexpr (P::kKnown) return P::kCodec;
+  return step.s.p.cache.codec;
+}
 
 // Whether such a layer has this stage, of those with weights.
 template <class P>

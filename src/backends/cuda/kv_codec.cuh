@@ -155,19 +155,20 @@ __device__ __forceinline__ RowPart decode_part(const RawPart& raw, int lane) {
   return p;
 }
 
-// H over 512 values of a warp, lane l with values 16 l …: the strides 16, 32 … 256 are lanes 1, 2 … 16 apart. The order
-// of the sums is kv_hadamard's.
-__device__ __forceinline__ void warp_hadamard(float (&v)[16], int lane) {
+// H over 512 values of a warp, lane l with values 16 l … or N of them: the strides 16, 32 … 256 are lanes 1, 2 … 16
+// apart. The order of the sums is kv_hadamard's.
+template <int N>
+__device__ __forceinline__ void warp_hadamard(float (&v)[N], int lane) {
 #pragma unroll
   for (int d = 1; d < 32; d <<= 1) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < N; ++i) {
       const float other = __shfl_xor_sync(0xffffffffU, v[i], d);
       v[i] = (lane & d) != 0 ? other - v[i] : v[i] + other;
     }
   }
 #pragma unroll
-  for (int i = 0; i < 16; ++i) v[i] = __fmul_rn(v[i], 0.176776695F);
+  for (int i = 0; i < N; ++i) v[i] = __fmul_rn(v[i], 0.176776695F);
 }
 
 // H in place on 512 BF16 values, by a warp.

@@ -29,12 +29,14 @@ __device__ __forceinline__ float e4m3_value(int code) {
 }
 
 // The nearest code, the other neighbour, and what that one costs in squared error.
+template <int N>
 struct CodeChoice {
-  int code[16], other[16];
-  float cost[16];
+  int code[N], other[N];
+  float cost[N];
 };
 
-__device__ __forceinline__ void put_integer(CodeChoice& c, int i, float steps, float step, int lowest, int highest) {
+template <int N>
+__device__ __forceinline__ void put_integer(CodeChoice<N>& c, int i, float steps, float step, int lowest, int highest) {
   const int code = nearest_code(steps, lowest, highest);
   const float off = __fsub_rn(steps, static_cast<float>(code));
   int other = off >= 0 ? code + 1 : code - 1;
@@ -46,7 +48,8 @@ __device__ __forceinline__ void put_integer(CodeChoice& c, int i, float steps, f
   c.cost[i] = __fmul_rn(__fsub_rn(__fmul_rn(far, far), __fmul_rn(off, off)), __fmul_rn(step, step));
 }
 
-__device__ __forceinline__ void put_fp8(CodeChoice& c, int i, float v) {
+template <int N>
+__device__ __forceinline__ void put_fp8(CodeChoice<N>& c, int i, float v) {
   const int sign = (__float_as_uint(v) >> 31) != 0 ? 0x80 : 0;
   const int code = e4m3_code(fabsf(v));
   const float off = __fsub_rn(fabsf(v), e4m3_value(code));
@@ -58,17 +61,18 @@ __device__ __forceinline__ void put_fp8(CodeChoice& c, int i, float v) {
   c.cost[i] = __fsub_rn(__fmul_rn(far, far), __fmul_rn(off, off));
 }
 
-// Makes the codes carry the side word: bit b lies in the codes of one place i of the eight lanes l % 4 = b / 16.
-// Of equal costs, the lowest index takes the change.
-__device__ __forceinline__ void embed_side(CodeChoice& c, std::uint32_t wanted, std::uint32_t which, int lane) {
+// Makes the codes carry the side word: bit b lies in the codes of one place b % 16 of the eight lanes l % 4 = b / 16.
+// `wanted`, `which`: of the places that a lane has here. Of equal costs, the lowest index takes the change.
+template <int N>
+__device__ __forceinline__ void embed_side(CodeChoice<N>& c, std::uint32_t wanted, std::uint32_t which, int lane) {
   std::uint32_t parity = 0;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) parity |= (static_cast<std::uint32_t>(c.code[i]) & 1U) << i;
+  for (int i = 0; i < N; ++i) parity |= (static_cast<std::uint32_t>(c.code[i]) & 1U) << i;
 #pragma unroll
   for (int d = 4; d < 32; d <<= 1) parity ^= __shfl_xor_sync(0xffffffffU, parity, d);
   const std::uint32_t change = (parity ^ ~wanted) & which;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
+  for (int i = 0; i < N; ++i) {
     float best = c.cost[i];
     int at = lane;
 #pragma unroll
@@ -124,6 +128,32 @@ __device__ __forceinline__ float group_error(const float (&v)[16], float scale) 
   return e[0];
 }
 
+// FP8 and INT8: the codes of N of a lane's values, whose row has `top` as its largest magnitude. The row's scale goes
+// into the side word.
+template <KvCodec kCodec, int N>
+__device__ __forceinline__ CodeChoice<N> eight_bit_codes(const float (&v)[N], float top, Rotary& rotary) {
+  std::uint32_t scale;
+  if constexpr (kCodec == KvCodec::kFp8) {
+    const std::uint32_t u = __float_as_uint(fmaxf(__fdiv_rn(top, 448.0F), kSmallestScale));
+    scale = bf16_bits(__uint_as_float((u + 0x7fffffU) & 0x7f800000U));
+  } else {
+    scale = bf16_bits(fmaxf(__fdiv_rn(top, 127.0F), kSmallestScale));
+  }
+  rotary.side |= scale;
+  const float inverse = __fdiv_rn(1.0F, __uint_as_float(scale << 16));
+  CodeChoice<N> c;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if constexpr (kCodec == KvCodec::kFp8) put_fp8(c, i, __fmul_rn(v[i], inverse));
+    else put_integer(c, i, __fmul_rn(v[i], inverse), 1, -127, 127);
+  }
+  return c;
+}
+// What a lane has of the side word.
+__device__ __forceinline__ std::uint32_t side_of_lane(const Rotary& rotary, int lane) {
+  return static_cast<std::uint32_t>(rotary.side >> (16 * (lane % 4))) & 0xffffU;
+}
+
 // One row: 576 floats at `from` (16-byte aligned) to the codec's bytes at `to`, by all lanes of a warp.
 template <KvCodec kCodec>
 __device__ __forceinline__ void encode_row(const float* from, unsigned char* to, int lane) {
@@ -149,7 +179,7 @@ __device__ __forceinline__ void encode_row(const float* from, unsigned char* to,
   float top = 0;
 #pragma unroll
   for (int i = 0; i < 16; ++i) top = fmaxf(top, fabsf(v[i]));
-  CodeChoice c;
+  CodeChoice<16> c;
   std::uint32_t which = 0xffffU;
   if constexpr (kCodec == KvCodec::kInt4) {
     top = warp_max(top, 2);
@@ -168,23 +198,9 @@ __device__ __forceinline__ void encode_row(const float* from, unsigned char* to,
     if (lane % 2 == 0) to[kLatentWidth / 2 + lane / 2] = static_cast<unsigned char>(best);
     if (lane % 4 == 0) which = 0;
   } else {
-    top = warp_max(top, 32);
-    std::uint32_t scale;
-    if constexpr (kCodec == KvCodec::kFp8) {
-      const std::uint32_t u = __float_as_uint(fmaxf(__fdiv_rn(top, 448.0F), kSmallestScale));
-      scale = bf16_bits(__uint_as_float((u + 0x7fffffU) & 0x7f800000U));
-    } else {
-      scale = bf16_bits(fmaxf(__fdiv_rn(top, 127.0F), kSmallestScale));
-    }
-    rotary.side |= scale;
-    const float inverse = __fdiv_rn(1.0F, __uint_as_float(scale << 16));
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if constexpr (kCodec == KvCodec::kFp8) put_fp8(c, i, __fmul_rn(v[i], inverse));
-      else put_integer(c, i, __fmul_rn(v[i], inverse), 1, -127, 127);
-    }
+    c = eight_bit_codes<kCodec>(v, warp_max(top, 32), rotary);
   }
-  embed_side(c, static_cast<std::uint32_t>(rotary.side >> (16 * (lane % 4))) & 0xffffU, which, lane);
+  embed_side(c, side_of_lane(rotary, lane), which, lane);
 
   std::uint32_t packed[4] = {};
   if constexpr (kCodec == KvCodec::kInt4) {

@@ -1,0 +1,386 @@
+#pragma once
+// Attention within the decode step (decode_pieces.cuh), over rows of eight-bit codes as they lie: codes become exact
+// FP16 operands in registers (attend_codes.cuh), and nothing else of a row is decoded but its scales.
+//   scales                                         a warp: four rows, from the parities of their codes
+//   Sᵀ (32 × heads) = KV · Qᵀ                      a warp: 16 tokens, a quarter of the latent and of the rotary part,
+//                                                  which has one scale; its part of Q in registers
+//   softmax                                        a warp: every eighth head, a lane a token
+//   Oᵀ (512 × heads) += KV's first 512 ᵀ · Pᵀ      a warp: 64 of the 512
+// Queries are FP16 times a power of two. A weight of O is times its row's scale, in FP16 relative to the scales that
+// came first.
+
+#include "backends/cuda/attend_codes.cuh"
+#include "backends/cuda/decode_pieces.cuh"
+
+namespace glint::cuda {
+
+constexpr int kCodeRow = static_cast<int>(kv_row_bytes(KvCodec::kInt8));
+static_assert(kCodeRow == static_cast<int>(kv_row_bytes(KvCodec::kFp8)));
+constexpr int kCodeStride = kCodeRow + 16;  // in shared memory: eight rows' units of one column lie in other banks
+constexpr int kCodeRun = kStepTokens * kCodeStride;
+constexpr int kQueryStride = kRowWidth * 2 + 32;  // bytes of a query
+constexpr int kScaleKinds = 1 + 4;                // of a row: latent, and four of the rotary part
+
+// Where all heads are together, pieces are long: two runs are worked on at a time, which hide each other's latency, and
+// two more are on their way. Else one, and two.
+template <int kEights>
+inline constexpr int kCodeRuns = kEights == 1 ? 1 : 2;
+template <int kEights>
+struct CodeLayout : PieceLayout<kEights, kCodeRuns<kEights> * kStepTokens, kQueryStride,
+                                kScaleKinds * kCodeRuns<kEights> * kStepTokens * 4> {
+  static constexpr int kRuns = kCodeRuns<kEights>, kTokens = kRuns * kStepTokens;
+  static constexpr int kPlace = kRuns * kCodeRun, kPlaces = kRuns == 1 ? 3 : 2;
+  static constexpr int kScaleRow = kTokens * 4;  // bytes of the scales of a kind
+  static constexpr int kBytes = CodeLayout::kRows + kPlaces * kPlace;
+};
+
+}  // namespace glint::cuda
+
+#if __CUDA_ARCH__ >= 900
+namespace glint::cuda {
+
+// Runs of 32 rows, copied ahead into places of one or two runs in turn.
+template <class Layout>
+struct CodeRuns {
+  static constexpr int kUnits = kStepTokens * kCodeRow / 16, kCopies = (kUnits + kStepThreads - 1) / kStepThreads;
+  const PieceRows& from_rows;
+  std::uint32_t next, places;  // where the next runs go; the first place
+  int token, end;              // of the next run; behind the piece's last
+  std::int32_t page;           // of the next run
+  std::uint32_t to[kCopies];   // of this thread's units, in a place
+
+  __device__ __forceinline__ CodeRuns(const PieceRows& rows, std::uint32_t at, int first, int n)
+      : from_rows(rows), next(at), places(at), token(first), end(first + n * kStepTokens), page(rows.page_of(first)) {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) {
+      const unsigned unit = threadIdx.x + static_cast<unsigned>(i * kStepThreads);
+      to[i] = unit * 16 + unit / (kCodeRow / 16) * (kCodeStride - kCodeRow);
+    }
+  }
+  __device__ __forceinline__ std::uint32_t after(std::uint32_t place) const {
+    place += Layout::kPlace;
+    return place == places + Layout::kPlaces * Layout::kPlace ? places : place;
+  }
+  // The next place's runs, as far as there are any.
+  __device__ __forceinline__ void load() {
+#pragma unroll
+    for (int r = 0; r < Layout::kRuns; ++r, token += kStepTokens) {
+      if (token >= end) continue;
+      const unsigned char* rows = from_rows.rows_of<kCodeRow>(page, token) + threadIdx.x * 16;
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const bool mine = (i + 1) * kStepThreads <= kUnits || threadIdx.x + i * kStepThreads < kUnits;
+        if (mine) cp_async16(next + r * kCodeRun + to[i], rows + i * kStepThreads * 16);
+      }
+      page = from_rows.page_of(token + kStepTokens);
+    }
+    cp_async_commit();
+    next = after(next);
+  }
+};
+
+__device__ __forceinline__ float largest_of_warp(float v) {  // of magnitudes
+  return __uint_as_float(__reduce_max_sync(0xffffffffU, __float_as_uint(v)));
+}
+
+// The queries in FP16, a row a head, and what a head's scores are to be multiplied by.
+template <KvCodec kCodec, int kEights>
+__device__ __forceinline__ void stage_half_queries() {
+  const int lane = threadIdx.x % 32;
+  for_queries<kCodec, kEights>([&](int h, const float(&v)[16], float2 rotary) {
+    float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
+#pragma unroll
+    for (const float x : v) most = fmaxf(most, fabsf(x));
+    // The largest comes to be 2^10 ….
+    const unsigned exponent = min(250U, max(20U, __float_as_uint(largest_of_warp(most)) >> 23));
+    const float by = __uint_as_float((264 - exponent) << 23), back = __uint_as_float((exponent - 10) << 23);
+    const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(h * kQueryStride);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float* u = v + 8 * i;
+      sts128(to + lane * 32 + i * 16, {pack_half(u[0] * by, u[1] * by), pack_half(u[2] * by, u[3] * by),
+                                       pack_half(u[4] * by, u[5] * by), pack_half(u[6] * by, u[7] * by)});
+    }
+    sts32(to + kLatentWidth * 2 + lane * 4, pack_half(rotary.x * by, rotary.y * by));
+    if (lane == 0) {
+      sts32(step.s.x + static_cast<std::uint32_t>(CodeLayout<kEights>::kQueryScales + h * 4),
+            __float_as_uint(back * kStepScale));
+    }
+  });
+}
+
+// The scales of this warp's four rows of a run, from the parities that their codes carry (ops/kv_codec.hpp). A lane has
+// 16 codes of each row; bit 4 w + i of them, of byte i of word w, is that bit of a quarter of the row's side word.
+template <int kScaleRow>
+__device__ __forceinline__ void find_scales(std::uint32_t rows, std::uint32_t scales) {
+  const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * 4;
+  std::uint32_t bits[4];  // bit w of byte i
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    const uint4 v = lds128(rows + static_cast<std::uint32_t>((first + r) * kCodeStride + lane * 16));
+    constexpr std::uint32_t kLowest = 0x01010101U;
+    bits[r] = (v.x & kLowest) + (v.y & kLowest) * 2 + (v.z & kLowest) * 4 + (v.w & kLowest) * 8;
+  }
+  // Over the lanes of one quarter, l % 4, two rows in a word; then a lane goes on with the rows of its place.
+  const std::uint32_t a = bits[0] | bits[1] << 4, b = bits[2] | bits[3] << 4;
+  const bool second = (lane & 4) != 0;
+  std::uint32_t both = (second ? b : a) ^ __shfl_xor_sync(0xffffffffU, second ? a : b, 4);
+  both ^= __shfl_xor_sync(0xffffffffU, both, 8);
+  both ^= __shfl_xor_sync(0xffffffffU, both, 16);
+  const std::uint32_t mine = both >> (lane >> 1 & 4);
+  const int row = first + (second ? 2 : 0) + (lane >> 3 & 1);
+  const std::uint32_t quarter = ~(byte_parities(mine) | byte_parities(mine >> 1) << 4 | byte_parities(mine >> 2) << 8 |
+                                  byte_parities(mine >> 3) << 12) &
+                                0xffffU;
+  const std::uint32_t other = __shfl_xor_sync(0xffffffffU, quarter, 1);
+  const std::uint32_t word = (lane & 1) != 0 ? other | quarter << 16 : quarter | other << 16;
+  const std::uint32_t far = __shfl_xor_sync(0xffffffffU, word, 2);
+  const std::uint32_t low = (lane & 2) != 0 ? far : word, high = (lane & 2) != 0 ? word : far;
+  if (lane >= 16) return;
+  const int kind = lane % 4, at = 16 + 12 * kind;
+  const std::uint32_t twelve =
+      (at < 32 ? __funnelshift_r(low, high, static_cast<unsigned>(at)) : high >> (at - 32)) & 0xfffU;
+  const std::uint32_t to = scales + static_cast<std::uint32_t>(row * 4);
+  sts32(to + static_cast<std::uint32_t>((1 + kind) * kScaleRow), twelve << 19);
+  if (kind == 0) sts32(to, low << 16);
+}
+
+__device__ __forceinline__ void half_product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                             std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void ldmatrix2(std::uint32_t (&r)[2], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+
+// A warp's part of the queries: a quarter of the latent and of the rotary part, of all heads, 16 values a step. A
+// lane's four values of a block are those whose codes it has of a row.
+template <KvCodec kCodec, int kEights>
+struct HalfQueries {
+  static constexpr int kSteps = kLatentWidth / 16 / kScoreParts;
+  uint2 latent[kEights][kSteps], rotary[kEights];
+
+  __device__ __forceinline__ void load(int part) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+      const std::uint32_t from = step.s.x + static_cast<std::uint32_t>((8 * j + g) * kQueryStride + t * 8);
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i)
+        latent[j][i] = lds64(from + static_cast<std::uint32_t>((part * kSteps + i) * 32));
+      rotary[j] = lds64(from + static_cast<std::uint32_t>((kLatentWidth / 16 + part) * 32));
+    }
+  }
+  // Scores of the 16 tokens that `rows` begins with, this part of them and without scales.
+  __device__ __forceinline__ void score(std::uint32_t rows, int part, float (&dots)[kEights][4],
+                                        float (&of_rotary)[kEights][4]) const {
+    const int lane = threadIdx.x % 32;
+    const std::uint32_t from = rows + static_cast<std::uint32_t>(lane % 16 * kCodeStride);
+    std::uint32_t r[kSteps / 2][4], b[2], a[4];
+#pragma unroll
+    for (int i = 0; i < kSteps / 2; ++i)
+      ldmatrix4(r[i], from + static_cast<std::uint32_t>((part * kSteps + 2 * i) * 16 + lane / 16 * 16));
+    ldmatrix2(b, from + static_cast<std::uint32_t>(kLatentWidth + part * 16));
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      make_operand(a, neighbours<kCodec>(r[i / 2][i % 2 * 2]), neighbours<kCodec>(r[i / 2][i % 2 * 2 + 1]));
+#pragma unroll
+      for (int j = 0; j < kEights; ++j) half_product(dots[j], a, latent[j][i].x, latent[j][i].y);
+    }
+    make_operand(a, rotary_neighbours<kCodec>(b[0]), rotary_neighbours<kCodec>(b[1]));
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) half_product(of_rotary[j], a, rotary[j].x, rotary[j].y);
+  }
+};
+
+// This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
+// but their own columns, which nobody reads. Rows outside the context have a weight of zero and, if their codes may be
+// no numbers (FP8), are cleared; and so are rows of runs that are not there.
+template <KvCodec kCodec, int kEights>
+__device__ __forceinline__ void attend_codes(int layer) {
+  using Layout = CodeLayout<kEights>;
+  using Softmax = PieceSoftmax<kEights, Layout::kRuns>;
+  constexpr int kRuns = Layout::kRuns, kTokens = Layout::kTokens, kScaleRow = Layout::kScaleRow,
+                kWeightRow = weight_row(kTokens);
+  constexpr int kColumns = kLatentWidth / kStepWarps, kTiles = kColumns / 16;  // of O of a warp
+  constexpr float kGrown = 256;  // times the first scales: later ones beyond it make O's unit larger
+  StepContext c = step.s.context;
+  if (c.runs == 0) return grid_wait();
+  const PieceRows from_rows(c, layer);
+  const std::uint32_t scores = step.s.x, weights = scores + Layout::kWeights, factors = scores + Layout::kFactors,
+                      scales = scores + Layout::kScales;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+
+  CodeRuns<Layout> runs(from_rows, scores + Layout::kRows, c.token, c.runs);
+  std::uint32_t here = runs.next;
+  // append_row may still write the newest row, until all have been waited for.
+  int loaded = 0;
+  const auto load_until = [&](int limit) {
+#pragma unroll
+    for (; loaded < Layout::kPlaces - 1; ++loaded) {
+      if (c.token + (loaded + 1) * kTokens >= limit) break;
+      runs.load();
+    }
+  };
+  load_until(c.end);
+  grid_wait();  // for the queries, and for this token's row of the cache
+  load_until(1 << 30);
+  stage_half_queries<kCodec, kEights>();
+  step_sync();
+  c.end = min(c.end, runs.end);
+  const int m = warp % 2 * 16, part = warp / 2;
+  HalfQueries<kCodec, kEights> queries;
+  queries.load(part);
+
+  float acc[kTiles][kEights][4] = {};
+  float unit = 0;  // of O: the weights' row scales are times this
+  Softmax softmax;
+  float scale[kEights];
+#pragma unroll
+  for (int i = 0; i < kEights; ++i)
+    scale[i] = __uint_as_float(lds32(scores + static_cast<std::uint32_t>(Layout::kQueryScales + (warp + 8 * i) * 4)));
+#pragma unroll 1
+  for (int token = c.token; token < c.end; token += kTokens, here = runs.after(here)) {
+    cp_async_wait<Layout::kPlaces - 2>();
+    step_sync();
+    runs.load();
+    if constexpr (kCodec == KvCodec::kFp8) {
+      if (token < c.begin || token + kTokens > c.end) {
+        for (int i = static_cast<int>(threadIdx.x); i < kTokens * kCodeRow / 16; i += kStepThreads) {
+          const int row = i / (kCodeRow / 16);
+          if (!sees(c, token + row))
+            sts128(here + static_cast<std::uint32_t>(row * (kCodeStride - kCodeRow) + i * 16), {});
+        }
+        step_sync();
+      }
+    }
+    float dots[kRuns][kEights][4] = {}, of_rotary[kRuns][kEights][4] = {};
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) find_scales<kScaleRow>(here + r * kCodeRun, scales + r * kStepTokens * 4);
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r)
+      queries.score(here + static_cast<std::uint32_t>(r * kCodeRun + m * kCodeStride), part, dots[r], of_rotary[r]);
+    step_sync();
+#pragma unroll
+    for (int r = 0; r < 2 * kRuns; ++r) {
+      const std::uint32_t of_token = static_cast<std::uint32_t>((r / 2 * kStepTokens + m + g + r % 2 * 8) * 4);
+      const float latent = __uint_as_float(lds32(scales + of_token)),
+                  rotary =
+                      __uint_as_float(lds32(scales + static_cast<std::uint32_t>((1 + part) * kScaleRow) + of_token));
+#pragma unroll
+      for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int at = r % 2 * 2 + e;
+          sts32(scores + of_token +
+                    static_cast<std::uint32_t>(part * Softmax::kScorePart + (8 * j + 2 * t + e) * Softmax::kScoreRow),
+                __float_as_uint(fmaf(latent, dots[r / 2][j][at], rotary * of_rotary[r / 2][j][at])));
+        }
+      }
+    }
+    step_sync();
+
+    bool seen[kRuns];
+    float of_row[kRuns], most = 0;
+#pragma unroll
+    for (int r = 0; r < kRuns; ++r) {
+      seen[r] = sees(c, token + r * kStepTokens + lane);
+      of_row[r] = 0;
+      if (seen[r])
+        of_row[r] = __uint_as_float(lds32(scales + static_cast<std::uint32_t>((r * kStepTokens + lane) * 4)));
+      most = fmaxf(most, of_row[r]);
+    }
+    most = largest_of_warp(most);
+    if (unit == 0 || most * unit > kGrown) {
+      const float by = __fdividef(1.0F, most), smaller = unit == 0 ? 0.0F : __fdividef(by, unit);
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+          for (float& f : acc[i][j]) f *= smaller;
+        }
+      }
+      unit = by;
+    }
+    softmax.weigh(scores, factors, seen, scale, [&](int i, int r, float weight) {
+      sts16(weights + static_cast<std::uint32_t>((warp + 8 * i) * kWeightRow + (r * kStepTokens + lane) * 2),
+            __half_as_ushort(__float2half_rn(weight * (of_row[r] * unit))));
+      return weight;
+    });
+    step_sync();
+
+    // O
+    std::uint32_t p[kTokens / 16][kEights][2];
+    float2 factor[kEights];
+    bool moved = false;  // maxima seldom move
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+      factor[j] = lds_pair(factors + static_cast<std::uint32_t>(8 * j + 2 * t) * 4);
+      moved = moved || factor[j].x != 1.0F || factor[j].y != 1.0F;
+#pragma unroll
+      for (int k = 0; k < kTokens / 16; ++k) {
+        const std::uint32_t from = weights + static_cast<std::uint32_t>((8 * j + g) * kWeightRow + k * 32 + t * 4);
+        p[k][j][0] = lds32(from);
+        p[k][j][1] = lds32(from + 16);
+      }
+    }
+    if (__any_sync(0xffffffffU, moved)) {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < kEights; ++j) {
+          acc[i][j][0] *= factor[j].x, acc[i][j][1] *= factor[j].y;
+          acc[i][j][2] *= factor[j].x, acc[i][j][3] *= factor[j].y;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+      for (int h = 0; h < kRuns; ++h) {
+        // Rows g of the product are the columns 2 g, rows g + 8 the columns 2 g + 1.
+        std::uint32_t r[4];
+        ldmatrix4_trans(
+            r, here + static_cast<std::uint32_t>(h * kCodeRun + lane * kCodeStride + warp * kColumns + i * 16));
+#pragma unroll
+        for (int k = 0; k < kStepTokens / 16; ++k) {
+          const CodePairs low = alternates<kCodec>(r[2 * k]), high = alternates<kCodec>(r[2 * k + 1]);
+          const std::uint32_t a[4] = {low.first, low.second, high.first, high.second};
+          const auto& of_step = p[h * (kStepTokens / 16) + k];
+#pragma unroll
+          for (int j = 0; j < kEights; ++j) half_product(acc[i][j], a, of_step[j][0], of_step[j][1]);
+        }
+      }
+    }
+  }
+
+  const float back = __fdividef(1.0F, unit);
+#pragma unroll
+  for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int head = 8 * j + 2 * t + e;
+      if (head >= c.heads) continue;
+      float* out = step.s.p.partial + piece_row(c.piece, c.first_head + head) * kLatentWidth + warp * kColumns + 2 * g;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i)
+        *reinterpret_cast<float2*>(out + 16 * i) = {acc[i][j][e] * back, acc[i][j][2 + e] * back};
+    }
+  }
+  softmax.store();
+}
+
+}  // namespace glint::cuda
+#endif

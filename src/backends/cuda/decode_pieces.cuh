@@ -1,0 +1,264 @@
+#pragma once
+// Attention within the decode step: the context in runs of 32 tokens, dealt out over the grid. A block takes
+// neighbouring runs, and where blocks would stand idle eight of the heads only, and leaves a piece: maximum, sum and
+// latent numbers of each head. Here is what pieces are, the softmax, and how many pieces become one;
+// decode_attend.cuh and decode_attend_codes.cuh make them.
+
+#include "backends/cuda/decode_work.cuh"
+
+namespace glint::cuda {
+
+constexpr int kStepTokens = 32;
+constexpr int kScoreParts = 4;  // of a token's row: warps add up to its scores
+
+// Bytes of a head's row of scores and of its weights in 16 bits: neighbouring heads' rows begin in other banks.
+__host__ __device__ constexpr int score_row(int tokens) { return tokens * 4 + 16; }
+__host__ __device__ constexpr int weight_row(int tokens) { return tokens * 2 + 16; }
+
+// Where things of a piece of 8 kEights heads lie from x on, so many tokens at a time.
+template <int kEights, int kTokens, int kQueryBytes, int kScaleBytes>
+struct PieceLayout {
+  static constexpr int kHeads = 8 * kEights;
+  static constexpr int kWeights = kScoreParts * kHeads * score_row(kTokens);  // behind the scores
+  static constexpr int kFactors = kWeights + kHeads * weight_row(kTokens);
+  static constexpr int kScales = kFactors + kHeads * 4;  // of rows
+  // Queries lie where the scores do: they are in registers before the first ones come.
+  static constexpr int kQueries = kHeads * kQueryBytes, kEnd = kScales + kScaleBytes;
+  static constexpr int kQueryScales = kQueries > kEnd ? kQueries : kEnd;
+  static constexpr int kRows = (kQueryScales + kHeads * 4 + 127) / 128 * 128;
+};
+
+}  // namespace glint::cuda
+
+#if __CUDA_ARCH__ >= 900
+namespace glint::cuda {
+
+constexpr int kGroupedRuns = 320;                            // see plan_context()
+constexpr int kDirectPieces = 64;                            // more are merged in a stage of their own
+constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
+
+// By one thread, once a step: the layers have one answer.
+__device__ __noinline__ void plan_context() {
+  StepContext& c = step.s.context;
+  const CacheView& cache = step.s.p.cache;
+  const int blocks = static_cast<int>(gridDim.x), b = static_cast<int>(blockIdx.x), heads = step.s.p.heads;
+  while (c.seq + 1 < cache.n_seqs && cache.row_offsets[c.seq + 1] == 0) ++c.seq;  // sequences without a row
+  c.end = cache.context_tokens[c.seq];
+  c.begin = cache.window > 0 ? max(0, c.end - cache.window) : 0;
+  const int first = c.begin / kStepTokens, runs = (c.end - 1) / kStepTokens - first + 1;
+  const int per = runs > 128 ? 1 : runs > 64 ? 3 : runs > 16 ? 2 : 1;  // a piece more takes time when they are added
+  c.pieces = min((runs + per - 1) / per, blocks);
+  // Where blocks would stand idle, or reading rows for each eight heads costs less than adding up more pieces, a block
+  // takes some of the heads only.
+  const int eights = (heads + 7) / 8;
+  int groups = c.pieces * eights <= blocks ? eights : 1;
+  if (runs <= kGroupedRuns && blocks >= eights) groups = eights, c.pieces = min(c.pieces, blocks / eights);
+  c.piece = b / groups;
+  c.first_head = b % groups * 8;
+  c.heads = groups == 1 ? heads : min(8, heads - c.first_head);
+  const auto part = [&](int i) { return static_cast<int>(static_cast<std::int64_t>(i) * runs / c.pieces); };
+  const int begin = part(c.piece), end = c.piece < c.pieces ? part(c.piece + 1) : begin;
+  c.token = (first + begin) * kStepTokens;
+  c.runs = end - begin;
+  c.merge = c.pieces > kDirectPieces;
+}
+
+__device__ __forceinline__ std::int64_t piece_row(int piece, int head) {
+  return static_cast<std::int64_t>(piece) * step.s.p.heads + head;
+}
+
+__device__ __forceinline__ bool sees(const StepContext& c, int token) { return token >= c.begin && token < c.end; }
+
+// Where runs lie: what the loop over them needs, in registers.
+struct PieceRows {
+  const unsigned char* pages;  // of the layer
+  const std::int32_t* table;   // of the sequence
+  std::int64_t page_stride;
+  int end;
+
+  __device__ __forceinline__ PieceRows(const StepContext& c, int layer)
+      : pages(static_cast<const unsigned char*>(step.s.p.cache.pages) + layer * step.s.p.layer_stride),
+        table(step.s.p.cache.page_table + static_cast<std::int64_t>(c.seq) * step.s.p.cache.max_pages),
+        page_stride(step.s.p.cache.page_stride),
+        end(c.end) {}
+  // The page that `token` lies in: asked for a run before its rows are.
+  __device__ __forceinline__ std::int32_t page_of(int token) const {
+    return token < end ? __ldg(table + token / kPageRows) : 0;
+  }
+  template <int kRowBytes>
+  __device__ __forceinline__ const unsigned char* rows_of(std::int32_t page, int token) const {
+    return pages + page * page_stride + token % kPageRows * kRowBytes;
+  }
+};
+
+// A head's query: a lane's latent values 16 lane …, and its two rotary ones.
+struct QueryPart {
+  float4 latent[4];
+  float2 rotary;
+};
+__device__ __forceinline__ QueryPart query_part(int head) {
+  const int lane = threadIdx.x % 32;
+  const float* latent = step.s.p.query + head * kLatentWidth;
+  QueryPart q;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(reinterpret_cast<const float4*>(latent) + lane * 4 + i);
+  q.rotary = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + head * kQkWidth + kNopeWidth) + lane);
+  return q;
+}
+// put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. A loop:
+// this code runs once a layer, and instructions that are not in the cache take longer than the work.
+template <KvCodec kCodec, int kEights, typename Put>
+__device__ __forceinline__ void for_queries(const Put& put) {
+  const int lane = threadIdx.x % 32, heads = step.s.context.heads, first = step.s.context.first_head;
+  int h = static_cast<int>(threadIdx.x / 32);
+  const auto hand_over = [&](int head, const QueryPart& q) {
+    float v[16];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4& f = q.latent[i];
+      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
+    }
+    if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
+    put(head, v, q.rotary);
+  };
+  if constexpr (!is_rotated(kCodec)) {
+    QueryPart q[kEights];
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) q[j] = query_part(first + min(h + j * kStepWarps, heads - 1));
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) {
+      if (h + j * kStepWarps < heads) hand_over(h + j * kStepWarps, q[j]);
+    }
+  } else {
+    if (h >= heads) return;
+    QueryPart q = query_part(first + h);
+#pragma unroll 1
+    while (true) {
+      const QueryPart now = q;
+      const int next = h + kStepWarps;
+      if (next < heads) q = query_part(first + next);
+      hand_over(h, now);
+      if (next >= heads) break;
+      h = next;
+    }
+  }
+}
+
+// The softmax of a piece, 32 kRuns tokens at a time: a warp has every eighth head, a lane every 32nd token.
+template <int kEights, int kRuns>
+struct PieceSoftmax {
+  static constexpr int kScoreRow = score_row(kRuns * kStepTokens);
+  static constexpr int kScorePart = 8 * kEights * kScoreRow;  // bytes from part to part
+  float top[kEights], sum[kEights];                           // of the heads warp + 8 i; sum: of this lane's tokens
+
+  __device__ __forceinline__ PieceSoftmax() {
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) top[i] = -INFINITY, sum[i] = 0;
+  }
+  // Takes scores, parts still to be added and multiplied by `scale`, and leaves by how much what was summed before is
+  // to be multiplied. put(i, r, weight) stores a weight of this lane and returns what it counts as in the sum.
+  template <typename Put>
+  __device__ __forceinline__ void weigh(std::uint32_t scores, std::uint32_t factors, const bool (&seen)[kRuns],
+                                        const float (&scale)[kEights], const Put& put) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float best[kEights], score[kEights][kRuns];
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      best[i] = top[i];
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r) {
+        float v[kScoreParts];
+#pragma unroll
+        for (int k = 0; k < kScoreParts; ++k) {
+          v[k] = __uint_as_float(lds32(
+              scores + static_cast<std::uint32_t>(k * kScorePart + (warp + 8 * i) * kScoreRow + (32 * r + lane) * 4)));
+        }
+        score[i][r] = seen[r] ? ((v[0] + v[1]) + (v[2] + v[3])) * scale[i] : -INFINITY;
+        best[i] = fmaxf(best[i], score[i][r]);
+      }
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+#pragma unroll
+      for (int i = 0; i < kEights; ++i) best[i] = fmaxf(best[i], __shfl_xor_sync(0xffffffffU, best[i], d));
+    }
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      const bool any = best[i] > -INFINITY;
+      const float factor = any ? power_of_two(top[i] - best[i]) : 1.0F;
+      float counts = 0;
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r) counts += put(i, r, any ? power_of_two(score[i][r] - best[i]) : 0.0F);
+      if (lane == 0) sts32(factors + static_cast<std::uint32_t>(warp + 8 * i) * 4, __float_as_uint(factor));
+      sum[i] = fmaf(sum[i], factor, counts);
+      top[i] = best[i];
+    }
+  }
+  __device__ __forceinline__ void store() const {
+    const StepContext& c = step.s.context;
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      const float all = warp_sum(sum[i]);
+      const int head = static_cast<int>(threadIdx.x / 32) + 8 * i;
+      if (threadIdx.x % 32 == 0 && head < c.heads)
+        step.s.p.partial_ml[piece_row(c.piece, c.first_head + head)] = {top[i], all};
+    }
+  }
+};
+
+// Many pieces: (token, head, 128 columns) a block at a time, a warp every sixteenth piece.
+__device__ __forceinline__ void merge_pieces() {
+  constexpr int kParts = kLatentWidth / 128;
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
+  for (int unit = blockIdx.x; unit < heads * kParts; unit += gridDim.x) {
+    const int h = unit / kParts, part = unit % kParts;
+    const int n = step.s.context.pieces;
+    float top = -INFINITY;
+    for (int i = lane; i < n; i += 32) top = fmaxf(top, __ldcg(&step.s.p.partial_ml[piece_row(i, h)].x));
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
+    // All of a warp's pieces are on their way at once.
+    constexpr int kMine = 17;
+    float4 v[kMine];
+    float2 ml[kMine];
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      const std::int64_t row = piece_row(min(warp + i * kStepWarps, n - 1), h);
+      v[i] = __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
+      ml[i] = __ldcg(step.s.p.partial_ml + row);
+    }
+    float4 sum{};
+    float total = 0;
+    const auto add = [&](float2 of_piece, const float4& f) {
+      const float w = exp2f(of_piece.x - top);
+      total += w * of_piece.y;
+      sum.x += w * f.x, sum.y += w * f.y, sum.z += w * f.z, sum.w += w * f.w;
+    };
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      if (warp + i * kStepWarps < n) add(ml[i], v[i]);
+    }
+    for (int i = warp + kMine * kStepWarps; i < n; i += kStepWarps) {  // a grid of more than 136 blocks
+      const std::int64_t row = piece_row(i, h);
+      add(__ldcg(step.s.p.partial_ml + row),
+          __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane));
+    }
+    step_sync();  // the last unit's sums are read
+    sts128(step.s.x + tid * 16,
+           {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
+    if (lane == 0) sts32(step.s.x + kStepThreads * 16 + warp * 4, __float_as_uint(total));
+    step_sync();
+    if (tid < 128) {
+      float v = 0, all = 0;
+#pragma unroll
+      for (int w = 0; w < kStepWarps; ++w) {
+        v += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
+        all += __uint_as_float(lds32(step.s.x + kStepThreads * 16 + w * 4));
+      }
+      step.s.p.latent[h * kLatentWidth + part * 128 + tid] = v / all;
+    }
+  }
+}
+
+}  // namespace glint::cuda
+#endif
