@@ -29,8 +29,8 @@ struct CudaDevice {
 struct CudaOptions {
   int device = 0;
   bool dependent_launch = true;  // programmatic dependent launch, where the device has it
-  // All layers of a step of one row in one kernel, where the device and the weights allow it: faster than the ops one by
-  // one at every context that was measured (docs/experiments/2026-11-2*-cuda-decode-step*.md).
+  // All layers of a step of one row in one kernel, where the device and the weights allow it: faster than the ops one
+  // by one at every context that was measured (docs/experiments/2026-11-2*-cuda-decode-step*.md).
   bool one_kernel = true;
 };
 
