@@ -1,5 +1,5 @@
 #pragma once
-// Attention within the decode step (decode_pieces.cuh), over BF16 rows, or rows of FP8 and INT4 made BF16. Tokens, or
+// Attention within the decode step (decode_pieces.cuh), over BF16 rows, or rows of INT4 made BF16. Tokens, or
 // latent columns, stand in a product's sixteen rows and heads in its eights of columns, so that the cache's tile, which
 // is read most, is read least: 20 heads waste 4 of 24.
 //   Sᵀ (32 × heads) = KV · Qᵀ                     a warp: 16 tokens, a quarter of the 576; its part of Q in registers

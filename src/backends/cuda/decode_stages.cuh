@@ -37,7 +37,7 @@ __device__ __forceinline__ unsigned char* cache_row(int layer, int slot) {
   auto* pages = static_cast<unsigned char*>(const_cast<void*>(step.s.p.cache.pages)) + layer * step.s.p.layer_stride;
   return pages + slot / kPageRows * step.s.p.cache.page_stride + slot % kPageRows * kCacheRowBytes<kCodec>;
 }
-// The token's row in FP8 or INT8, to the bit as encode_row() makes it, by all warps: of every lane's 16 latent values a
+// The token's row in FP8 or INT8, in encode_row()'s steps, by all warps: of every lane's 16 latent values a
 // warp has two. One warp alone took longer than other blocks' latent queries take.
 template <KvCodec kCodec>
 __device__ __forceinline__ void encode_by_warps(unsigned char* to) {
