@@ -27,6 +27,16 @@ __device__ __forceinline__ std::uint32_t pack_half(float lo, float hi) {
   return r;
 }
 
+// The power of two by which numbers, the largest of them with this exponent, become FP16 without overflow: it comes to
+// be 2^10 …. And its inverse.
+struct HalfUnit {
+  float by, back;
+};
+__device__ __forceinline__ HalfUnit half_unit(unsigned exponent) {
+  exponent = min(250U, max(20U, exponent));
+  return {__uint_as_float((264 - exponent) << 23), __uint_as_float((exponent - 10) << 23)};
+}
+
 // Four int8 codes as FP16: with the sign bit turned a byte is code + 128, and 1024 + that is one byte above it.
 // kBytes: which two, as __byte_perm's selector of the bytes and of 0x64.
 template <int kBytes>

@@ -44,7 +44,7 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
   // Loops stay loops: this code runs once a tile, and instructions that are not in the cache take longer than the work.
   float factor = 1, inverse = 1;
   if constexpr (kIsHalf<kCodec>) {
-    // The largest comes to be 2^10 …; BF16 numbers from 2^-27 of it on are exact.
+    // BF16 numbers from 2^-27 of the largest on are exact.
     std::uint32_t largest = 0;  // two BF16 numbers' bits without the signs, in order as integers are
 #pragma unroll 4
     for (int at = thread; at < 2 * pairs * kBlocks16; at += kScorerThreads) {
@@ -58,9 +58,9 @@ __device__ __forceinline__ float load_queries(const std::uint16_t* query, int pa
     largest = 0;
 #pragma unroll
     for (const std::uint32_t x : m.largest_query) largest = max(largest, x);
-    const unsigned exponent = min(250U, max(20U, largest >> 7));
-    factor = __uint_as_float((264 - exponent) << 23);
-    inverse = __uint_as_float((exponent - 10) << 23);
+    const HalfUnit unit = half_unit(largest >> 7);
+    factor = unit.by;
+    inverse = unit.back;
   } else {
     sync_scorers();
   }

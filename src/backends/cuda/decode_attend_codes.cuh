@@ -91,9 +91,7 @@ __device__ __forceinline__ void stage_half_queries() {
     float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
 #pragma unroll
     for (const float x : v) most = fmaxf(most, fabsf(x));
-    // The largest comes to be 2^10 ….
-    const unsigned exponent = min(250U, max(20U, __float_as_uint(largest_of_warp(most)) >> 23));
-    const float by = __uint_as_float((264 - exponent) << 23), back = __uint_as_float((exponent - 10) << 23);
+    const auto [by, back] = half_unit(__float_as_uint(largest_of_warp(most)) >> 23);
     const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(h * kQueryStride);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -145,19 +143,6 @@ __device__ __forceinline__ void find_scales(std::uint32_t rows, std::uint32_t sc
   if (kind == 0) sts32(to, low << 16);
 }
 
-__device__ __forceinline__ void half_product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
-                                             std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void ldmatrix2(std::uint32_t (&r)[2], std::uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(address)
-               : "memory");
-}
 __device__ __forceinline__ uint2 lds64(std::uint32_t address) {
   uint2 v;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));

@@ -105,8 +105,8 @@ __device__ __forceinline__ QueryPart query_part(int head) {
   q.rotary = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + head * kQkWidth + kNopeWidth) + lane);
   return q;
 }
-// put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. A loop:
-// this code runs once a layer, and instructions that are not in the cache take longer than the work.
+// put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. Under H
+// in a loop: this code runs once a layer, and instructions that are not in the cache take longer than the work.
 template <KvCodec kCodec, int kEights, typename Put>
 __device__ __forceinline__ void for_queries(const Put& put) {
   const int lane = threadIdx.x % 32, heads = step.s.context.heads, first = step.s.context.first_head;
@@ -206,7 +206,7 @@ struct PieceSoftmax {
   }
 };
 
-// Many pieces: (token, head, 128 columns) a block at a time, a warp every sixteenth piece.
+// Many pieces: (head, 128 columns) a block at a time, a warp every eighth piece.
 __device__ __forceinline__ void merge_pieces() {
   constexpr int kParts = kLatentWidth / 128;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
