@@ -57,6 +57,12 @@ inline int largest_half(const void* values) {
   return highest_half(top);
 }
 
+// Codes of two vectors of values from v on.
+template <typename T>
+inline I codes_at(const T* v, float by) {
+  return codes_of(load(v), load(v + kLanes), set1(by));
+}
+
 // One part of a group's rows: its scales (NaN if a value is not finite) and what values are multiplied by.
 struct PartScales {
   float scale[kGroupRows];
@@ -94,12 +100,8 @@ struct HalfRows {
     latent.set(most[0]);
     rotary.set(most[1]);
   }
-  I latent_codes(std::int64_t j, std::int64_t c) const {
-    return codes_of(load(row[j] + c), load(row[j] + c + kLanes), set1(latent.inverse[j]));
-  }
-  I rotary_codes(std::int64_t j, std::int64_t c) const {
-    return codes_of(load(row[j] + kLatent + c), load(row[j] + kLatent + c + kLanes), set1(rotary.inverse[j]));
-  }
+  I latent_codes(std::int64_t j, std::int64_t c) const { return codes_at(row[j] + c, latent.inverse[j]); }
+  I rotary_codes(std::int64_t j, std::int64_t c) const { return codes_at(row[j] + kLatent + c, rotary.inverse[j]); }
 };
 
 // INT8: the latent part's codes as they are.
@@ -126,9 +128,7 @@ struct ByteRows {
     rotary.set(most);
   }
   I latent_codes(std::int64_t j, std::int64_t c) const { return codes_of_bytes(row[j] + c); }
-  I rotary_codes(std::int64_t j, std::int64_t c) const {
-    return codes_of(load(v[j] + c), load(v[j] + c + kLanes), set1(rotary.inverse[j]));
-  }
+  I rotary_codes(std::int64_t j, std::int64_t c) const { return codes_at(v[j] + c, rotary.inverse[j]); }
 };
 
 // Any other codec, through floats.
@@ -150,12 +150,8 @@ struct FloatRows {
     latent.set(most[0]);
     rotary.set(most[1]);
   }
-  I latent_codes(std::int64_t j, std::int64_t c) const {
-    return codes_of(load(v[j] + c), load(v[j] + c + kLanes), set1(latent.inverse[j]));
-  }
-  I rotary_codes(std::int64_t j, std::int64_t c) const {
-    return codes_of(load(v[j] + kLatent + c), load(v[j] + kLatent + c + kLanes), set1(rotary.inverse[j]));
-  }
+  I latent_codes(std::int64_t j, std::int64_t c) const { return codes_at(v[j] + c, latent.inverse[j]); }
+  I rotary_codes(std::int64_t j, std::int64_t c) const { return codes_at(v[j] + kLatent + c, rotary.inverse[j]); }
 };
 
 struct QueryScales {  // each four times, as a tile of scores takes them; read for whole tiles
