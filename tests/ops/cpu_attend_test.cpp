@@ -29,7 +29,9 @@ std::vector<std::string> tables() {
 }
 
 // Tables whose attention is in 16-bit codes.
-bool has_codes(const std::string& isa) { return isa == "avx2" || isa.starts_with("avx512bf16"); }
+bool has_codes(const std::string& isa) {
+  return isa == "avx2" || isa.starts_with("avx512bf16") || isa.starts_with("amx");
+}
 
 // Channels of 12 times the size, as real latents have, and larger rotary parts; one row of zeros.
 void usual_row(std::int64_t j, std::mt19937& rng, float* row) {

@@ -33,14 +33,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${_cpu_dir}/isa_avx2.cpp PROPERTIES COMPILE_FLAGS "${_avx2_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512bf16.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512bf16 -mavx512vnni")
+  set_source_files_properties(${_cpu_dir}/isa_amx.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512vnni -mamx-tile -mamx-int8")
 endif()
 
 # The AVX-512 kernels built from the same source on top of SIMDe, for tests on machines without AVX-512. Linking the
-# object library registers the tables "avx512(emulated)" and "avx512bf16(emulated)". At -O1: SIMDe's nested inline functions
+# object library registers the tables "avx512(emulated)", "avx512bf16(emulated)" and "amx(emulated)". At -O1: SIMDe's nested inline functions
 # take GCC over a minute a file at -O3, and nobody waits for these kernels.
 find_path(GLINT_SIMDE simde/x86/avx512.h)
 if(GLINT_TESTS AND GLINT_SIMDE AND GLINT_EMULATED)
-  add_library(glint_cpu_emulated OBJECT ${_cpu_dir}/emulated/avx512.cpp ${_cpu_dir}/emulated/avx512bf16.cpp)
+  add_library(glint_cpu_emulated OBJECT ${_cpu_dir}/emulated/avx512.cpp ${_cpu_dir}/emulated/avx512bf16.cpp
+    ${_cpu_dir}/emulated/amx.cpp)
   target_include_directories(glint_cpu_emulated PRIVATE ${CMAKE_SOURCE_DIR}/src ${GLINT_SIMDE})
   string(REPLACE "-O3" "-O1" _emulated_flags "${_avx2_flags}")
   separate_arguments(_emulated_flags UNIX_COMMAND "${_emulated_flags} -Wall -Wextra -Wno-psabi")

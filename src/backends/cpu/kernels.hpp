@@ -159,6 +159,7 @@ const Table& generic_table();
 const Table& avx2_table();
 const Table& avx512_table();
 const Table& avx512bf16_table();
+const Table& amx_table();
 
 // Adds a table for tests: make_cpu_ops() finds it by name, cpu_isas() does not list it. Before main() only; returns
 // true.

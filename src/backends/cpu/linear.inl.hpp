@@ -2,6 +2,8 @@
 // A weight row is streamed once from memory: for few rows of x it is converted in registers, for many it is converted
 // once into a tile that stays in L1 while all rows of x pass.
 
+#include "backends/cpu/partial.inl.hpp"
+
 // How X values meet W values: a step multiplies kStep of each into one accumulator.
 template <typename X, typename W>
 struct Dot {
@@ -86,28 +88,6 @@ template <int M, int N>
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) acc[m][n] = zero();
   }
-}
-
-// The first n values of p, zeros after them.
-template <typename T, int Size>
-struct Tail {
-  T values[Size] = {};
-  Tail(const T* p, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i) values[i] = p[i];
-  }
-};
-template <typename T>
-inline V load_some(const T* p, std::int64_t n) {
-  if (n >= kLanes) return load(p);
-  const Tail<T, kLanes> tail(p, n);
-  return load(tail.values);
-}
-template <typename T>
-inline void store_some(T* p, V v, std::int64_t n) {
-  if (n >= kLanes) return store(p, v);
-  T values[kLanes];
-  store(values, v);
-  for (std::int64_t i = 0; i < n; ++i) p[i] = values[i];
 }
 
 // out[m][n] = the sum of acc[m][n]'s lanes.

@@ -4,60 +4,26 @@
 // A tile is a step of up to 64 rows of W. Nibbles stay nibbles in it and are unpacked where they are multiplied, on
 // pipes that products leave idle: less to write, and to read again with every six rows of x.
 
-inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
-inline constexpr std::int64_t kMostTileRows = 6;  // 6 × 4 sums, two of W, one or two constants: 29 of 32 registers
+#include "backends/cpu/quant_tiles.inl.hpp"
 
-// The order in which sum() adds the lanes of a vector: leaf i of a balanced tree is lane kLeaves[i].
-inline constexpr std::uint8_t kLeaves[kStepBlocks] = {0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15};
+inline constexpr std::int64_t kMostTileRows = 6;  // 6 × 4 sums, two of W, one or two constants: 29 of 32 registers
 
 template <typename F, int Width>
 struct TileShape {
-  static constexpr std::int64_t kChunk = F::kNibbles ? 128 : 64;        // columns of 64 bytes
-  static constexpr int kWords = static_cast<int>(Width * 16 / kChunk);  // of 4 bytes a row, in a block
+  static constexpr int kWords = static_cast<int>(Width * 16 / kCodesChunk<F>);  // of 4 bytes a row, in a block
   static constexpr std::int64_t kGroupBytes = kStepBlocks * kWords * 64;
-};
-
-struct CodesTile {
-  const DotArgs* a = nullptr;
-  std::int64_t n = 0, count = 0, groups = 0;
-  std::int64_t b = 0, blocks = 0;  // first block of the step, and how many: at most a step
-  std::int32_t zero_point = 0;
-  std::uint8_t* codes = nullptr;   // [block][word][group][16 rows · 4]; fewer groups than a tile's: each apart
-  const float* factors = nullptr;  // [block][group][16]
-  const float* mins = nullptr;     // the same, or null
-  const char** next = nullptr;     // what is read after this tile, where it ends, and what to ask for with each block
-  const char* next_end = nullptr;
-  std::int64_t next_bytes = 0;
 };
 
 // Rows [16 g, 16 g + 16) of the tile. Stride: bytes from word to word.
 template <typename F, int Width, std::int64_t Stride>
 inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
-  using S = TileShape<F, Width>;
-  const std::int64_t row_bytes = Codes<F, Width>::bytes(t.a->w.cols);
-  const std::int64_t cols = t.blocks * Width;
-  const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + Codes<F, Width>::bytes(t.b * Width);
-  const std::uint8_t* rows[16];
-  for (int i = 0; i < 16; ++i) {
-    const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
-    rows[i] = from + (t.n + n) * row_bytes;
-  }
-  for (std::int64_t k = 0; k < cols; k += S::kChunk, to += 16 * Stride) {
-    const std::int64_t at = Codes<F, Width>::bytes(k);
-    const bool half = F::kNibbles && cols - k < S::kChunk;
+  const GroupOfRows<F, Width> group(t, g);
+  for (std::int64_t k = 0; k < group.cols; k += kCodesChunk<F>, to += 16 * Stride) {
     I v[16];
-    if (half) {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) v[i] = load_half(rows[i] + at);
-      transpose_lanes(v);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
-      load_transposed(rows, at, v);
-    }
+    const int words = group.load(k, v);
 #pragma GCC unroll 16
     for (int word = 0; word < 16; ++word) {
-      if (half && word >= 8) break;
+      if (word >= words) break;
       store_ints(to + word * Stride, F::kNibbles ? v[word] : F::even(v[word]));
     }
   }
@@ -72,22 +38,6 @@ inline void fill_codes(const CodesTile& t) {
     } else {
       fill_codes<F, Width, 64>(t, g, t.codes + g * S::kGroupBytes);
     }
-  }
-}
-
-// Scales or mins of a step, [block][group][16].
-template <int Width>
-inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit, float* to) {
-  for (std::int64_t g = 0; g < t.groups; ++g) {
-    I v[16];
-#pragma GCC unroll 1
-    for (int i = 0; i < 16; ++i) {
-      const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
-      v[i] = as_ints(mul(table.at(t.n + n, t.b, t.blocks), unit));
-    }
-    transpose_lanes(v);
-#pragma GCC unroll 16
-    for (int b = 0; b < 16; ++b) store_ints(to + (b * t.groups + g) * kLanes, v[b]);
   }
 }
 
@@ -175,13 +125,6 @@ template <typename F, int Width, int M, int N>
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) p[i][n] = fma(load(mins + n * kLanes), sum, p[i][n]);
   }
-}
-
-inline void fetch_next(const CodesTile& t) {
-  const char* next = *t.next;
-  const char* end = next + t.next_bytes < t.next_end ? next + t.next_bytes : t.next_end;
-  for (; next < end; next += 64) __builtin_prefetch(next, 0, 2);
-  *t.next = next;
 }
 
 template <typename F, int Width, int M, int N>

@@ -20,6 +20,8 @@ inline I once(I v) {
   return v;
 }
 inline I sub_ints(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I sub_bytes(I a, I b) { return _mm512_sub_epi8(a, b); }
+inline I set1_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
 inline I multiply_ints(I a, I b) { return _mm512_mullo_epi32(a, b); }
 inline I as_ints(V v) { return _mm512_castps_si512(v); }
 inline I low_nibbles(I v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }

@@ -8,6 +8,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace glint {
@@ -19,6 +23,7 @@ struct Features {
   bool avx2 = false;
   bool avx512 = false;
   bool avx512bf16 = false;
+  bool amx = false;
 };
 
 // The register state that the operating system saves (XCR0): without it an instruction that the CPU has still faults.
@@ -26,6 +31,18 @@ std::uint64_t saved_state() {
   std::uint32_t low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+// Tiles are 8 KB of state that Linux saves only for a process that asks (and refuses where a signal's stack would not
+// hold them). For the whole process, whose threads may run before or after.
+bool ask_for_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequest = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;     // XFEATURE_XTILE_DATA
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Features detect() {
@@ -38,15 +55,19 @@ Features detect() {
   const std::uint64_t state = saved_state();
   constexpr std::uint64_t kYmm = 0x6;          // XMM and upper halves of YMM
   constexpr std::uint64_t kZmm = kYmm | 0xe0;  // and masks, upper halves of ZMM 0-15, ZMM 16-31
+  constexpr std::uint64_t kTiles = 0x60000;    // AMX: shapes and data
   if ((state & kYmm) != kYmm || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return f;
   const unsigned subleaves = a;
   f.avx2 = (b & bit_AVX2) != 0 && fma && f16c;
   constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && (b & kAvx512) == kAvx512;
+  constexpr unsigned kAmx = (1U << 24) | (1U << 25);  // EDX: tiles, their int8 products
+  const bool amx = (d & kAmx) == kAmx && (state & kTiles) == kTiles;
   const bool vnni = (c & (1U << 11)) != 0;  // every CPU with BF16 dot products has it
   constexpr unsigned kBf16 = 1U << 5;       // leaf 7.1, EAX
   if (f.avx512 && vnni && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)
     f.avx512bf16 = (a & kBf16) != 0;
+  f.amx = f.avx512bf16 && amx && ask_for_tiles();
   return f;
 }
 #endif
@@ -63,6 +84,7 @@ std::vector<const Table*> tables() {
   if (f.avx2) list.push_back(&avx2_table());
   if (f.avx512) list.push_back(&avx512_table());
   if (f.avx512bf16) list.push_back(&avx512bf16_table());
+  if (f.amx) list.push_back(&amx_table());
 #endif
   return list;
 }

@@ -16,4 +16,7 @@ constexpr Table kTable = emulated_avx512bf16::make_table("avx512bf16(emulated)")
 [[maybe_unused]] const bool kRegistered = register_table(kTable);
 
 }  // namespace
+
+const Table& emulated_avx512bf16_table() { return kTable; }
+
 }  // namespace glint::cpu

@@ -1,0 +1,53 @@
+// The kernels of AMX, upon a table for AVX-512 with VNNI. The rules of kernels.inl.hpp hold: the translation unit
+// defines GLINT_ISA and GLINT_SIMD.
+
+#include <cstdint>
+
+#include "backends/cpu/kernels.hpp"
+
+namespace glint::cpu::GLINT_ISA {
+namespace {
+
+#include GLINT_SIMD
+
+#include "backends/cpu/simd_amx.hpp"
+
+#include "backends/cpu/partial.inl.hpp"
+
+#include "backends/cpu/quant_codes.inl.hpp"
+
+#include "backends/cpu/quant_matrix.inl.hpp"
+
+#include "backends/cpu/quant_tiles.inl.hpp"
+
+#include "backends/cpu/quant_amx.inl.hpp"
+
+const Table* g_base = nullptr;  // for all else
+
+void dot(const DotArgs& a) {
+  if (a.x->quant == 0 || a.x->words || a.m1 - a.m0 < kAmxFrom) return g_base->dot(a);
+  switch (a.w.format) {
+    case WeightFormat::kI4:
+      return codes_amx_any<Int4Codes>(a);
+    case WeightFormat::kI8:
+      return codes_amx_any<Int8Codes>(a);
+    case WeightFormat::kNF4:
+      return codes_amx_any<Nf4Codes>(a);
+    case WeightFormat::kF4E2M1:
+      return codes_amx_any<F4Codes>(a);
+    default:
+      return g_base->dot(a);
+  }
+}
+
+}  // namespace
+
+inline Table make_table(const char* name, const Table& base) {
+  g_base = &base;
+  Table t = base;
+  t.name = name;
+  t.dot = dot;
+  return t;
+}
+
+}  // namespace glint::cpu::GLINT_ISA

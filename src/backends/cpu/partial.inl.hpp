@@ -1,0 +1,23 @@
+// Vectors of which only the first values are there. Included inside the kernel namespace, after the vector wrapper.
+
+// The first n values of p, zeros after them.
+template <typename T, int Size>
+struct Tail {
+  T values[Size] = {};
+  Tail(const T* p, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) values[i] = p[i];
+  }
+};
+template <typename T>
+inline V load_some(const T* p, std::int64_t n) {
+  if (n >= kLanes) return load(p);
+  const Tail<T, kLanes> tail(p, n);
+  return load(tail.values);
+}
+template <typename T>
+inline void store_some(T* p, V v, std::int64_t n) {
+  if (n >= kLanes) return store(p, v);
+  T values[kLanes];
+  store(values, v);
+  for (std::int64_t i = 0; i < n; ++i) p[i] = values[i];
+}

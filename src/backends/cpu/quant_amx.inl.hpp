@@ -1,0 +1,339 @@
+// Many rows of x against codes by AMX: the sums of quant_vnni.inl.hpp, which says in which order they are added, with
+// a block's integers multiplied as tiles of 16 rows of x, 16 rows of W and up to 64 columns. Included by isa_amx.cpp.
+//
+// A tile product is 16,384 multiply-adds in 16 cycles; its 256 sums must each be converted, scaled and added, which
+// takes vectors 32. So the two are interleaved: while blocks of one pair are multiplied, the sums of the pair before,
+// which lie in memory, are scaled.
+
+inline constexpr int kAmxRows = 16;        // of a tile
+inline constexpr int kAmxBlocks = 2;       // blocks whose sums wait at a time: neighbouring leaves of the tree
+inline constexpr int kAmxFrom = 8;         // rows of x from which tiles are faster than vectors
+
+template <int Width>
+struct AmxShape {
+  static constexpr int kTileBytes = Width < 64 ? Width : 64;      // columns of a tile
+  static constexpr int kParts = Width / kTileBytes;               // tiles that make a block
+  static constexpr std::int64_t kBlockBytes = 16 * Width;         // of 16 rows of x or W
+  static constexpr std::int64_t kGroupBytes = kStepBlocks * kBlockBytes;
+};
+
+// W as signed bytes, [group][block][word][16 rows · 4]: even columns of a block of nibbles before odd ones.
+template <typename F, int Width>
+inline void fill_bytes(const CodesTile& t) {
+  using S = AmxShape<Width>;
+  const I zero_point = set1_bytes(t.zero_point);
+  for (std::int64_t g = 0; g < t.groups; ++g) {
+    const GroupOfRows<F, Width> group(t, g);
+    std::uint8_t* to = t.codes + g * S::kGroupBytes;
+    for (std::int64_t k = 0; k < group.cols; k += kCodesChunk<F>, to += kCodesChunk<F> * 16) {
+      I v[16];
+      const int words = group.load(k, v);
+      if constexpr (F::kNibbles) {
+        constexpr int kHalf = Width / 8;  // words of a block's even columns
+#pragma GCC unroll 16
+        for (int word = 0; word < 16; ++word) {
+          if (word >= words) break;
+          std::uint8_t* at = to + word / kHalf * S::kBlockBytes + word % kHalf * 64;
+          store_ints(at, sub_bytes(F::even(v[word]), zero_point));
+          store_ints(at + kHalf * 64, sub_bytes(F::odd(v[word]), zero_point));
+        }
+      } else {
+#pragma GCC unroll 16
+        for (int word = 0; word < 16; ++word) store_ints(to + word * 64, sub_bytes(F::even(v[word]), zero_point));
+      }
+    }
+  }
+}
+
+// Up to 32 rows of x, two tiles of them: of each block the codes as tiles, even columns before odd ones.
+template <typename F, int Width>
+struct AmxX {
+  alignas(64) std::int8_t codes[2][kStepBlocks][kAmxRows][Width];
+
+  void fill(const CodesTile& t, std::int64_t m, const int (&rows)[2]) {
+    for (int tile = 0; tile < 2; ++tile) {
+      for (int i = 0; i < rows[tile]; ++i) {
+        const std::int8_t* x = x_codes(*t.a, m + tile * rows[0] + i, t.b * Width);
+#pragma GCC unroll 16
+        for (std::int64_t b = 0; b < kStepBlocks; ++b) {
+          const std::int64_t k = (b < t.blocks ? b : 0) * Width;
+          std::int8_t* to = codes[tile][b][i];
+          if constexpr (F::kNibbles) {
+            const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
+            __builtin_memcpy(to, even, Width / 2);
+            __builtin_memcpy(to + Width / 2, even + 64, Width / 2);
+          } else {
+            __builtin_memcpy(to, x + k, Width);
+          }
+        }
+      }
+    }
+  }
+};
+
+// What the products of one step need beside codes.
+struct AmxScales {
+  alignas(64) float x[kStepBlocks][2][kAmxRows];     // scales of x, a block's rows side by side
+  alignas(64) float sums[kStepBlocks][2][kAmxRows];  // scale · Σ q, where W has mins
+};
+
+// Two tiles of x against two groups of W: 2 × 2 tiles of sums.
+struct AmxSquare {
+  const CodesTile* t = nullptr;
+  std::int64_t m = 0;   // first row of x
+  int rows[2] = {};     // of each tile of x; the second may have none
+  std::int64_t g = 0;   // first group of W
+  bool two = false;     // groups
+  const AmxScales* scales = nullptr;
+};
+
+struct AmxScratch {
+  alignas(64) std::int32_t sums[2][kAmxBlocks][4][kAmxRows][kLanes];  // of two pairs of blocks by turns
+  alignas(64) float tree[4][4][kAmxRows][kLanes];                     // sums of 2, 4 and 8 blocks that wait, and of all
+};
+
+// Blocks of a pair, of one tile.
+struct AmxPair {
+  int rows;
+  const std::int32_t* sums[2];  // [rows][16]
+  V factors[2], mins[2];
+  const float* x[2];       // scales, a row each
+  const float* x_sums[2];  // scale · Σ q
+  float* tree;             // of the tile, [level][4][rows][16]
+};
+
+// The pair's sums, scaled and added to Levels sums that wait in the tree.
+template <bool Mins, int Levels>
+[[gnu::always_inline]] inline void amx_scale(const AmxPair& pair) {
+  constexpr std::int64_t kLevel = 4 * kAmxRows * kLanes;
+#pragma GCC unroll 4
+  for (int r = 0; r < pair.rows; ++r) {
+    V p[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      p[i] = mul(to_floats(load_ints(pair.sums[i] + r * kLanes)), mul(pair.factors[i], set1(pair.x[i][r])));
+      if constexpr (Mins) p[i] = fma(pair.mins[i], set1(pair.x_sums[i][r]), p[i]);
+    }
+    V sum = add(p[0], p[1]);
+    float* at = pair.tree + r * kLanes;
+#pragma GCC unroll 4
+    for (int level = 0; level < Levels; ++level) sum = add(load(at + level * kLevel), sum);
+    store(at + Levels * kLevel, sum);
+  }
+}
+
+// Leaves 2 q and 2 q + 1 of a tile.
+template <bool Mins>
+[[gnu::always_inline]] inline void amx_pair(const AmxSquare& s, AmxScratch& scratch, int q, int tile) {
+  const CodesTile& t = *s.t;
+  AmxPair pair{.rows = s.rows[tile / 2], .tree = scratch.tree[0][tile][0]};
+  for (int i = 0; i < kAmxBlocks; ++i) {
+    const std::int64_t b = kLeaves[kAmxBlocks * q + i];
+    const std::int64_t at = (b * t.groups + s.g + tile % 2) * kLanes;
+    const bool any = b < t.blocks;  // a block that is not there adds +0
+    pair.sums[i] = scratch.sums[q % 2][i][tile][0];
+    pair.factors[i] = any ? load(t.factors + at) : zero();
+    pair.x[i] = s.scales->x[b][tile / 2];
+    if constexpr (Mins) {
+      pair.mins[i] = any ? load(t.mins + at) : zero();
+      pair.x_sums[i] = s.scales->sums[b][tile / 2];
+    }
+  }
+  if ((q & 1) == 0) return amx_scale<Mins, 0>(pair);
+  if ((q & 2) == 0) return amx_scale<Mins, 1>(pair);
+  if ((q & 4) == 0) return amx_scale<Mins, 2>(pair);
+  amx_scale<Mins, 3>(pair);
+}
+
+// Where the operands of a block lie.
+struct AmxBlock {
+  const std::int8_t* x[2];
+  const std::uint8_t* w[2];
+};
+
+template <int Width, int Part>
+[[gnu::always_inline]] inline void amx_load(Tiles& tiles, const AmxSquare& s, const AmxBlock& b) {
+  constexpr std::int64_t kPart = Part * AmxShape<Width>::kTileBytes;
+  tiles.load<4>(b.x[0] + kPart, Width);
+  tiles.load<6>(b.w[0] + kPart * 16, 64);
+  if (s.two) tiles.load<7>(b.w[1] + kPart * 16, 64);
+  if (s.rows[1] > 0) tiles.load<5>(b.x[1] + kPart, Width);
+}
+
+[[gnu::always_inline]] inline void amx_multiply(Tiles& tiles, const AmxSquare& s) {
+  tiles.multiply<0, 4, 6>();
+  if (s.two) tiles.multiply<1, 4, 7>();
+  if (s.rows[1] == 0) return;
+  tiles.multiply<2, 5, 6>();
+  if (s.two) tiles.multiply<3, 5, 7>();
+}
+
+// Half a round multiplies one block, scales half the tiles of the pair before, and stores the block's sums.
+template <typename F, int Width, bool Mins>
+[[gnu::noinline]] void amx_square(Tiles& tiles, const AmxSquare& s, const AmxX<F, Width>& x, AmxScratch& scratch) {
+  using S = AmxShape<Width>;
+  const CodesTile& t = *s.t;
+  const std::uint8_t* w = t.codes + s.g * S::kGroupBytes;
+  const auto block = [&](int leaf) __attribute__((always_inline)) {
+    const std::int64_t b = kLeaves[leaf];
+    const std::uint8_t* at = w + b * S::kBlockBytes;
+    return AmxBlock{{x.codes[0][b][0], x.codes[1][b][0]}, {at, at + S::kGroupBytes}};
+  };
+  amx_load<Width, 0>(tiles, s, block(0));
+#pragma GCC unroll 1
+  for (int leaf = 0; leaf < kStepBlocks + kAmxBlocks; ++leaf) {
+    const int half = leaf % kAmxBlocks, q = leaf / kAmxBlocks;
+    const bool multiplies = leaf < kStepBlocks;
+    if (false) fetch_next(t);
+    if (multiplies) {
+      tiles.clear<0>();
+      tiles.clear<1>();
+      tiles.clear<2>();
+      tiles.clear<3>();
+      amx_multiply(tiles, s);
+      if constexpr (S::kParts == 2) {
+        amx_load<Width, 1>(tiles, s, block(leaf));
+        amx_multiply(tiles, s);
+      }
+    }
+    if (q > 0 && s.rows[half] > 0) {
+      amx_pair<Mins>(s, scratch, q - 1, 2 * half);
+      if (s.two) amx_pair<Mins>(s, scratch, q - 1, 2 * half + 1);
+    }
+    if (multiplies) {
+      auto& sums = scratch.sums[q % 2][half];
+      tiles.store<0>(sums[0], 64);
+      tiles.store<1>(sums[1], 64);
+      tiles.store<2>(sums[2], 64);
+      tiles.store<3>(sums[3], 64);
+      if (leaf + 1 < kStepBlocks) amx_load<Width, 0>(tiles, s, block(leaf + 1));
+    }
+  }
+  const DotArgs& a = *t.a;
+  for (int tile = 0; tile < 4; ++tile) {
+    const std::int64_t column = (s.g + tile % 2) * kLanes;
+    const std::int64_t count = t.count - column;
+    if (count <= 0) continue;
+    float* out = a.out + (s.m + tile / 2 * s.rows[0] - a.m0) * a.out_stride + (t.n - a.n0) + column;
+    for (int r = 0; r < s.rows[tile / 2]; ++r, out += a.out_stride) {
+      const V sum = load(scratch.tree[3][tile][r]);
+      store_some(out, t.b == 0 ? sum : add(load_some(out, count), sum), count);
+    }
+  }
+}
+
+template <int Width>
+inline void amx_shape(Tiles& tiles, const int (&rows)[2]) {
+  TileShapes shapes;
+  for (int i = 0; i < 2; ++i) {
+    const auto n = static_cast<std::uint8_t>(rows[i] > 0 ? rows[i] : 1);
+    for (int j = 0; j < 2; ++j) {
+      shapes.rows[2 * i + j] = n;
+      shapes.bytes[2 * i + j] = 64;
+    }
+    shapes.rows[4 + i] = n;
+    shapes.bytes[4 + i] = AmxShape<Width>::kTileBytes;
+    shapes.rows[6 + i] = AmxShape<Width>::kTileBytes / 4;
+    shapes.bytes[6 + i] = 64;
+  }
+  tiles.shape(shapes);
+}
+
+// Factors of x of a tile's rows, a block's side by side; those beyond the last block are zeros.
+inline void amx_turn(const DotArgs& a, const float* table, const AmxSquare& s, int tile,
+                     float (&to)[kStepBlocks][2][kAmxRows]) {
+  I v[kAmxRows];
+  for (int r = 0; r < kAmxRows; ++r) {
+    const bool any = r < s.rows[tile];
+    v[r] = as_ints(any ? load(x_factors(a, table, s.m + tile * s.rows[0] + r, s.t->b)) : zero());
+  }
+  transpose_lanes(v);
+#pragma GCC unroll 16
+  for (int b = 0; b < kStepBlocks; ++b) store_ints(to[b][tile], v[b]);
+}
+
+// All rows of x, in pairs of tiles whose heights differ by one at most.
+template <typename F, int Width>
+void amx_rows(const CodesTile& t, Tiles& tiles, AmxX<F, Width>& x, AmxScratch& scratch) {
+  const DotArgs& a = *t.a;
+  const std::int64_t rows = a.m1 - a.m0;
+  const std::int64_t n_tiles = (rows + kAmxRows - 1) / kAmxRows;
+  const auto begin = [&](std::int64_t i) { return a.m0 + rows * i / n_tiles; };
+  AmxScales scales;
+  int shaped[2] = {0, 0};
+  for (std::int64_t i = 0; i < n_tiles; i += 2) {
+    AmxSquare s{.t = &t, .m = begin(i), .scales = &scales};
+    s.rows[0] = static_cast<int>(begin(i + 1) - begin(i));
+    s.rows[1] = i + 1 < n_tiles ? static_cast<int>(begin(i + 2) - begin(i + 1)) : 0;
+    if (s.rows[0] != shaped[0] || s.rows[1] != shaped[1]) {
+      amx_shape<Width>(tiles, s.rows);
+      shaped[0] = s.rows[0];
+      shaped[1] = s.rows[1];
+    }
+    x.fill(t, s.m, s.rows);
+    for (int tile = 0; tile < 2; ++tile) {
+      amx_turn(a, a.x->scales, s, tile, scales.x);
+      if (t.mins != nullptr) amx_turn(a, a.x->sums, s, tile, scales.sums);
+    }
+    for (s.g = 0; s.g < t.groups; s.g += 2) {
+      s.two = s.g + 1 < t.groups;
+      if (t.mins != nullptr) {
+        amx_square<F, Width, true>(tiles, s, x, scratch);
+      } else {
+        amx_square<F, Width, false>(tiles, s, x, scratch);
+      }
+    }
+  }
+}
+
+template <typename F, int Width>
+void codes_amx(const DotArgs& a) {
+  alignas(64) std::uint8_t codes[kTileGroups * AmxShape<Width>::kGroupBytes];
+  alignas(64) float factors[kStepBlocks * kStrip];
+  alignas(64) float mins[kStepBlocks * kStrip];
+  AmxX<F, Width> x;
+  AmxScratch scratch;
+  Tiles tiles;
+  const CodesMatrix<Width> matrix(a);
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
+  const char* w = static_cast<const char*>(a.w.data);
+  for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
+    CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
+    t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
+    // The strip that comes next, which lies behind this one or where the caller says.
+    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
+    const char* next = static_cast<const char*>(follows);
+    t.next = &next;
+    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
+    t.groups = (t.count + kLanes - 1) / kLanes;
+    const std::int64_t squares = (a.m1 - a.m0 + 2 * kAmxRows - 1) / (2 * kAmxRows) * ((t.groups + 1) / 2);
+    const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
+    t.next_bytes = (kStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
+    for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
+      const std::int64_t left = a.w.cols / Width - t.b;
+      t.blocks = left < kStepBlocks ? left : kStepBlocks;
+      fill_factors(t, matrix.scales, matrix.unit, factors);
+      if (a.w.mins != nullptr) {
+        fill_factors(t, matrix.mins, set1(1), mins);
+        t.mins = mins;
+      }
+      fill_bytes<F, Width>(t);
+      amx_rows<F, Width>(t, tiles, x, scratch);
+    }
+  }
+  tiles.release();
+}
+
+template <typename F>
+inline void codes_amx_any(const DotArgs& a) {
+  switch (a.x->quant) {
+    case 16:
+      return codes_amx<F, 16>(a);
+    case 32:
+      return codes_amx<F, 32>(a);
+    case 64:
+      return codes_amx<F, 64>(a);
+    default:  // only W of these formats asks for it
+      if constexpr (__is_same(F, Int8Codes) || __is_same(F, Int4Codes)) return codes_amx<F, 128>(a);
+  }
+}
