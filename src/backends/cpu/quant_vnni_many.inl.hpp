@@ -31,14 +31,7 @@ inline void fill_codes(const CodesTile& t, std::int64_t g, std::uint8_t* to) {
 
 template <typename F, int Width>
 inline void fill_codes(const CodesTile& t) {
-  using S = TileShape<F, Width>;
-  for (std::int64_t g = 0; g < t.groups; ++g) {
-    if (t.groups == kTileGroups) {
-      fill_codes<F, Width, kTileGroups * 64>(t, g, t.codes + g * 64);
-    } else {
-      fill_codes<F, Width, 64>(t, g, t.codes + g * S::kGroupBytes);
-    }
-  }
+  for (std::int64_t g = 0; g < kTileGroups; ++g) fill_codes<F, Width, kTileGroups * 64>(t, g, t.codes + g * 64);
 }
 
 // What M rows of x bring to a tile: of each block the codes, even columns before odd ones, the sum's start, the scale
@@ -85,13 +78,13 @@ inline I tile_codes(I v, int part) {
   }
 }
 
-// p_b of M rows of x and N groups of W from group g on.
+// p_b of M rows of x and the N groups of W.
 template <typename F, int Width, int M, int N>
-[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows, std::int64_t g,
-                                                 int b, V (&p)[M][N]) {
+[[gnu::always_inline]] inline void tile_products(const CodesTile& t, const TileRows<F, Width, M>& rows, int b,
+                                                 V (&p)[M][N]) {
   constexpr int kWords = TileShape<F, Width>::kWords;
   const std::int8_t* x = rows.codes[b][0];
-  const std::uint8_t* w = t.codes + g * TileShape<F, Width>::kGroupBytes + b * kWords * N * 64;
+  const std::uint8_t* w = t.codes + b * kWords * N * 64;
   I acc[M][N];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
@@ -110,7 +103,7 @@ template <typename F, int Width, int M, int N>
       }
     }
   }
-  const float* factors = t.factors + (b * t.groups + g) * kLanes;
+  const float* factors = t.factors + b * N * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
     const V scale = set1(rows.scales[i][b]);
@@ -118,7 +111,7 @@ template <typename F, int Width, int M, int N>
     for (int n = 0; n < N; ++n) p[i][n] = mul(to_floats(acc[i][n]), mul(load(factors + n * kLanes), scale));
   }
   if (t.mins == nullptr) return;
-  const float* mins = t.mins + (b * t.groups + g) * kLanes;
+  const float* mins = t.mins + b * N * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
     const V sum = set1(rows.sums[i][b]);
@@ -127,8 +120,16 @@ template <typename F, int Width, int M, int N>
   }
 }
 
-template <typename F, int Width, int M, int N>
-[[gnu::noinline]] void tile_step(const CodesTile& t, std::int64_t m, std::int64_t g) {
+// The `rows` rows of sums of a step for fewer rows of W than a tile has.
+[[gnu::noinline]] void add_some_sums(const CodesTile& t, const float* sums, int rows, float* out) {
+  for (int i = 0; i < rows; ++i, out += t.a->out_stride, sums += kStrip) {
+    for (std::int64_t c = 0; c < t.count; ++c) out[c] = t.b == 0 ? sums[c] : out[c] + sums[c];
+  }
+}
+
+template <typename F, int Width, int M>
+[[gnu::noinline]] void tile_step(const CodesTile& t, std::int64_t m) {
+  constexpr int N = kTileGroups;
   const DotArgs& a = *t.a;
   const TileRows<F, Width, M> rows(t, m);
   alignas(64) float tree[4][M][N][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
@@ -137,7 +138,7 @@ template <typename F, int Width, int M, int N>
     const int b = kLeaves[leaf];
     fetch_next(t);
     if (b < t.blocks) {
-      tile_products(t, rows, g, b, p);
+      tile_products(t, rows, b, p);
     } else {
       clear(p);
     }
@@ -156,48 +157,45 @@ template <typename F, int Width, int M, int N>
       for (int n = 0; n < N; ++n) store(tree[level][i][n], p[i][n]);
     }
   }
+  float* out = a.out + (m - a.m0) * a.out_stride + (t.n - a.n0);
+  if (t.count < kStrip) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) store(tree[0][i][n], p[i][n]);
+    }
+    return add_some_sums(t, tree[0][0][0], M, out);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      float* out = a.out + (m + i - a.m0) * a.out_stride + (t.n - a.n0) + (g + n) * kLanes;
-      const std::int64_t count = t.count - (g + n) * kLanes;
-      store_some(out, t.b == 0 ? p[i][n] : add(load_some(out, count), p[i][n]), count);
+      float* to = out + i * a.out_stride + n * kLanes;
+      store(to, t.b == 0 ? p[i][n] : add(load(to), p[i][n]));
     }
   }
 }
 
-template <typename F, int Width, int M>
-inline void tile_groups(const CodesTile& t, std::int64_t m) {
-  if (t.groups == kTileGroups) return tile_step<F, Width, M, kTileGroups>(t, m, 0);
-  for (std::int64_t g = 0; g < t.groups; ++g) tile_step<F, Width, M, 1>(t, m, g);
-}
-
-// All rows of x, in tiles of at most six rows that differ by one at most.
+// All rows of x, three or more, in tiles of at most six that differ by one at most: none has fewer than three.
 template <typename F, int Width>
 void tile_rows_of_codes(const CodesTile& t) {
   const std::int64_t rows = t.a->m1 - t.a->m0;
   const std::int64_t tiles = (rows + kMostTileRows - 1) / kMostTileRows;
+  static_assert(kFewCodes == 2 && kMostTileRows == 6);
   for (std::int64_t i = 0; i < tiles; ++i) {
     const std::int64_t m = t.a->m0 + rows * i / tiles;
     switch (t.a->m0 + rows * (i + 1) / tiles - m) {
       case 6:
-        tile_groups<F, Width, 6>(t, m);
+        tile_step<F, Width, 6>(t, m);
         break;
       case 5:
-        tile_groups<F, Width, 5>(t, m);
+        tile_step<F, Width, 5>(t, m);
         break;
       case 4:
-        tile_groups<F, Width, 4>(t, m);
-        break;
-      case 3:
-        tile_groups<F, Width, 3>(t, m);
-        break;
-      case 2:
-        tile_groups<F, Width, 2>(t, m);
+        tile_step<F, Width, 4>(t, m);
         break;
       default:
-        tile_groups<F, Width, 1>(t, m);
+        tile_step<F, Width, 3>(t, m);
     }
   }
 }
@@ -218,9 +216,8 @@ void codes_many(const DotArgs& a) {
     const char* next = static_cast<const char*>(follows);
     t.next = &next;
     t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
-    t.groups = (t.count + kLanes - 1) / kLanes;
-    const std::int64_t tiles =
-        (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows * (t.groups == kTileGroups ? 1 : t.groups);
+    t.groups = kTileGroups;  // of fewer rows as well, the last one repeated: a path of their own would be seldom taken
+    const std::int64_t tiles = (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows;
     const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
     t.next_bytes = (kStrip * row_bytes / (tiles * kStepBlocks * steps) / 64 + 1) * 64;
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
