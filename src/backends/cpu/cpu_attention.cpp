@@ -101,7 +101,7 @@ void CpuOps::mla_append(const MlaAppendParams& p) {
 }
 
 // Rows [row0, row0 + rows) of the batch. A pair is a (row, head), numbered from row0's first head on; a block is up to
-// kQueryBlock pairs of one sequence, which share each pass over its cache.
+// Table::query_block pairs of one sequence, which share each pass over its cache.
 struct CpuOps::AttendRows {
   struct Block {
     int seq = 0;
@@ -117,12 +117,13 @@ struct CpuOps::AttendRows {
   Packed* latent = nullptr;  // [heads] of [rows, 512]: what the cache answered
   Block* blocks = nullptr;
   std::int64_t n_blocks = 0;
-  float* scratch = nullptr;      // a thread: kThreadFloats
-  AttendState* parts = nullptr;  // [threads · kPartsPerThread] of kQueryBlock queries
-  AttendState run;               // [threads · kQueryBlock] queries
+  float* scratch = nullptr;      // a thread: thread_floats()
+  AttendState* parts = nullptr;  // [threads · kPartsPerThread] of `block` queries
+  AttendState run;               // [block] queries
+  std::int64_t block = 0;        // most queries of an attend
 
-  static constexpr std::int64_t kStateFloats = kQueryBlock * (kLatent + 2);
-  static constexpr std::int64_t kThreadFloats = kAttendScratch + 2 * kStateFloats;
+  std::int64_t state_floats() const { return block * (kLatent + 2); }
+  std::int64_t thread_floats() const { return kAttendScratch + 2 * state_floats(); }
   static constexpr std::int64_t kPartsPerThread = 8;  // 4,096 tokens a wave with two threads
 
   static AttendState state(float* memory, std::int64_t n) {
@@ -188,10 +189,10 @@ struct CpuOps::AttendRows {
   }
 };
 
-std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads) {
+std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads, std::int64_t block) {
   const std::int64_t n = std::min(rows, kAttendRows);
   const std::int64_t block_floats = 8 * (n * heads / kTileAlign + n + 1);
-  const std::int64_t state = kQueryBlock * (kLatent + 2) + 64;
+  const std::int64_t state = block * (kLatent + 2) + 64;
   return n * heads * kKvRow + heads * (packed_floats(n, kLatent) + 64) + block_floats + 32 * heads +
          threads * (kAttendScratch + 2 * state + (8 + 1) * state + 8 * 16 + 64) + 1024;
 }
@@ -206,6 +207,7 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
   for (std::int64_t row0 = 0; row0 < rows; row0 += kAttendRows) {
     Arena arena(workspace_);
     AttendRows a{.p = &p, .heads = heads, .row0 = row0, .rows = std::min(kAttendRows, rows - row0)};
+    a.block = table_.query_block;
     a.q = arena.take<float>(a.rows * heads * kKvRow);
     a.latent = arena.take<Packed>(heads);
     // Never codes of 8 bits: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and
@@ -214,23 +216,23 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
     if (has_scales(p.kv_b.format) && table_.dots_words) kind = {.quant = kLatent, .words = true};
     for (std::int64_t h = 0; h < heads; ++h) a.latent[h] = make_packed(arena, a.rows, kLatent, kind);
     a.blocks = arena.take<AttendRows::Block>(a.rows * heads / kTileAlign + a.rows + 1);
-    a.scratch = arena.take<float>(threads * AttendRows::kThreadFloats);
+    a.scratch = arena.take<float>(threads * a.thread_floats());
     latent_queries(a);
 
     const std::int64_t pairs = a.rows * heads;
     std::int64_t longest = 0;
     for (int s = 0; s < p.batch.n_seqs; ++s) longest = std::max<std::int64_t>(longest, p.batch.context_tokens[s]);
-    const bool few = pairs <= threads * kQueryBlock;
+    const bool few = pairs <= threads * a.block;
     if (few && longest >= threads * kChunk) {
       a.parts = arena.take<AttendState>(threads * AttendRows::kPartsPerThread);
       for (std::int64_t i = 0; i < threads * AttendRows::kPartsPerThread; ++i)
-        a.parts[i] = AttendRows::state(arena.take<float>(AttendRows::kStateFloats), kQueryBlock);
-      a.run = AttendRows::state(arena.take<float>(AttendRows::kStateFloats), kQueryBlock);
-      a.cut(kQueryBlock);
+        a.parts[i] = AttendRows::state(arena.take<float>(a.state_floats()), a.block);
+      a.run = AttendRows::state(arena.take<float>(a.state_floats()), a.block);
+      a.cut(a.block);
       attend_chunks(a);
     } else {
       const std::int64_t blocks = few ? threads : 2 * threads;  // each turns the cache into codes again
-      a.cut(std::clamp(round_up(pairs / blocks, kTileAlign), kTileAlign, kQueryBlock));
+      a.cut(std::clamp(round_up(pairs / blocks, kTileAlign), kTileAlign, a.block));
       attend_blocks(a);
     }
     latent_values(a);
@@ -271,11 +273,11 @@ void CpuOps::attend_blocks(const AttendRows& a) {
   constexpr double kAlways = 1e9;
   for_items(a.n_blocks, kAlways, [&](std::int64_t item, int thread) {
     const AttendRows::Block& b = a.blocks[item];
-    float* memory = a.scratch + thread * AttendRows::kThreadFloats;
-    const AttendState run = AttendRows::state(memory + kAttendScratch, kQueryBlock);
-    const AttendState part = AttendRows::state(memory + kAttendScratch + AttendRows::kStateFloats, kQueryBlock);
-    std::int64_t first[kQueryBlock];
-    std::int64_t last[kQueryBlock];
+    float* memory = a.scratch + thread * a.thread_floats();
+    const AttendState run = AttendRows::state(memory + kAttendScratch, a.block);
+    const AttendState part = AttendRows::state(memory + kAttendScratch + a.state_floats(), a.block);
+    std::int64_t first[kMostQueries];
+    std::int64_t last[kMostQueries];
     AttendArgs args = a.args(b, first, last);
     args.scratch = memory;
     const std::int64_t after = item + pool_.size();  // what this thread is likely to do next
@@ -299,8 +301,8 @@ void CpuOps::attend_chunks(const AttendRows& a) {
   const std::int64_t wave = pool_.size() * AttendRows::kPartsPerThread;
   for (std::int64_t i = 0; i < a.n_blocks; ++i) {
     const AttendRows::Block& b = a.blocks[i];
-    std::int64_t first[kQueryBlock];
-    std::int64_t last[kQueryBlock];
+    std::int64_t first[kMostQueries];
+    std::int64_t last[kMostQueries];
     const AttendArgs base = a.args(b, first, last);
     std::fill(a.run.sum, a.run.sum + b.n, 0.0F);
     const std::int64_t end = a.end_chunk(b);
@@ -311,7 +313,7 @@ void CpuOps::attend_chunks(const AttendRows& a) {
         args.begin = (from + item) * kChunk;
         args.end = args.begin + kChunk;
         args.out = a.parts[item];
-        args.scratch = a.scratch + thread * AttendRows::kThreadFloats;
+        args.scratch = a.scratch + thread * a.thread_floats();
         args.soon = a.values(from + item - a.begin_chunk(b), end - a.begin_chunk(b));
         table_.attend(args);
       });

@@ -8,6 +8,8 @@
 namespace glint::cpu {
 namespace {
 
+std::int64_t row_tiles(std::int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
+
 constexpr double kSigmoidWork = 64;  // of an expert and row, in the units of for_items: about 8 ns
 
 // The experts of row t by its scores [n_experts], which become sigmoids.
@@ -71,17 +73,62 @@ PackKind CpuOps::inner_kind(const ExpertGroup& group) const {
   return group.rounded && kind.words ? PackKind{} : kind;
 }
 
-// The inner activations whose down reads codes, one item a row of a group. A block of codes can be wider than the
+// The inner activations whose down reads codes, an item a tile's rows of a group. A block of codes can be wider than the
 // strips of the loop before, whose width depends on the batch.
-void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
-                            std::int64_t rows) {
-  const std::int64_t cols = values[0].cols;
-  for_items(rows, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
+void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner) {
+  std::int64_t items = 0, rows = 0;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    if (inner[g].quant == 0) continue;
+    items += row_tiles(groups[g].count);
+    rows += groups[g].count;
+  }
+  for_items(items, static_cast<double>(rows * values[0].cols), [&](std::int64_t item, int) {
     std::size_t g = 0;
-    for (; inner[g].quant == 0 || item >= groups[g].count; ++g) {
-      if (inner[g].quant != 0) item -= groups[g].count;
+    for (; inner[g].quant == 0 || item >= row_tiles(groups[g].count); ++g) {
+      if (inner[g].quant != 0) item -= row_tiles(groups[g].count);
     }
-    pack_rows(inner[g], static_cast<const float*>(values[g].at(item, 0)), item, item + 1);
+    const std::int64_t m = item * kRowTile;
+    pack_rows(inner[g], static_cast<const float*>(values[g].at(m, 0)), m, std::min(groups[g].count, m + kRowTile));
+  });
+}
+
+// Tiles of the rows of x that run each group; groups without an index have those of x. tiled[2 g] is for gate,
+// tiled[2 g + 1] for up; without tiles where the group's rows are read where they lie.
+void CpuOps::tile_groups(Arena& arena, std::span<const ExpertGroup> groups, std::span<const Packed> x_by_kind,
+                         Packed* tiled) {
+  std::int64_t items = 0, rows = 0;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const ExpertGroup& group = groups[g];
+    const PackKind gate = kind_of(group, group.w->gate), up = kind_of(group, group.w->up);
+    const bool wanted = group.index != nullptr && has_tiles(group.count, gate) && has_tiles(group.count, up);
+    for (const std::size_t i : {2 * g, 2 * g + 1}) {
+      const PackKind kind = i % 2 == 0 ? gate : up;
+      const std::int64_t cols = x_by_kind[static_cast<std::size_t>(kind.index())].cols;
+      tiled[i] = {.rows = group.count, .cols = cols, .quant = kind.quant, .split = kind.split};
+      if (!wanted) continue;
+      if (i % 2 != 0 && gate.index() == up.index()) {
+        tiled[i] = tiled[i - 1];
+        continue;
+      }
+      make_tiles(arena, tiled[i]);
+      items += row_tiles(group.count);
+      rows += group.count;
+    }
+  }
+  if (items == 0) return;
+  for_items(items, static_cast<double>(rows * tiled[0].cols), [&](std::int64_t item, int) {
+    std::size_t i = 0;
+    const auto own = [&] { return tiled[i].tiles != nullptr && (i % 2 == 0 || tiled[i].tiles != tiled[i - 1].tiles); };
+    for (;; ++i) {
+      if (!own()) continue;
+      if (item < row_tiles(tiled[i].rows)) break;
+      item -= row_tiles(tiled[i].rows);
+    }
+    const ExpertGroup& group = groups[i / 2];
+    const PackKind kind = kind_of(group, i % 2 == 0 ? group.w->gate : group.w->up);
+    const std::int64_t m = item * kRowTile;
+    table_.tile_codes(x_by_kind[static_cast<std::size_t>(kind.index())], group.index, tiled[i], m,
+                      std::min(group.count, m + kRowTile));
   });
 }
 
@@ -96,8 +143,9 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   auto* inner = arena.take<Packed>(n_groups);   // what down reads
   auto* values = arena.take<Packed>(n_groups);  // the same as values, from which codes are made
   auto* first_item = arena.take<std::int64_t>(n_groups + 1);
+  auto* tiled = arena.take<Packed>(2 * n_groups);
+  bool codes = false;
   std::int64_t w_rows = 0;
-  std::int64_t codes_rows = 0;
   std::int64_t most = 0;  // rows of a group
   double work = 0;
   for (std::int64_t g = 0; g < n_groups; ++g) {
@@ -112,35 +160,50 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     if (kind.quant != 0) {
       auto* data = arena.take<float>(groups[g].count * w.gate.rows);
       values[g] = {.data = data, .rows = groups[g].count, .cols = w.gate.rows, .block = w.gate.rows};
-      codes_rows += groups[g].count;
+      codes = true;
     }
     most = std::max(most, groups[g].count);
-    w_rows += w.gate.rows * row_chunks(groups[g].count);
     work += static_cast<double>(w.gate.bytes()) * std::max(1.0, static_cast<double>(groups[g].count) / 8);
   }
 
-  static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip);  // the items' buffers
+  tile_groups(arena, groups, x_by_kind, tiled);
+  // What gate (0) or up (1) of a group reads, and whether in tiles.
+  const auto x_of = [&](std::int64_t g, int which) {
+    const ExpertGroup& group = groups[g];
+    const Packed& own = tiled[2 * g + which];
+    return own.tiles != nullptr ? &own : &x_by_kind[kind_of(group, which == 0 ? group.w->gate : group.w->up).index()];
+  };
+  const auto in_tiles = [&](std::int64_t g) {
+    const bool own = tiled[2 * g].tiles != nullptr;
+    return own || (groups[g].index == nullptr && x_of(g, 0)->tiles != nullptr && x_of(g, 1)->tiles != nullptr);
+  };
+  for (std::int64_t g = 0; g < n_groups; ++g)
+    w_rows += groups[g].w->gate.rows * row_chunks(groups[g].count, in_tiles(g));
+
+  static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip && kRowChunk <= kTileChunk);  // the items' buffers
   const bool words = kind_of(groups[0], groups[0].w->gate).words;
   const std::int64_t strip = strip_rows(w_rows, 1, most, words);
   first_item[0] = 0;
   for (std::int64_t g = 0; g < n_groups; ++g)
-    first_item[g + 1] = first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count);
+    first_item[g + 1] =
+        first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count, in_tiles(g));
   const std::int64_t items = first_item[n_groups];
   for_items(items, 2 * work, [&](std::int64_t item, int) {
     item = items - 1 - item;  // the shared expert, which has most rows, first: no long item at the end
     const std::int64_t g = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
     const ExpertGroup& group = groups[g];
     const ExpertWeights& w = *group.w;
-    const std::int64_t chunks = row_chunks(group.count);
+    const bool tiles = in_tiles(g);
+    const std::int64_t chunks = row_chunks(group.count, tiles);
     const std::int64_t chunk = (item - first_item[g]) % chunks;
     const std::int64_t n0 = (item - first_item[g]) / chunks * strip;
     const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
-    alignas(64) float gate[kRowChunk * kStrip];
-    alignas(64) float up[kRowChunk * kStrip];
-    DotArgs a{.x = &x_by_kind[kind_of(group, w.gate).index()],
-              .index = group.index,
-              .m0 = chunk_begin(group.count, chunk),
-              .m1 = chunk_begin(group.count, chunk + 1),
+    alignas(64) float gate[kTileChunk * kStrip];
+    alignas(64) float up[kTileChunk * kStrip];
+    DotArgs a{.x = x_of(g, 0),
+              .index = tiles ? nullptr : group.index,
+              .m0 = chunk_begin(group.count, chunk, tiles),
+              .m1 = chunk_begin(group.count, chunk + 1, tiles),
               .w = w.gate,
               .n0 = n0,
               .n1 = n1,
@@ -148,7 +211,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
               .out_stride = strip,
               .next = rows_of(w.up, n0)};
     table_.dot(a);
-    a.x = &x_by_kind[kind_of(group, w.up).index()];
+    a.x = x_of(g, 1);
     a.w = w.up;
     a.out = up;
     a.next = rows_of(w.gate, n0 > 0 ? n0 - strip : w.gate.rows);
@@ -156,20 +219,21 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     for (std::int64_t m = a.m0; m < a.m1; ++m)
       table_.silu_mul(gate + (m - a.m0) * strip, up + (m - a.m0) * strip, n1 - n0, values[g], m, n0);
   });
-  if (codes_rows > 0) quantize_inner(groups, values, inner, codes_rows);
+  if (codes) quantize_inner(groups, values, inner);
 
   const std::int64_t out_strip = strip_rows(hidden, 1, most, inner[0].words);
   for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {
     const std::int64_t n0 = item * out_strip;
     const std::int64_t n = std::min(hidden, n0 + out_strip) - n0;
-    alignas(64) float y[kRowChunk * kStrip];
+    alignas(64) float y[kTileChunk * kStrip];
     float* columns = out.as<float>() + n0;
     for (std::int64_t t = 0; t < rows; ++t) std::fill(columns + t * hidden, columns + t * hidden + n, 0.0F);
     for (std::int64_t g = 0; g < n_groups; ++g) {
       const ExpertGroup& group = groups[g];
-      for (std::int64_t chunk = 0; chunk < row_chunks(group.count); ++chunk) {
-        const std::int64_t m0 = chunk_begin(group.count, chunk);
-        const std::int64_t m1 = chunk_begin(group.count, chunk + 1);
+      const bool tiles = inner[g].tiles != nullptr;
+      for (std::int64_t chunk = 0; chunk < row_chunks(group.count, tiles); ++chunk) {
+        const std::int64_t m0 = chunk_begin(group.count, chunk, tiles);
+        const std::int64_t m1 = chunk_begin(group.count, chunk + 1, tiles);
         table_.dot({.x = &inner[g],
                     .m0 = m0,
                     .m1 = m1,

@@ -91,13 +91,22 @@ void CpuOps::size_workspace() {
   const std::int64_t rows = std::max<std::int64_t>(l.max_rows, 1);
   const std::int64_t widest =
       std::max({2 * l.hidden, l.n_heads * kValue, l.q_lora, l.dense_inner, l.expert_inner, std::int64_t{kLatent}});
-  const auto packed_few_or_many = [](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
-    return std::max({packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), code_floats(n, cols)}) +
+  const bool tiles = table_.tile_codes != nullptr;
+  const auto codes = [&](std::int64_t n, std::int64_t cols) {
+    return code_floats(n, cols) + (tiles ? tile_floats(n, cols) : 0);
+  };
+  const auto packed_few_or_many = [&](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
+    return std::max(
+               {packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), codes(n, cols)}) +
            kPad;
   };
   // One x in every form: experts may differ in theirs.
   const auto packed_all = [&](std::int64_t n, std::int64_t cols) {
-    return 2 * packed_few_or_many(n, cols) + (kPackKinds - 2) * code_floats(n, cols);
+    return 2 * packed_few_or_many(n, cols) + (kPackKinds - 2) * codes(n, cols);
+  };
+  // Rows of x for each expert, in two kinds; up to 15 rows of each may be missing in its last tile.
+  const auto gathered = [&](std::int64_t n, std::int64_t groups, std::int64_t cols) {
+    return tiles ? 2 * (n + groups * kRowTile) * (tile_floats(kRowTile, cols) / kRowTile + 1) : 0;
   };
   // An inner activation as values and as codes.
   const auto inner = [](std::int64_t cols) { return packed_floats(1, cols) + 2 * kBlock + code_floats(1, cols); };
@@ -106,12 +115,13 @@ void CpuOps::size_workspace() {
       2 * packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
   const std::int64_t choices = rows * (l.top_k + 1);
   const std::int64_t moe =
-      packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices + 128 * (l.n_experts + 8);
-  const std::int64_t mlp = packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + 1024;
+      packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices + 128 * (l.n_experts + 8) +
+      gathered(choices, l.n_experts + 1, l.hidden) + gathered(choices, l.n_experts + 1, l.expert_inner);
+  const std::int64_t mlp = packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + gathered(rows, 1, l.dense_inner) + 1024;
   const std::int64_t route = packed_few_or_many(rows, l.hidden) + rows * l.n_experts;
   const std::int64_t head = packed_few_or_many(std::max(rows, l.max_logits), l.hidden);
   const std::int64_t mtp = packed_few_or_many(rows, 2 * l.hidden) + rows * 2 * l.hidden;
-  const std::int64_t attend = attend_floats(rows, std::max<std::int64_t>(l.n_heads, 1), pool_.size());
+  const std::int64_t attend = attend_floats(rows, std::max<std::int64_t>(l.n_heads, 1), pool_.size(), table_.query_block);
   const std::int64_t floats = std::max({linear, project, moe, mlp, route, head, mtp, attend}) + 1024;
   workspace_ = host_buffer(static_cast<std::size_t>(floats) * sizeof(float));
   rope_ = host_buffer(static_cast<std::size_t>(rows * kRope) * sizeof(float));
@@ -128,16 +138,17 @@ Packed CpuOps::make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, P
 
 void CpuOps::pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const {
   (to.words ? table_.encode_words : to.quant != 0 ? table_.quantize : table_.pack)(to, x, to.cols, m0, m1);
+  if (to.tiles != nullptr && (m1 % kRowTile == 0 || m1 == to.rows))
+    table_.tile_codes(to, nullptr, to, m0 / kRowTile * kRowTile, m1);
 }
 
 Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int64_t cols, PackKind kind) {
   if (rows < kGemmRows && cols % table_.lanes == 0 && kind.index() == 0)  // the kernels only read through data
     return {.data = const_cast<float*>(x), .rows = rows, .cols = cols, .block = cols, .bf16 = false};
   const Packed to = make_packed(arena, rows, cols, kind);
-  constexpr std::int64_t kRows = 16;
-  for_items((rows + kRows - 1) / kRows, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
-    const std::int64_t m = item * kRows;
-    pack_rows(to, x + m * cols, m, std::min(rows, m + kRows));
+  for_items((rows + kRowTile - 1) / kRowTile, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
+    const std::int64_t m = item * kRowTile;
+    pack_rows(to, x + m * cols, m, std::min(rows, m + kRowTile));
   });
   return to;
 }
@@ -155,7 +166,8 @@ const void* rows_of(const Weight& w, std::int64_t n) {
 }
 
 void CpuOps::dot(std::span<const DotJob> jobs) {
-  const std::int64_t chunks = row_chunks(jobs[0].x.rows);  // all jobs have the same rows
+  const bool tiled = jobs[0].x.tiles != nullptr;  // all jobs have the same rows, in the same form
+  const std::int64_t chunks = row_chunks(jobs[0].x.rows, tiled);
   if (chunks == 0) return;
   std::int64_t w_rows = 0;
   double work = 0;
@@ -174,11 +186,11 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
       s -= n;
       ++j;
     }
-    const std::int64_t m0 = chunk_begin(j->x.rows, chunk);
+    const std::int64_t m0 = chunk_begin(j->x.rows, chunk, tiled);
     const std::int64_t n0 = s * strip;
     table_.dot({.x = &j->x,
                 .m0 = m0,
-                .m1 = chunk_begin(j->x.rows, chunk + 1),
+                .m1 = chunk_begin(j->x.rows, chunk + 1, tiled),
                 .w = j->w,
                 .n0 = n0,
                 .n1 = std::min(j->w.rows, n0 + strip),

@@ -1,6 +1,7 @@
 #pragma once
 // The CPU backend's class: divides ops into items for the thread pool and calls the kernels of one table.
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -105,6 +106,9 @@ class CpuOps final : public Ops {
   // An empty packed matrix.
   Packed make_packed(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const;
   Packed make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, PackKind kind) const;
+  // Whether so many rows of that kind get tiles, and room for them.
+  bool has_tiles(std::int64_t rows, PackKind kind) const;
+  void make_tiles(Arena& arena, Packed& p) const;
   // Fills rows [m0, m1) of a packed matrix.
   void pack_rows(const Packed& to, const float* x, std::int64_t m0, std::int64_t m1) const;
 
@@ -119,8 +123,8 @@ class CpuOps final : public Ops {
   struct ExpertGroup;
   PackKind kind_of(const ExpertGroup& group, const Weight& w) const;
   PackKind inner_kind(const ExpertGroup& group) const;
-  void quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner,
-                      std::int64_t rows);
+  void quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner);
+  void tile_groups(Arena& arena, std::span<const ExpertGroup> groups, std::span<const Packed> x_by_kind, Packed* tiled);
   void run_experts(Arena& arena, std::span<const ExpertGroup> groups, const ConstView& x, const View& out);
 
   struct AttendRows;  // up to kAttendRows rows of one mla_attend
@@ -148,17 +152,26 @@ class CpuOps final : public Ops {
 // Where row n of a matrix lies, null if it has no such row.
 const void* rows_of(const Weight& w, std::int64_t n);
 
-// Floats of a packed matrix of that size, of values and of codes.
+// Floats of a packed matrix of that size: of values, of codes, of their tiles.
 std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols);
+std::int64_t tile_floats(std::int64_t rows, std::int64_t cols);
 
 // Rows that one pass of mla_attend handles: bounds its workspace (q and latents: 22 MB at 20 heads).
 inline constexpr std::int64_t kAttendRows = 256;
 // Floats of the workspace of mla_attend.
-std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads);
+std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads, std::int64_t block);
 
-// The equal chunks of at most kRowChunk that `rows` rows are cut into.
-constexpr std::int64_t row_chunks(std::int64_t rows) { return (rows + kRowChunk - 1) / kRowChunk; }
-constexpr std::int64_t chunk_begin(std::int64_t rows, std::int64_t chunk) { return rows * chunk / row_chunks(rows); }
+// The equal chunks of at most kRowChunk that `rows` rows are cut into; where x has tiles, of at most kTileChunk and whole
+// tiles.
+constexpr std::int64_t row_chunks(std::int64_t rows, bool tiled = false) {
+  const std::int64_t most = tiled ? kTileChunk : kRowChunk;
+  return (rows + most - 1) / most;
+}
+constexpr std::int64_t chunk_begin(std::int64_t rows, std::int64_t chunk, bool tiled = false) {
+  if (!tiled) return rows * chunk / row_chunks(rows);
+  const std::int64_t tiles = (rows + kRowTile - 1) / kRowTile;
+  return std::min(rows, tiles * chunk / row_chunks(rows, true) * kRowTile);
+}
 
 }  // namespace glint::cpu

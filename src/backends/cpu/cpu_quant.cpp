@@ -63,12 +63,32 @@ Packed CpuOps::make_codes(Arena& arena, std::int64_t rows, std::int64_t cols, Pa
   p.scales = arena.take<float>(rows * p.scale_stride);
   p.sums = arena.take<float>(rows * p.scale_stride);
   p.counts = arena.take<std::int32_t>(rows * p.scale_stride);
+  if (has_tiles(rows, kind)) make_tiles(arena, p);
   return p;
+}
+
+bool CpuOps::has_tiles(std::int64_t rows, PackKind kind) const {
+  return table_.tile_codes != nullptr && kind.quant != 0 && !kind.words && rows >= table_.tile_from;
+}
+
+void CpuOps::make_tiles(Arena& arena, Packed& p) const {
+  const std::int64_t tiles = (p.rows + kRowTile - 1) / kRowTile;
+  p.scale_stride = scale_stride(p.cols, p.quant);
+  p.tile_stride = kRowTile * p.cols;
+  p.tiles = arena.take<std::int8_t>(tiles * p.tile_stride);
+  p.tile_scales = arena.take<float>(tiles * kRowTile * p.scale_stride);
+  p.tile_sums = arena.take<float>(tiles * kRowTile * p.scale_stride);
 }
 
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t kRounding = 4 * 16;  // of the arena's pieces to 64 bytes
   return rows * ((cols + 64 + 3) / 4 + 3 * scale_stride(cols, 16)) + kRounding;
+}
+
+std::int64_t tile_floats(std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kRounding = 3 * 16;
+  const std::int64_t whole = (rows + kRowTile - 1) / kRowTile * kRowTile;
+  return whole * ((cols + 3) / 4 + 2 * scale_stride(cols, 16)) + kRounding;
 }
 
 }  // namespace glint::cpu

@@ -33,7 +33,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set_source_files_properties(${_cpu_dir}/isa_avx2.cpp PROPERTIES COMPILE_FLAGS "${_avx2_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags}")
   set_source_files_properties(${_cpu_dir}/isa_avx512bf16.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512bf16 -mavx512vnni")
-  set_source_files_properties(${_cpu_dir}/isa_amx.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512vnni -mamx-tile -mamx-int8")
+  set_source_files_properties(${_cpu_dir}/isa_amx.cpp PROPERTIES COMPILE_FLAGS "${_avx512_flags} -mavx512vnni -mavx512vbmi -mamx-tile -mamx-int8")
 endif()
 
 # The AVX-512 kernels built from the same source on top of SIMDe, for tests on machines without AVX-512. Linking the

@@ -19,9 +19,12 @@ inline constexpr std::int64_t kStrip = 64;       // most rows of W in a work ite
 inline constexpr std::int64_t kLongStrip = 256;  // the same for at most kFewRowsOfX rows of x
 inline constexpr std::int64_t kFewRowsOfX = 2;
 inline constexpr std::int64_t kRowChunk = 132;   // most rows of x in one kernel call; whole tiles of 2, 3 and 6
+inline constexpr std::int64_t kRowTile = 16;     // rows of a tile of x (Packed::tiles)
+inline constexpr std::int64_t kTileChunk = 256;  // most rows of x in one kernel call where x has tiles
 inline constexpr std::int64_t kGemmRows = 28;    // from here on, W is converted to a tile before it is used
 inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
-inline constexpr std::int64_t kQueryBlock = 48;  // (row, head) pairs that share one pass over the cache
+inline constexpr std::int64_t kQueryBlock = 48;  // (row, head) pairs that share one pass over the cache, for most tables
+inline constexpr std::int64_t kMostQueries = 96;  // the same for any
 inline constexpr std::int64_t kWordBlock = 64;   // values of x that share a scale when they meet BF16 weights as codes
 inline constexpr std::int64_t kTileAlign = 6;    // a whole number of every table's tiles
 inline constexpr float kLowest = -3.0e38F;       // below every score that can occur
@@ -48,6 +51,13 @@ struct Packed {
   float* scales = nullptr;
   float* sums = nullptr;
   std::int32_t* counts = nullptr;
+  // int8 codes once more, or instead, for tables that want them (Table::tile_codes): of each 16 rows the blocks of
+  // `quant` columns, of each block the rows; if split, a row's even columns first. Rows [16 i, 16 i + 16) begin at
+  // i · tile_stride; their scales and sums are [scale_stride][16] at i · 16 · scale_stride.
+  std::int8_t* tiles = nullptr;
+  std::int64_t tile_stride = 0;
+  float* tile_scales = nullptr;
+  float* tile_sums = nullptr;
 
   void* at(std::int64_t m, std::int64_t k) const {
     const std::int64_t i = (k / block) * rows * block + m * block + k % block;
@@ -59,7 +69,7 @@ struct Packed {
 struct DotArgs {
   const Packed* x = nullptr;
   const std::int32_t* index = nullptr;  // null: row m itself
-  std::int64_t m0 = 0, m1 = 0;          // at most kRowChunk rows
+  std::int64_t m0 = 0, m1 = 0;          // at most kRowChunk rows; with tiles kTileChunk, from a whole tile on
   Weight w;
   std::int64_t n0 = 0, n1 = 0;
   float* out = nullptr;
@@ -127,6 +137,11 @@ struct Table {
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   // The same for a matrix of codes (Packed::quant).
   void (*quantize)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
+  // Rows index[m] (null: m) of codes → rows m of the tiles of `to`, for m in [m0, m1); m0 is a whole number of tiles.
+  // Null if this table has no use for them.
+  void (*tile_codes)(const Packed& from, const std::int32_t* index, const Packed& to, std::int64_t m0,
+                     std::int64_t m1) = nullptr;
+  std::int64_t tile_from = 0;  // rows from which tiles are faster
   void (*encode_words)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0,
                        std::int64_t m1) = nullptr;
   void (*dot)(const DotArgs& a) = nullptr;
@@ -134,6 +149,7 @@ struct Table {
   // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
   void (*kv_encode)(KvCodec codec, const float* values, void* row) = nullptr;
   void (*hadamard)(float* latent) = nullptr;
+  std::int64_t query_block = kQueryBlock;  // most queries of one attend
   // Rows of INT8 and INT4 pages are used as they lie: q and the answer are then under the Hadamard transform.
   void (*attend)(const AttendArgs& a) = nullptr;
   // run = run ⊕ part, both of n queries; a part that saw nothing leaves run as it is.

@@ -8,7 +8,11 @@
 namespace glint::cpu::GLINT_ISA {
 namespace {
 
+#pragma GCC diagnostic ignored "-Wunused-function"  // what is included has more than is used here
+
 #include GLINT_SIMD
+
+const Table* g_base = nullptr;  // for all else
 
 #include "backends/cpu/simd_amx.hpp"
 
@@ -22,10 +26,20 @@ namespace {
 
 #include "backends/cpu/quant_amx.inl.hpp"
 
-const Table* g_base = nullptr;  // for all else
+#include "backends/cpu/words.inl.hpp"
+
+#include "backends/cpu/exp.inl.hpp"
+
+#include "backends/cpu/fetch.inl.hpp"
+
+#include "backends/cpu/kv_codec.inl.hpp"
+
+#include "backends/cpu/attend_rows.inl.hpp"
+
+#include "backends/cpu/attend_amx.inl.hpp"
 
 void dot(const DotArgs& a) {
-  if (a.x->quant == 0 || a.x->words || a.m1 - a.m0 < kAmxFrom) return g_base->dot(a);
+  if (a.x->tiles == nullptr || a.index != nullptr || a.m0 % kRowTile != 0) return g_base->dot(a);
   switch (a.w.format) {
     case WeightFormat::kI4:
       return codes_amx_any<Int4Codes>(a);
@@ -47,6 +61,10 @@ inline Table make_table(const char* name, const Table& base) {
   Table t = base;
   t.name = name;
   t.dot = dot;
+  t.attend = attend_amx;
+  t.query_block = kMostQueries;
+  t.tile_codes = tile_codes;
+  t.tile_from = kAmxFrom;
   return t;
 }
 

@@ -21,3 +21,10 @@ inline void store_some(T* p, V v, std::int64_t n) {
   store(values, v);
   for (std::int64_t i = 0; i < n; ++i) p[i] = values[i];
 }
+
+// n values of type T as floats.
+template <typename T>
+inline void widen(const void* from, float* to, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; i += kLanes)
+    store_some(to + i, load_some(static_cast<const T*>(from) + i, n - i), n - i);
+}

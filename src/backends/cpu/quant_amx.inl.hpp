@@ -5,9 +5,11 @@
 // takes vectors 32. So the two are interleaved: while blocks of one pair are multiplied, the sums of the pair before,
 // which lie in memory, are scaled.
 
-inline constexpr int kAmxRows = 16;        // of a tile
-inline constexpr int kAmxBlocks = 2;       // blocks whose sums wait at a time: neighbouring leaves of the tree
-inline constexpr int kAmxFrom = 8;         // rows of x from which tiles are faster than vectors
+inline constexpr int kAmxRows = static_cast<int>(kRowTile);
+inline constexpr int kAmxBlocks = 2;  // blocks whose sums wait at a time: neighbouring leaves of the tree
+inline constexpr std::int64_t kAmxGroups = 4;  // of 16 rows of W, whose bytes are made together
+inline constexpr std::int64_t kAmxStrip = kAmxGroups * kLanes;
+inline constexpr int kAmxFrom = 8;    // rows of x from which tiles are faster than vectors
 
 template <int Width>
 struct AmxShape {
@@ -45,46 +47,16 @@ inline void fill_bytes(const CodesTile& t) {
   }
 }
 
-// Up to 32 rows of x, two tiles of them: of each block the codes as tiles, even columns before odd ones.
-template <typename F, int Width>
-struct AmxX {
-  alignas(64) std::int8_t codes[2][kStepBlocks][kAmxRows][Width];
-
-  void fill(const CodesTile& t, std::int64_t m, const int (&rows)[2]) {
-    for (int tile = 0; tile < 2; ++tile) {
-      for (int i = 0; i < rows[tile]; ++i) {
-        const std::int8_t* x = x_codes(*t.a, m + tile * rows[0] + i, t.b * Width);
-#pragma GCC unroll 16
-        for (std::int64_t b = 0; b < kStepBlocks; ++b) {
-          const std::int64_t k = (b < t.blocks ? b : 0) * Width;
-          std::int8_t* to = codes[tile][b][i];
-          if constexpr (F::kNibbles) {
-            const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
-            __builtin_memcpy(to, even, Width / 2);
-            __builtin_memcpy(to + Width / 2, even + 64, Width / 2);
-          } else {
-            __builtin_memcpy(to, x + k, Width);
-          }
-        }
-      }
-    }
-  }
-};
-
-// What the products of one step need beside codes.
-struct AmxScales {
-  alignas(64) float x[kStepBlocks][2][kAmxRows];     // scales of x, a block's rows side by side
-  alignas(64) float sums[kStepBlocks][2][kAmxRows];  // scale · Σ q, where W has mins
-};
-
 // Two tiles of x against two groups of W: 2 × 2 tiles of sums.
 struct AmxSquare {
   const CodesTile* t = nullptr;
-  std::int64_t m = 0;   // first row of x
-  int rows[2] = {};     // of each tile of x; the second may have none
-  std::int64_t g = 0;   // first group of W
-  bool two = false;     // groups
-  const AmxScales* scales = nullptr;
+  std::int64_t m = 0;  // first row of x
+  int rows[2] = {};    // of each tile of x; the second may have none
+  const std::int8_t* x[2] = {};   // of the step, [block][row][Width]
+  const float* scales[2] = {};    // [block][row]
+  const float* x_sums[2] = {};    // the same of scale · Σ q
+  std::int64_t g = 0;             // first group of W
+  bool two = false;               // groups
 };
 
 struct AmxScratch {
@@ -133,10 +105,10 @@ template <bool Mins>
     const bool any = b < t.blocks;  // a block that is not there adds +0
     pair.sums[i] = scratch.sums[q % 2][i][tile][0];
     pair.factors[i] = any ? load(t.factors + at) : zero();
-    pair.x[i] = s.scales->x[b][tile / 2];
+    pair.x[i] = s.scales[tile / 2] + b * kAmxRows;
     if constexpr (Mins) {
       pair.mins[i] = any ? load(t.mins + at) : zero();
-      pair.x_sums[i] = s.scales->sums[b][tile / 2];
+      pair.x_sums[i] = s.x_sums[tile / 2] + b * kAmxRows;
     }
   }
   if ((q & 1) == 0) return amx_scale<Mins, 0>(pair);
@@ -154,10 +126,10 @@ struct AmxBlock {
 template <int Width, int Part>
 [[gnu::always_inline]] inline void amx_load(Tiles& tiles, const AmxSquare& s, const AmxBlock& b) {
   constexpr std::int64_t kPart = Part * AmxShape<Width>::kTileBytes;
-  tiles.load<4>(b.x[0] + kPart, Width);
-  tiles.load<6>(b.w[0] + kPart * 16, 64);
-  if (s.two) tiles.load<7>(b.w[1] + kPart * 16, 64);
-  if (s.rows[1] > 0) tiles.load<5>(b.x[1] + kPart, Width);
+  tiles.load_passing<4>(b.x[0] + kPart, Width);
+  tiles.load_passing<6>(b.w[0] + kPart * 16, 64);
+  if (s.two) tiles.load_passing<7>(b.w[1] + kPart * 16, 64);
+  if (s.rows[1] > 0) tiles.load_passing<5>(b.x[1] + kPart, Width);
 }
 
 [[gnu::always_inline]] inline void amx_multiply(Tiles& tiles, const AmxSquare& s) {
@@ -169,15 +141,14 @@ template <int Width, int Part>
 }
 
 // Half a round multiplies one block, scales half the tiles of the pair before, and stores the block's sums.
-template <typename F, int Width, bool Mins>
-[[gnu::noinline]] void amx_square(Tiles& tiles, const AmxSquare& s, const AmxX<F, Width>& x, AmxScratch& scratch) {
+template <int Width, bool Mins>
+[[gnu::noinline]] void amx_square(Tiles& tiles, const AmxSquare& s, AmxScratch& scratch) {
   using S = AmxShape<Width>;
   const CodesTile& t = *s.t;
   const std::uint8_t* w = t.codes + s.g * S::kGroupBytes;
   const auto block = [&](int leaf) __attribute__((always_inline)) {
-    const std::int64_t b = kLeaves[leaf];
-    const std::uint8_t* at = w + b * S::kBlockBytes;
-    return AmxBlock{{x.codes[0][b][0], x.codes[1][b][0]}, {at, at + S::kGroupBytes}};
+    const std::int64_t at = (kLeaves[leaf] < t.blocks ? kLeaves[leaf] : 0) * S::kBlockBytes;
+    return AmxBlock{{s.x[0] + at, s.x[1] + at}, {w + at, w + at + S::kGroupBytes}};
   };
   amx_load<Width, 0>(tiles, s, block(0));
 #pragma GCC unroll 1
@@ -239,48 +210,34 @@ inline void amx_shape(Tiles& tiles, const int (&rows)[2]) {
   tiles.shape(shapes);
 }
 
-// Factors of x of a tile's rows, a block's side by side; those beyond the last block are zeros.
-inline void amx_turn(const DotArgs& a, const float* table, const AmxSquare& s, int tile,
-                     float (&to)[kStepBlocks][2][kAmxRows]) {
-  I v[kAmxRows];
-  for (int r = 0; r < kAmxRows; ++r) {
-    const bool any = r < s.rows[tile];
-    v[r] = as_ints(any ? load(x_factors(a, table, s.m + tile * s.rows[0] + r, s.t->b)) : zero());
-  }
-  transpose_lanes(v);
-#pragma GCC unroll 16
-  for (int b = 0; b < kStepBlocks; ++b) store_ints(to[b][tile], v[b]);
-}
-
-// All rows of x, in pairs of tiles whose heights differ by one at most.
-template <typename F, int Width>
-void amx_rows(const CodesTile& t, Tiles& tiles, AmxX<F, Width>& x, AmxScratch& scratch) {
+// All rows of x, two tiles at a time.
+template <int Width>
+void amx_rows(const CodesTile& t, Tiles& tiles, AmxScratch& scratch) {
   const DotArgs& a = *t.a;
-  const std::int64_t rows = a.m1 - a.m0;
-  const std::int64_t n_tiles = (rows + kAmxRows - 1) / kAmxRows;
-  const auto begin = [&](std::int64_t i) { return a.m0 + rows * i / n_tiles; };
-  AmxScales scales;
+  const Packed& x = *a.x;
   int shaped[2] = {0, 0};
-  for (std::int64_t i = 0; i < n_tiles; i += 2) {
-    AmxSquare s{.t = &t, .m = begin(i), .scales = &scales};
-    s.rows[0] = static_cast<int>(begin(i + 1) - begin(i));
-    s.rows[1] = i + 1 < n_tiles ? static_cast<int>(begin(i + 2) - begin(i + 1)) : 0;
+  for (std::int64_t m = a.m0; m < a.m1; m += 2 * kAmxRows) {
+    AmxSquare s{.t = &t, .m = m};
+    for (std::int64_t i = 0; i < 2; ++i) {
+      const std::int64_t left = a.m1 - m - i * kAmxRows;
+      s.rows[i] = static_cast<int>(left < 0 ? 0 : left < kAmxRows ? left : kAmxRows);
+      const std::int64_t tile = m / kAmxRows + (left > 0 ? i : 0);
+      const std::int64_t factors = (tile * x.scale_stride + t.b) * kAmxRows;
+      s.x[i] = x.tiles + tile * x.tile_stride + t.b * AmxShape<Width>::kBlockBytes;
+      s.scales[i] = x.tile_scales + factors;
+      s.x_sums[i] = x.tile_sums + factors;
+    }
     if (s.rows[0] != shaped[0] || s.rows[1] != shaped[1]) {
       amx_shape<Width>(tiles, s.rows);
       shaped[0] = s.rows[0];
       shaped[1] = s.rows[1];
     }
-    x.fill(t, s.m, s.rows);
-    for (int tile = 0; tile < 2; ++tile) {
-      amx_turn(a, a.x->scales, s, tile, scales.x);
-      if (t.mins != nullptr) amx_turn(a, a.x->sums, s, tile, scales.sums);
-    }
     for (s.g = 0; s.g < t.groups; s.g += 2) {
       s.two = s.g + 1 < t.groups;
       if (t.mins != nullptr) {
-        amx_square<F, Width, true>(tiles, s, x, scratch);
+        amx_square<Width, true>(tiles, s, scratch);
       } else {
-        amx_square<F, Width, false>(tiles, s, x, scratch);
+        amx_square<Width, false>(tiles, s, scratch);
       }
     }
   }
@@ -288,27 +245,26 @@ void amx_rows(const CodesTile& t, Tiles& tiles, AmxX<F, Width>& x, AmxScratch& s
 
 template <typename F, int Width>
 void codes_amx(const DotArgs& a) {
-  alignas(64) std::uint8_t codes[kTileGroups * AmxShape<Width>::kGroupBytes];
-  alignas(64) float factors[kStepBlocks * kStrip];
-  alignas(64) float mins[kStepBlocks * kStrip];
-  AmxX<F, Width> x;
+  alignas(64) std::uint8_t codes[kAmxGroups * AmxShape<Width>::kGroupBytes];
+  alignas(64) float factors[kStepBlocks * kAmxStrip];
+  alignas(64) float mins[kStepBlocks * kAmxStrip];
   AmxScratch scratch;
   Tiles tiles;
   const CodesMatrix<Width> matrix(a);
   const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
-  for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
+  for (std::int64_t n = a.n0; n < a.n1; n += kAmxStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
-    t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
+    t.count = a.n1 - n < kAmxStrip ? a.n1 - n : kAmxStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
-    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
+    const void* follows = n + kAmxStrip < a.n1 ? w + (n + kAmxStrip) * row_bytes : a.next;
     const char* next = static_cast<const char*>(follows);
     t.next = &next;
-    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
+    t.next_end = next == nullptr ? next : next + kAmxStrip * row_bytes;
     t.groups = (t.count + kLanes - 1) / kLanes;
     const std::int64_t squares = (a.m1 - a.m0 + 2 * kAmxRows - 1) / (2 * kAmxRows) * ((t.groups + 1) / 2);
     const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-    t.next_bytes = (kStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
+    t.next_bytes = (kAmxStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
@@ -318,7 +274,7 @@ void codes_amx(const DotArgs& a) {
         t.mins = mins;
       }
       fill_bytes<F, Width>(t);
-      amx_rows<F, Width>(t, tiles, x, scratch);
+      amx_rows<Width>(t, tiles, scratch);
     }
   }
   tiles.release();
@@ -335,5 +291,67 @@ inline void codes_amx_any(const DotArgs& a) {
       return codes_amx<F, 64>(a);
     default:  // only W of these formats asks for it
       if constexpr (__is_same(F, Int8Codes) || __is_same(F, Int4Codes)) return codes_amx<F, 128>(a);
+  }
+}
+
+// --- x as tiles (Packed::tiles) ---
+
+template <int Width, bool Split>
+inline void tile_row(const std::int8_t* x, std::int64_t cols, std::int8_t* to) {
+  for (std::int64_t k = 0; k < cols; k += Width, to += kRowTile * Width) {
+    if constexpr (Split) {
+      const std::int8_t* even = x + k / 128 * 128 + k % 128 / 2;
+      __builtin_memcpy(to, even, Width / 2);
+      __builtin_memcpy(to + Width / 2, even + 64, Width / 2);
+    } else {
+      __builtin_memcpy(to, x + k, Width);
+    }
+  }
+}
+
+template <int Width>
+inline void tile_row(const std::int8_t* x, const Packed& to, std::int8_t* tile) {
+  if (to.split) return tile_row<Width, true>(x, to.cols, tile);
+  tile_row<Width, false>(x, to.cols, tile);
+}
+
+// A factor of 16 rows, a block's side by side; zeros for rows that are not there.
+inline void tile_factors(const float* const (&rows)[kRowTile], std::int64_t n, float* to) {
+  for (std::int64_t b = 0; b < n; b += kLanes) {
+    I v[kRowTile];
+    for (int r = 0; r < kRowTile; ++r) v[r] = as_ints(rows[r] != nullptr ? load(rows[r] + b) : zero());
+    transpose_lanes(v);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store_ints(to + (b + i) * kRowTile, v[i]);
+  }
+}
+
+void tile_codes(const Packed& from, const std::int32_t* index, const Packed& to, std::int64_t m0, std::int64_t m1) {
+  for (std::int64_t m = m0; m < m1; m += kRowTile) {
+    const float* scales[kRowTile] = {};
+    const float* sums[kRowTile] = {};
+    for (std::int64_t r = 0; r < kRowTile && m + r < m1; ++r) {
+      const std::int64_t row = index != nullptr ? index[m + r] : m + r;
+      const std::int8_t* x = static_cast<const std::int8_t*>(from.data) + row * from.code_stride;
+      std::int8_t* tile = to.tiles + m / kRowTile * to.tile_stride + r * to.quant;
+      switch (to.quant) {
+        case 16:
+          tile_row<16>(x, to, tile);
+          break;
+        case 32:
+          tile_row<32>(x, to, tile);
+          break;
+        case 64:
+          tile_row<64>(x, to, tile);
+          break;
+        default:
+          tile_row<128>(x, to, tile);
+      }
+      scales[r] = from.scales + row * from.scale_stride;
+      sums[r] = from.sums + row * from.scale_stride;
+    }
+    const std::int64_t at = m / kRowTile * kRowTile * to.scale_stride;
+    tile_factors(scales, to.scale_stride, to.tile_scales + at);
+    tile_factors(sums, to.scale_stride, to.tile_sums + at);
   }
 }

@@ -1,6 +1,33 @@
 // The eight tile registers of AMX. Included inside the kernel namespace, after simd_int_vnni.hpp. A product's sums are
 // tiles 0 to 3, two rows of two; its left operands are tiles 4 and 5, its right ones 6 and 7.
 
+inline I set1_words(int v) { return _mm512_set1_epi16(static_cast<short>(v)); }
+inline I add_words(I a, I b) { return _mm512_add_epi16(a, b); }
+// Byte `from` of the 128 of a and b. Every CPU with AMX has VBMI.
+inline I pick_bytes(I a, I from, I b) {
+#ifndef SIMDE_ENABLE_NATIVE_ALIASES
+  return _mm512_permutex2var_epi8(a, from, b);
+#else
+  std::uint8_t bytes[128], which[64], out[64];
+  store_ints(bytes, a);
+  store_ints(bytes + 64, b);
+  store_ints(which, from);
+  for (int i = 0; i < 64; ++i) out[i] = bytes[which[i] % 128];
+  return load_ints(out);
+#endif
+}
+inline I interleave_low_bytes(I a, I b) { return _mm512_unpacklo_epi8(a, b); }
+inline I interleave_high_bytes(I a, I b) { return _mm512_unpackhi_epi8(a, b); }
+// Quad i of v[p] ↔ quad p of v[i].
+inline void turn_quads(V (&v)[4]) {
+  const V a = quarters<0x44>(v[0], v[1]), b = quarters<0xee>(v[0], v[1]);
+  const V c = quarters<0x44>(v[2], v[3]), d = quarters<0xee>(v[2], v[3]);
+  v[0] = quarters<0x88>(a, c);
+  v[1] = quarters<0xdd>(a, c);
+  v[2] = quarters<0x88>(b, d);
+  v[3] = quarters<0xdd>(b, d);
+}
+
 // As LDTILECFG reads it (Intel SDM volume 1, chapter 18).
 struct alignas(64) TileShapes {
   std::uint8_t palette = 1;
@@ -24,6 +51,11 @@ class Tiles {
   template <int T>
   void load(const void* from, std::int64_t stride) {
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
+  }
+  // The same of what is not read again soon, and shall not push other things out of L1.
+  template <int T>
+  void load_passing(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
   }
   template <int T>
   void store(void* to, std::int64_t stride) const {
@@ -51,6 +83,10 @@ class Tiles {
     clear<T>();
     for (int i = 0; i < shapes_.rows[T]; ++i)
       __builtin_memcpy(data_[T][i], static_cast<const char*>(from) + i * stride, shapes_.bytes[T]);
+  }
+  template <int T>
+  void load_passing(const void* from, std::int64_t stride) {
+    load<T>(from, stride);
   }
   template <int T>
   void store(void* to, std::int64_t stride) const {

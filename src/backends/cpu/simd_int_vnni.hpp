@@ -20,6 +20,8 @@ inline I once(I v) {
   return v;
 }
 inline I sub_ints(I a, I b) { return _mm512_sub_epi32(a, b); }
+inline I add_ints(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I shift_left(I v, int by) { return _mm512_slli_epi32(v, static_cast<unsigned>(by)); }
 inline I sub_bytes(I a, I b) { return _mm512_sub_epi8(a, b); }
 inline I set1_bytes(int v) { return _mm512_set1_epi8(static_cast<char>(v)); }
 inline I multiply_ints(I a, I b) { return _mm512_mullo_epi32(a, b); }
