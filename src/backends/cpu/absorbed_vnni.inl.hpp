@@ -12,11 +12,9 @@
 
 static_assert(kLatent * static_cast<std::int64_t>(kCodeMost) * 128 < (std::int64_t{1} << 31));
 
-inline constexpr std::int64_t kFewWhole = 3;  // rows of x up to which W is read for each, as it lies
+#include "backends/cpu/absorbed.inl.hpp"
 
-// Rows of codes of x lie this far apart, so that a tile finds all of its own from one address.
-template <std::int64_t Depth>
-inline constexpr std::int64_t kCodeStride = Depth + 32;
+inline constexpr std::int64_t kFewWhole = 3;  // rows of x up to which W is read for each, as it lies
 
 // c + the products of pairs with the two codes at x, which the instruction itself broadcasts.
 inline I add_products_of_two(I c, I pairs, const Code* x) {
@@ -51,10 +49,6 @@ template <int M, int N, std::int64_t Depth>
       for (int i = 0; i < M; ++i) sums[i][n] = add_products_of_two(sums[i][n], w, x + i * kCodeStride<Depth>);
     }
   }
-}
-
-inline const std::int8_t* codes_of_row(const Weight& w, std::int64_t row) {
-  return static_cast<const std::int8_t*>(w.data) + row * w.cols;
 }
 
 // --- values: rows of W across the lanes ---

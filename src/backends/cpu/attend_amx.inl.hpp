@@ -3,8 +3,8 @@
 // Cache rows, queries and softmax weights become codes times a scale, as in attend_words.inl.hpp. A code is 256 h + l
 // with h and l signed bytes, and a product of two codes
 //   65,536 h h' + 256 (h l' + l h')   [+ l l', which is left out: as little as rounding to 16 bits loses]
-// INT8 rows are their own h. Sums of h h' and of the others fit 32 bits together, for the 512 columns of a score and the
-// 256 positions of a chunk: |h| ≤ 127, |l| ≤ 128.
+// INT8 rows are their own h. Sums of h h' and of the others fit 32 bits together, for the 512 columns of a score and
+// the 256 positions of a chunk: |h| ≤ 127, |l| ≤ 128.
 //
 // Scores: 16 rows of the cache × 16 queries × 64 columns a product; queries are turned once a chunk. Weights of all
 // positions of the chunk have one scale, so that the chunk's weighted rows are one sum. A query's bits depend on the
@@ -62,10 +62,10 @@ struct AmxAttend {
   alignas(64) std::int8_t turned[2][kSteps][kQueryTiles][16][64];                        // [word][query][4]
   alignas(64) std::int8_t weights[2][kChunkPages][kMostQueries][kPageTokens];
   alignas(64) float scores[kMostQueries][kChunk];
-  alignas(64) float q_scales[2][kMostQueries];   // latent, rotary; 0 for queries that are not there
+  alignas(64) float q_scales[2][kMostQueries];  // latent, rotary; 0 for queries that are not there
   alignas(64) float row_scales[2][kPageTokens];
-  alignas(64) float value_scales[kChunk];       // latent, 0 for a row that is not finite: it shows in the scores
-  alignas(64) float by[kMostQueries];            // of weights
+  alignas(64) float value_scales[kChunk];  // latent, 0 for a row that is not finite: it shows in the scores
+  alignas(64) float by[kMostQueries];      // of weights
   alignas(64) std::int32_t sums[2][4][16][kLanes];
 
   explicit AmxAttend(const AttendArgs& args)
@@ -73,12 +73,7 @@ struct AmxAttend {
         queries((args.n + 15) / 16),
         soon{static_cast<const char*>(args.soon.data), args.soon.stride, args.soon.bytes, 0, args.soon.pieces},
         whole_bytes(args.pages.codec == KvCodec::kInt8) {
-    TileShapes shapes;
-    for (int i = 0; i < 8; ++i) {
-      shapes.rows[i] = 16;
-      shapes.bytes[i] = 64;
-    }
-    tiles.shape(shapes);
+    tiles.shape(whole_tiles());
   }
 
   // The scale of a query's part, whose codes go to `to`.
@@ -95,7 +90,7 @@ struct AmxAttend {
     return most / kByteCodeMost;
   }
 
-  [[gnu::noinline]] void encode_queries() {
+  void encode_queries() {
     constexpr std::int64_t kApart = 16 * kKvRow;
     alignas(64) std::int8_t bytes[2 * kApart];
     for (std::int64_t t = 0; t < queries; ++t) {
@@ -152,7 +147,7 @@ struct AmxAttend {
   }
 
   // The rows of a page as codes; those outside [lo, hi) are zeros.
-  [[gnu::noinline]] void encode_page(const char* page, std::int64_t lo, std::int64_t hi, float* value) {
+  void encode_page(const char* page, std::int64_t lo, std::int64_t hi, float* value) {
     const std::int64_t row_bytes = kv_row_bytes(a.pages.codec);
     for (std::int64_t first = 0; first < kPageTokens; first += kGroupRows) {
       const char* next = page + (first + kGroupRows) * row_bytes;
@@ -176,19 +171,15 @@ struct AmxAttend {
     }
   }
 
-  // Rows of a page as right operands: words of four rows. Part p of 64 columns has columns 16 i + 4 p … + 3 in quad i.
-  [[gnu::noinline]] void turn_values(std::int64_t page) {
+  // Rows of a page as right operands.
+  void turn_values(std::int64_t page) {
     for (int half = 0; half < (whole_bytes ? 1 : 2); ++half) {
       for (std::int64_t j = 0; j < kPageTokens; j += 4) {
         for (std::int64_t step = 0; step < kLatentSteps; ++step) {
           const auto row = [&](std::int64_t i) { return load_ints(rows[half][j + i] + step * 64); };
-          const I a01 = interleave_low_bytes(row(0), row(1)), b01 = interleave_high_bytes(row(0), row(1));
-          const I a23 = interleave_low_bytes(row(2), row(3)), b23 = interleave_high_bytes(row(2), row(3));
-          auto& to = values[half][step];
-          store_ints(to[0][page][j / 4], interleave_low(a01, a23));
-          store_ints(to[1][page][j / 4], interleave_high(a01, a23));
-          store_ints(to[2][page][j / 4], interleave_low(b01, b23));
-          store_ints(to[3][page][j / 4], interleave_high(b01, b23));
+          I v[4];
+          turn_four_rows(row(0), row(1), row(2), row(3), v);
+          for (int p = 0; p < 4; ++p) store_ints(values[half][step][p][page][j / 4], v[p]);
         }
       }
     }
@@ -259,7 +250,7 @@ struct AmxAttend {
     }
   }
 
-  [[gnu::noinline]] void score_page(std::int64_t page, std::int64_t lo, std::int64_t hi) {
+  void score_page(std::int64_t page, std::int64_t lo, std::int64_t hi) {
     for (std::int64_t j = lo / 16 * 16; j < hi; j += 16) {
       std::int64_t t = 0;
       for (; t + 2 <= queries; t += 2) score_tile<true>(page, j, t);
@@ -269,7 +260,7 @@ struct AmxAttend {
 
   // exp(s - top) of query i, which sees the columns [first, last) of the chunk, times the rows' scales, as codes.
   // Columns from `begin` to `end`, whole pages, have scores.
-  [[gnu::noinline]] void encode_weights(std::int64_t i, std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end) {
+  void encode_weights(std::int64_t i, std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end) {
     float* s = scores[i];
     V highest = set1(kLowest);
     for (std::int64_t j = begin; j < end; j += kLanes) {
@@ -343,7 +334,7 @@ struct AmxAttend {
     }
   }
 
-  [[gnu::noinline]] void weigh(std::int64_t t, std::int64_t from, std::int64_t to) {
+  void weigh(std::int64_t t, std::int64_t from, std::int64_t to) {
     const std::int64_t count = a.n - t * 16 < 16 ? a.n - t * 16 : 16;
     for (std::int64_t step = 0; step < kLatentSteps; ++step) {
       for (int half = 0; half < 2; ++half) {

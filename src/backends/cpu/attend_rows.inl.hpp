@@ -1,6 +1,6 @@
 // Cache rows as 16-bit codes. Included by attend_words.inl.hpp, which says what they are for, and attend_amx.inl.hpp.
 
-inline constexpr std::int64_t kGroupRows = kLanes;         // rows that stay in L1 while the queries pass: 18 KB of 16
+inline constexpr std::int64_t kGroupRows = kLanes;  // rows that stay in L1 while the queries pass: 18 KB of 16
 
 // max |v| of N values of 16 bits, as one.
 template <std::int64_t N>

@@ -73,8 +73,8 @@ PackKind CpuOps::inner_kind(const ExpertGroup& group) const {
   return group.rounded && kind.words ? PackKind{} : kind;
 }
 
-// The inner activations whose down reads codes, an item a tile's rows of a group. A block of codes can be wider than the
-// strips of the loop before, whose width depends on the batch.
+// The inner activations whose down reads codes, an item a tile's rows of a group. A block of codes can be wider than
+// the strips of the loop before, whose width depends on the batch.
 void CpuOps::quantize_inner(std::span<const ExpertGroup> groups, const Packed* values, const Packed* inner) {
   std::int64_t items = 0, rows = 0;
   for (std::size_t g = 0; g < groups.size(); ++g) {
@@ -188,15 +188,22 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     first_item[g + 1] =
         first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count, in_tiles(g));
   const std::int64_t items = first_item[n_groups];
+  struct Place {
+    std::int64_t g, chunk, n0;
+  };
+  const auto place = [&](std::int64_t item) {
+    const std::int64_t g = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
+    const std::int64_t chunks = row_chunks(groups[g].count, in_tiles(g));
+    return Place{g, (item - first_item[g]) % chunks, (item - first_item[g]) / chunks * strip};
+  };
   for_items(items, 2 * work, [&](std::int64_t item, int) {
     item = items - 1 - item;  // the shared expert, which has most rows, first: no long item at the end
-    const std::int64_t g = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
+    const auto [g, chunk, n0] = place(item);
     const ExpertGroup& group = groups[g];
     const ExpertWeights& w = *group.w;
     const bool tiles = in_tiles(g);
-    const std::int64_t chunks = row_chunks(group.count, tiles);
-    const std::int64_t chunk = (item - first_item[g]) % chunks;
-    const std::int64_t n0 = (item - first_item[g]) / chunks * strip;
+    const std::int64_t after = item - pool_.size();  // what this thread is likely to do next
+    const Place then = after >= 0 ? place(after) : Place{g, 0, w.gate.rows};
     const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
     alignas(64) float gate[kTileChunk * kStrip];
     alignas(64) float up[kTileChunk * kStrip];
@@ -214,7 +221,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     a.x = x_of(g, 1);
     a.w = w.up;
     a.out = up;
-    a.next = rows_of(w.gate, n0 > 0 ? n0 - strip : w.gate.rows);
+    a.next = rows_of(groups[then.g].w->gate, then.n0);
     table_.dot(a);
     for (std::int64_t m = a.m0; m < a.m1; ++m)
       table_.silu_mul(gate + (m - a.m0) * strip, up + (m - a.m0) * strip, n1 - n0, values[g], m, n0);

@@ -96,9 +96,7 @@ void CpuOps::size_workspace() {
     return code_floats(n, cols) + (tiles ? tile_floats(n, cols) : 0);
   };
   const auto packed_few_or_many = [&](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
-    return std::max(
-               {packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), codes(n, cols)}) +
-           kPad;
+    return std::max({packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), codes(n, cols)}) + kPad;
   };
   // One x in every form: experts may differ in theirs.
   const auto packed_all = [&](std::int64_t n, std::int64_t cols) {
@@ -114,14 +112,16 @@ void CpuOps::size_workspace() {
   const std::int64_t project =
       2 * packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
   const std::int64_t choices = rows * (l.top_k + 1);
-  const std::int64_t moe =
-      packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices + 128 * (l.n_experts + 8) +
-      gathered(choices, l.n_experts + 1, l.hidden) + gathered(choices, l.n_experts + 1, l.expert_inner);
-  const std::int64_t mlp = packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + gathered(rows, 1, l.dense_inner) + 1024;
+  const std::int64_t moe = packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices +
+                           128 * (l.n_experts + 8) + gathered(choices, l.n_experts + 1, l.hidden) +
+                           gathered(choices, l.n_experts + 1, l.expert_inner);
+  const std::int64_t mlp =
+      packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + gathered(rows, 1, l.dense_inner) + 1024;
   const std::int64_t route = packed_few_or_many(rows, l.hidden) + rows * l.n_experts;
   const std::int64_t head = packed_few_or_many(std::max(rows, l.max_logits), l.hidden);
   const std::int64_t mtp = packed_few_or_many(rows, 2 * l.hidden) + rows * 2 * l.hidden;
-  const std::int64_t attend = attend_floats(rows, std::max<std::int64_t>(l.n_heads, 1), pool_.size(), table_.query_block);
+  const std::int64_t attend =
+      attend_floats(rows, std::max<std::int64_t>(l.n_heads, 1), pool_.size(), table_.query_block);
   const std::int64_t floats = std::max({linear, project, moe, mlp, route, head, mtp, attend}) + 1024;
   workspace_ = host_buffer(static_cast<std::size_t>(floats) * sizeof(float));
   rope_ = host_buffer(static_cast<std::size_t>(rows * kRope) * sizeof(float));

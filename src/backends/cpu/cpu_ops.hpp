@@ -162,8 +162,8 @@ inline constexpr std::int64_t kAttendRows = 256;
 // Floats of the workspace of mla_attend.
 std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads, std::int64_t block);
 
-// The equal chunks of at most kRowChunk that `rows` rows are cut into; where x has tiles, of at most kTileChunk and whole
-// tiles.
+// The equal chunks of at most kRowChunk that `rows` rows are cut into; where x has tiles, of at most kTileChunk and
+// whole tiles.
 constexpr std::int64_t row_chunks(std::int64_t rows, bool tiled = false) {
   const std::int64_t most = tiled ? kTileChunk : kRowChunk;
   return (rows + most - 1) / most;

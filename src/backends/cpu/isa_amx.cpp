@@ -1,4 +1,5 @@
-// The kernels for AMX: those for AVX-512 with BF16 dot products, but for many rows of x against codes. Flags: isa.cmake.
+// The kernels for AMX: those for AVX-512 with BF16 dot products, but for many rows of x against codes. Flags:
+// isa.cmake.
 
 #include <immintrin.h>
 

@@ -23,11 +23,12 @@ inline constexpr std::int64_t kRowTile = 16;     // rows of a tile of x (Packed:
 inline constexpr std::int64_t kTileChunk = 256;  // most rows of x in one kernel call where x has tiles
 inline constexpr std::int64_t kGemmRows = 28;    // from here on, W is converted to a tile before it is used
 inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
-inline constexpr std::int64_t kQueryBlock = 48;  // (row, head) pairs that share one pass over the cache, for most tables
+inline constexpr std::int64_t kQueryBlock =
+    48;  // (row, head) pairs that share one pass over the cache, for most tables
 inline constexpr std::int64_t kMostQueries = 96;  // the same for any
-inline constexpr std::int64_t kWordBlock = 64;   // values of x that share a scale when they meet BF16 weights as codes
-inline constexpr std::int64_t kTileAlign = 6;    // a whole number of every table's tiles
-inline constexpr float kLowest = -3.0e38F;       // below every score that can occur
+inline constexpr std::int64_t kWordBlock = 64;    // values of x that share a scale when they meet BF16 weights as codes
+inline constexpr std::int64_t kTileAlign = 6;     // a whole number of every table's tiles
+inline constexpr float kLowest = -3.0e38F;        // below every score that can occur
 
 // Rows of x as the dot kernels read them: value (m, k) lies at (k / block) · rows · block + m · block + k % block.
 // One block is plain row-major. bf16: values are rounded to bfloat16, for the kernels that multiply those.

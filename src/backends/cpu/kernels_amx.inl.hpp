@@ -38,7 +38,14 @@ const Table* g_base = nullptr;  // for all else
 
 #include "backends/cpu/attend_amx.inl.hpp"
 
+#include "backends/cpu/words_encode.inl.hpp"
+
+#include "backends/cpu/absorbed.inl.hpp"
+
+#include "backends/cpu/absorbed_amx.inl.hpp"
+
 void dot(const DotArgs& a) {
+  if (a.x->words && a.w.format == WeightFormat::kI8 && a.m1 - a.m0 >= kWholeFrom) return dot_whole_amx(a);
   if (a.x->tiles == nullptr || a.index != nullptr || a.m0 % kRowTile != 0) return g_base->dot(a);
   switch (a.w.format) {
     case WeightFormat::kI4:
@@ -61,6 +68,7 @@ inline Table make_table(const char* name, const Table& base) {
   Table t = base;
   t.name = name;
   t.dot = dot;
+  t.combine = combine_amx;
   t.attend = attend_amx;
   t.query_block = kMostQueries;
   t.tile_codes = tile_codes;

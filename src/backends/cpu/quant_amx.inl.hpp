@@ -7,15 +7,13 @@
 
 inline constexpr int kAmxRows = static_cast<int>(kRowTile);
 inline constexpr int kAmxBlocks = 2;  // blocks whose sums wait at a time: neighbouring leaves of the tree
-inline constexpr std::int64_t kAmxGroups = 4;  // of 16 rows of W, whose bytes are made together
-inline constexpr std::int64_t kAmxStrip = kAmxGroups * kLanes;
 inline constexpr int kAmxFrom = 8;    // rows of x from which tiles are faster than vectors
 
 template <int Width>
 struct AmxShape {
-  static constexpr int kTileBytes = Width < 64 ? Width : 64;      // columns of a tile
-  static constexpr int kParts = Width / kTileBytes;               // tiles that make a block
-  static constexpr std::int64_t kBlockBytes = 16 * Width;         // of 16 rows of x or W
+  static constexpr int kTileBytes = Width < 64 ? Width : 64;  // columns of a tile
+  static constexpr int kParts = Width / kTileBytes;           // tiles that make a block
+  static constexpr std::int64_t kBlockBytes = 16 * Width;     // of 16 rows of x or W
   static constexpr std::int64_t kGroupBytes = kStepBlocks * kBlockBytes;
 };
 
@@ -50,13 +48,13 @@ inline void fill_bytes(const CodesTile& t) {
 // Two tiles of x against two groups of W: 2 × 2 tiles of sums.
 struct AmxSquare {
   const CodesTile* t = nullptr;
-  std::int64_t m = 0;  // first row of x
-  int rows[2] = {};    // of each tile of x; the second may have none
-  const std::int8_t* x[2] = {};   // of the step, [block][row][Width]
-  const float* scales[2] = {};    // [block][row]
-  const float* x_sums[2] = {};    // the same of scale · Σ q
-  std::int64_t g = 0;             // first group of W
-  bool two = false;               // groups
+  std::int64_t m = 0;            // first row of x
+  int rows[2] = {};              // of each tile of x; the second may have none
+  const std::int8_t* x[2] = {};  // of the step, [block][row][Width]
+  const float* scales[2] = {};   // [block][row]
+  const float* x_sums[2] = {};   // the same of scale · Σ q
+  std::int64_t g = 0;            // first group of W
+  bool two = false;              // groups
 };
 
 struct AmxScratch {
@@ -94,6 +92,8 @@ template <bool Mins, int Levels>
   }
 }
 
+alignas(64) inline constexpr std::int32_t kNoSums[kAmxRows * kLanes] = {};
+
 // Leaves 2 q and 2 q + 1 of a tile.
 template <bool Mins>
 [[gnu::always_inline]] inline void amx_pair(const AmxSquare& s, AmxScratch& scratch, int q, int tile) {
@@ -103,7 +103,7 @@ template <bool Mins>
     const std::int64_t b = kLeaves[kAmxBlocks * q + i];
     const std::int64_t at = (b * t.groups + s.g + tile % 2) * kLanes;
     const bool any = b < t.blocks;  // a block that is not there adds +0
-    pair.sums[i] = scratch.sums[q % 2][i][tile][0];
+    pair.sums[i] = any ? scratch.sums[q % 2][i][tile][0] : kNoSums;
     pair.factors[i] = any ? load(t.factors + at) : zero();
     pair.x[i] = s.scales[tile / 2] + b * kAmxRows;
     if constexpr (Mins) {
@@ -147,15 +147,15 @@ template <int Width, bool Mins>
   const CodesTile& t = *s.t;
   const std::uint8_t* w = t.codes + s.g * S::kGroupBytes;
   const auto block = [&](int leaf) __attribute__((always_inline)) {
-    const std::int64_t at = (kLeaves[leaf] < t.blocks ? kLeaves[leaf] : 0) * S::kBlockBytes;
+    const std::int64_t at = kLeaves[leaf] * S::kBlockBytes;
     return AmxBlock{{s.x[0] + at, s.x[1] + at}, {w + at, w + at + S::kGroupBytes}};
   };
   amx_load<Width, 0>(tiles, s, block(0));
 #pragma GCC unroll 1
   for (int leaf = 0; leaf < kStepBlocks + kAmxBlocks; ++leaf) {
     const int half = leaf % kAmxBlocks, q = leaf / kAmxBlocks;
-    const bool multiplies = leaf < kStepBlocks;
-    if (false) fetch_next(t);
+    const bool multiplies = leaf < kStepBlocks && kLeaves[leaf] < t.blocks;
+    fetch_next(t);
     if (multiplies) {
       tiles.clear<0>();
       tiles.clear<1>();
@@ -177,8 +177,8 @@ template <int Width, bool Mins>
       tiles.store<1>(sums[1], 64);
       tiles.store<2>(sums[2], 64);
       tiles.store<3>(sums[3], 64);
-      if (leaf + 1 < kStepBlocks) amx_load<Width, 0>(tiles, s, block(leaf + 1));
     }
+    if (leaf + 1 < kStepBlocks && kLeaves[leaf + 1] < t.blocks) amx_load<Width, 0>(tiles, s, block(leaf + 1));
   }
   const DotArgs& a = *t.a;
   for (int tile = 0; tile < 4; ++tile) {
@@ -245,35 +245,38 @@ void amx_rows(const CodesTile& t, Tiles& tiles, AmxScratch& scratch) {
 
 template <typename F, int Width>
 void codes_amx(const DotArgs& a) {
-  alignas(64) std::uint8_t codes[kAmxGroups * AmxShape<Width>::kGroupBytes];
-  alignas(64) float factors[kStepBlocks * kAmxStrip];
-  alignas(64) float mins[kStepBlocks * kAmxStrip];
+  alignas(64) std::uint8_t codes[kTileGroups * AmxShape<Width>::kGroupBytes];
+  alignas(64) float factors[kStepBlocks * kStrip];
+  alignas(64) float mins[kStepBlocks * kStrip];
   AmxScratch scratch;
   Tiles tiles;
   const CodesMatrix<Width> matrix(a);
   const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const char* w = static_cast<const char*>(a.w.data);
-  for (std::int64_t n = a.n0; n < a.n1; n += kAmxStrip) {
+  for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
-    t.count = a.n1 - n < kAmxStrip ? a.n1 - n : kAmxStrip;
+    t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
     // The strip that comes next, which lies behind this one or where the caller says.
-    const void* follows = n + kAmxStrip < a.n1 ? w + (n + kAmxStrip) * row_bytes : a.next;
+    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
     const char* next = static_cast<const char*>(follows);
     t.next = &next;
-    t.next_end = next == nullptr ? next : next + kAmxStrip * row_bytes;
+    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
     t.groups = (t.count + kLanes - 1) / kLanes;
     const std::int64_t squares = (a.m1 - a.m0 + 2 * kAmxRows - 1) / (2 * kAmxRows) * ((t.groups + 1) / 2);
     const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-    t.next_bytes = (kAmxStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
+    t.next_bytes = (kStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
+      if (t.b == 0) {
+        for (std::int64_t i = 0; i < t.count; ++i) matrix.scales.fetch(n + i);
+      }
+      fill_bytes<F, Width>(t);
       fill_factors(t, matrix.scales, matrix.unit, factors);
       if (a.w.mins != nullptr) {
         fill_factors(t, matrix.mins, set1(1), mins);
         t.mins = mins;
       }
-      fill_bytes<F, Width>(t);
       amx_rows<Width>(t, tiles, scratch);
     }
   }

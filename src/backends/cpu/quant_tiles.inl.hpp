@@ -27,9 +27,10 @@ template <typename F, int Width>
 struct GroupOfRows {
   const std::uint8_t* rows[16];
   std::int64_t row_bytes, cols;
+  bool last;
 
   [[gnu::always_inline]] GroupOfRows(const CodesTile& t, std::int64_t g)
-      : row_bytes(Codes<F, Width>::bytes(t.a->w.cols)), cols(t.blocks * Width) {
+      : row_bytes(Codes<F, Width>::bytes(t.a->w.cols)), cols(t.blocks * Width), last(g == t.groups - 1) {
     const auto* from = static_cast<const std::uint8_t*>(t.a->w.data) + Codes<F, Width>::bytes(t.b * Width);
     for (int i = 0; i < 16; ++i) {
       const std::int64_t n = g * 16 + i < t.count ? g * 16 + i : t.count - 1;
@@ -45,8 +46,10 @@ struct GroupOfRows {
       transpose_lanes(v);
       return 8;
     }
+    if (!last) {
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[i] + at + 16 * row_bytes);  // of the next group
+    }
     load_transposed(rows, at, v);
     return 16;
   }

@@ -28,6 +28,16 @@ inline void turn_quads(V (&v)[4]) {
   v[3] = quarters<0xdd>(b, d);
 }
 
+// 64 columns of four rows → words of the four: columns 16 i + 4 p … + 3 in quad i of v[p].
+[[gnu::always_inline]] inline void turn_four_rows(I a, I b, I c, I d, I (&v)[4]) {
+  const I low = interleave_low_bytes(a, b), high = interleave_high_bytes(a, b);
+  const I low2 = interleave_low_bytes(c, d), high2 = interleave_high_bytes(c, d);
+  v[0] = interleave_low(low, low2);
+  v[1] = interleave_high(low, low2);
+  v[2] = interleave_low(high, high2);
+  v[3] = interleave_high(high, high2);
+}
+
 // As LDTILECFG reads it (Intel SDM volume 1, chapter 18).
 struct alignas(64) TileShapes {
   std::uint8_t palette = 1;
@@ -36,6 +46,14 @@ struct alignas(64) TileShapes {
   std::uint16_t bytes[16] = {};  // of a row
   std::uint8_t rows[16] = {};
 };
+inline TileShapes whole_tiles() {
+  TileShapes shapes;
+  for (int i = 0; i < 8; ++i) {
+    shapes.rows[i] = 16;
+    shapes.bytes[i] = 64;
+  }
+  return shapes;
+}
 
 #ifndef SIMDE_ENABLE_NATIVE_ALIASES
 
@@ -66,6 +84,11 @@ class Tiles {
   void multiply() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
+  // The same with unsigned bytes of A.
+  template <int C, int A, int B>
+  void multiply_unsigned() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
 };
 
 #else  // the same in plain C++, for tests where there is no AMX
@@ -95,17 +118,27 @@ class Tiles {
   }
   template <int C, int A, int B>
   void multiply() {
+    add_products<C, A, B, std::int8_t>();
+  }
+  template <int C, int A, int B>
+  void multiply_unsigned() {
+    add_products<C, A, B, std::uint8_t>();
+  }
+
+ private:
+  template <int C, int A, int B, typename Byte>
+  void add_products() {
     for (int m = 0; m < shapes_.rows[C]; ++m) {
       for (int n = 0; n < shapes_.bytes[C] / 4; ++n) {
         std::int32_t sum;
         __builtin_memcpy(&sum, data_[C][m] + 4 * n, 4);
-        for (int k = 0; k < shapes_.bytes[A]; ++k) sum += data_[A][m][k] * data_[B][k / 4][4 * n + k % 4];
+        for (int k = 0; k < shapes_.bytes[A]; ++k)
+          sum += static_cast<Byte>(data_[A][m][k]) * data_[B][k / 4][4 * n + k % 4];
         __builtin_memcpy(data_[C][m] + 4 * n, &sum, 4);
       }
     }
   }
 
- private:
   TileShapes shapes_;
   std::int8_t data_[8][16][64] = {};
 };

@@ -16,8 +16,8 @@
 
 static_assert(kWordBlock <= kLaneCodes);
 
-// round(v · by) in the low half of each lane, whatever in the high one: |v · by| < 2^15.
-inline I low_words(V v, V by) { return as_ints(fma(v, by, set1(12582912.0F))); }
+#include "backends/cpu/words_encode.inl.hpp"
+
 inline V even_values(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
 inline V odd_values(I pairs) { return _mm512_castsi512_ps(_mm512_and_si512(pairs, set1_ints(-65536))); }
 inline I join_words(I low, I high) {
@@ -29,30 +29,6 @@ inline I words_of(I pairs, V by) {
   return join_words(low_words(even_values(pairs), by), low_words(odd_values(pairs), by));
 }
 
-struct Magnitudes {
-  float most, total;
-};
-inline Magnitudes magnitudes(const float* x, std::int64_t n) {
-  V top = zero(), all = zero();
-#pragma GCC unroll 4
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    const V v = magnitude(load(x + i));
-    top = larger(v, top);
-    all = add(all, v);
-  }
-  return {highest(top), sum(all)};
-}
-inline void store_codes(const float* x, std::int64_t n, float by, Code* to) {
-#pragma GCC unroll 4
-  for (std::int64_t i = 0; i < n; i += kLanes)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm512_cvtepi32_epi16(low_words(load(x + i), set1(by))));
-}
-// Codes of values that are too small, or not all numbers; returns their scale.
-inline float store_no_codes(std::int64_t n, bool finite, Code* to) {
-  __builtin_memset(to, 0, static_cast<std::size_t>(n) * sizeof(Code));
-  return finite ? 0 : not_a_number();
-}
-
 // A block of x → codes; returns its scale.
 inline float encode_block(const float* x, Code* to) {
   const auto [most, total] = magnitudes(x, kWordBlock);
@@ -62,16 +38,6 @@ inline float encode_block(const float* x, Code* to) {
   const float by = by_most < by_sum ? by_most : by_sum;
   store_codes(x, kWordBlock, by, to);
   return 1.0F / by;
-}
-
-// All `n` values of x → codes, the largest |value| becomes kCodeMost: for W in bytes, where no sum overflows. Returns
-// their scale.
-inline float encode_whole(const float* x, std::int64_t n, Code* to) {
-  const auto [most, total] = magnitudes(x, n);
-  const bool finite = total < __builtin_inff();
-  if (!finite || most < kTiniest) return store_no_codes(n, finite, to);
-  store_codes(x, n, kCodeMost / most, to);
-  return most / kCodeMost;
 }
 
 void encode_words(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
