@@ -153,7 +153,8 @@ struct CpuOps::AttendRows {
             .first = first_seen,
             .last = last_seen,
             .pages = p->pages,
-            .page_table = p->batch.page_table + static_cast<std::int64_t>(b.seq) * p->batch.max_pages};
+            .page_table = p->batch.page_table + static_cast<std::int64_t>(b.seq) * p->batch.max_pages,
+            .heads = heads};
   }
   // Asks for the rows that a block reads first: within a sequence the kernel asks for the next ones itself.
   void fetch(const Block& b) const {
@@ -207,7 +208,7 @@ void CpuOps::mla_attend(const MlaAttendParams& p) {
   for (std::int64_t row0 = 0; row0 < rows; row0 += kAttendRows) {
     Arena arena(workspace_);
     AttendRows a{.p = &p, .heads = heads, .row0 = row0, .rows = std::min(kAttendRows, rows - row0)};
-    a.block = table_.query_block;
+    a.block = heads >= kManyHeads ? table_.query_block : kQueryBlock;
     a.q = arena.take<float>(a.rows * heads * kKvRow);
     a.latent = arena.take<Packed>(heads);
     // Never codes of 8 bits: rounding the latents to int8 costs more than rounding kv_b does (KL 4e-4 to 9e-4 nats and

@@ -26,6 +26,7 @@ inline constexpr std::int64_t kChunk = 256;      // cache positions of an attent
 inline constexpr std::int64_t kQueryBlock =
     48;  // (row, head) pairs that share one pass over the cache, for most tables
 inline constexpr std::int64_t kMostQueries = 96;  // the same for any
+inline constexpr std::int64_t kManyHeads = 12;    // from here on a table may have blocks of more than kQueryBlock
 inline constexpr std::int64_t kWordBlock = 64;    // values of x that share a scale when they meet BF16 weights as codes
 inline constexpr std::int64_t kTileAlign = 6;     // a whole number of every table's tiles
 inline constexpr float kLowest = -3.0e38F;        // below every score that can occur
@@ -115,6 +116,7 @@ struct AttendArgs {
   const std::int32_t* page_table = nullptr;  // of this sequence
   AttendState out;
   float* scratch = nullptr;  // kAttendScratch floats
+  std::int64_t heads = kManyHeads;  // of a row: what a kernel may choose its arithmetic by, since it never changes
   Soon soon;                 // may be fetched meanwhile: attention computes while memory has nothing to do
 };
 inline constexpr std::int64_t kAttendScratch = kPageTokens * kKvRow + kQueryBlock * kPageTokens;
@@ -150,7 +152,7 @@ struct Table {
   // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
   void (*kv_encode)(KvCodec codec, const float* values, void* row) = nullptr;
   void (*hadamard)(float* latent) = nullptr;
-  std::int64_t query_block = kQueryBlock;  // most queries of one attend
+  std::int64_t query_block = kQueryBlock;  // most queries of one attend, with kManyHeads heads or more
   // Rows of INT8 and INT4 pages are used as they lie: q and the answer are then under the Hadamard transform.
   void (*attend)(const AttendArgs& a) = nullptr;
   // run = run ⊕ part, both of n queries; a part that saw nothing leaves run as it is.
