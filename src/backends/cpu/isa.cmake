@@ -6,10 +6,6 @@ set(_cpu_common "-O3 -ffp-contract=off")
 set(_vector_flags "")
 if(GLINT_SANITIZE)  # instrumented kernels take minutes to compile at -O3
   set(_cpu_common "-O1 -ffp-contract=off")
-  # A call for each access and not the check itself: half of the compiler's time.
-  if(GLINT_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID MATCHES "Clang")
-    string(APPEND _cpu_common " -mllvm -asan-instrumentation-with-call-threshold=0")
-  endif()
 endif()
 if(GLINT_SANITIZE MATCHES "undefined")
   # The generic table is the same source over scalars: there the undefined-behaviour sanitizer looks at it. In the others
