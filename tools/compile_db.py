@@ -77,24 +77,36 @@ def memory_folder() -> pathlib.Path:
         return ROOT / "build" / "checked"
 
 
-def run_all(commands: dict[str, list[str]], jobs: int, *more: str) -> tuple[dict[str, str], int]:
-    """Runs a command a file, except where the same command passed before on the same text (see memory_folder).
+def stamps(commands: dict[str, list[str]], *more: str) -> dict[str, pathlib.Path]:
+    """A file for each command that is there if the command passed before on the same text (see memory_folder).
 
-    `more` is what else decides the outcome, such as the tool's version. Returns the output of each that failed, and how
-    many were skipped.
+    `more` is what else decides the outcome, such as the tool's version.
     """
     memory = memory_folder()
     memory.mkdir(parents=True, exist_ok=True)
-    stamps = {path: memory / fingerprint(path, command, *more) for path, command in commands.items()}
-    todo = [path for path in commands if not stamps[path].exists()]
+    return {path: memory / fingerprint(path, command, *more) for path, command in commands.items()}
 
-    def run(path: str) -> tuple[str, str | None]:
-        done = subprocess.run(commands[path], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            stamps[path].touch()
-            return path, None
-        return path, done.stdout + done.stderr
+
+def run(command: list[str]) -> str | None:
+    """The output of a command that fails."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else done.stdout + done.stderr
+
+
+def run_all(commands: dict[str, list[str]], jobs: int, *more: str) -> tuple[dict[str, str], int]:
+    """Runs a command a file, except where it passed before; `more` as for stamps().
+
+    Returns the output of each that failed, and how many were skipped.
+    """
+    passed = stamps(commands, *more)
+    todo = [path for path in commands if not passed[path].exists()]
+
+    def check(path: str) -> tuple[str, str | None]:
+        output = run(commands[path])
+        if output is None:
+            passed[path].touch()
+        return path, output
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        failed = {path: output for path, output in pool.map(run, todo) if output is not None}
+        failed = {path: output for path, output in pool.map(check, todo) if output is not None}
     return failed, len(commands) - len(todo)

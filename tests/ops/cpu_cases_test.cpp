@@ -19,8 +19,8 @@ TEST_P(CpuCases, AgreeWithTheReference) {
   const Precision plain = bf16 ? Precision::kBF16 : Precision::kF32;
   const Precision attention = GetParam() == "avx2" ? Precision::kI16 : plain;
   for (const int threads : {1, 3}) {
-    if (threads == 1 && GetParam() == "generic") continue;  // how work is divided is the same for all
-
+    // How work is divided is the same for all, and BatchInvariance compares one thread with two on each.
+    if (threads == 1 && GetParam() != cpu_isas().back()) continue;
     const auto ops = make_cpu_ops({.isa = GetParam(), .threads = threads});
     expect_all_cases(*ops, {plain, Precision::kI8, attention});
   }

@@ -18,6 +18,7 @@ TEST(CpuEmulated, TablesAgreeWithTheReference) {
   const std::vector<std::string> isas = cpu_isas();
   if (std::find(isas.begin(), isas.end(), "avx2") == isas.end()) GTEST_SKIP() << "the emulation is built of AVX2";
   const std::vector<std::string> names = cpu::registered_tables();
+  if (names.empty()) GTEST_SKIP() << "built without: this machine has the instructions (GLINT_EMULATED)";
   ASSERT_EQ(names.size(), 3U);
   for (const std::string& name : names) {
     SCOPED_TRACE(name);

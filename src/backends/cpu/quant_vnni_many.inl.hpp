@@ -129,11 +129,11 @@ template <typename F, int Width, int M, int N>
 
 template <typename F, int Width, int M>
 [[gnu::noinline]] void tile_step(const CodesTile& t, std::int64_t m) {
-  constexpr int N = kTileGroups;
+  constexpr int kN = kTileGroups;
   const DotArgs& a = *t.a;
   const TileRows<F, Width, M> rows(t, m);
-  alignas(64) float tree[4][M][N][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
-  V p[M][N];
+  alignas(64) float tree[4][M][kN][kLanes];  // sums of 1, 2, 4 and 8 leaves that wait for their neighbours
+  V p[M][kN];
   for (int leaf = 0; leaf < kStepBlocks; ++leaf) {
     const int b = kLeaves[leaf];
     fetch_next(t);
@@ -147,14 +147,14 @@ template <typename F, int Width, int M>
 #pragma GCC unroll 16
       for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-        for (int n = 0; n < N; ++n) p[i][n] = add(load(tree[level][i][n]), p[i][n]);
+        for (int n = 0; n < kN; ++n) p[i][n] = add(load(tree[level][i][n]), p[i][n]);
       }
     }
     if (level == 4) break;
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) store(tree[level][i][n], p[i][n]);
+      for (int n = 0; n < kN; ++n) store(tree[level][i][n], p[i][n]);
     }
   }
   float* out = a.out + (m - a.m0) * a.out_stride + (t.n - a.n0);
@@ -162,14 +162,14 @@ template <typename F, int Width, int M>
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) store(tree[0][i][n], p[i][n]);
+      for (int n = 0; n < kN; ++n) store(tree[0][i][n], p[i][n]);
     }
     return add_some_sums(t, tree[0][0][0], M, out);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) {
+    for (int n = 0; n < kN; ++n) {
       float* to = out + i * a.out_stride + n * kLanes;
       store(to, t.b == 0 ? p[i][n] : add(load(to), p[i][n]));
     }

@@ -2,14 +2,25 @@
 // how few instructions stand between two loads of W: what does not change from row to row is worked out before, and T,
 // the type of scales whose groups are blocks, is settled outside (void: any other scales).
 
-// The 16 scales from block b of row n on; there may be fewer at the table's end.
+// Scales or mins of 16 blocks from block b of row n on; there may be fewer at the table's end. What is rare is kept out
+// of the loops: inlined there, it is most of their code.
+template <int Width>
+[[gnu::noinline]] V any_factors(const Factors<Width>& factors, std::int64_t n, std::int64_t b, std::int64_t blocks) {
+  return factors.at(n, b, blocks);
+}
+template <typename T>
+[[gnu::noinline, gnu::cold]] V last_factors(const T* from, std::int64_t blocks) {
+  return load_some(from, blocks);
+}
 template <typename T, int Width>
-[[gnu::always_inline]] inline V scales_of(const CodesMatrix<Width>& matrix, std::int64_t n, std::int64_t b,
-                                          std::int64_t blocks) {
+[[gnu::always_inline]] inline V factors_of(const Factors<Width>& factors, std::int64_t n, std::int64_t b,
+                                           std::int64_t blocks) {
   if constexpr (__is_same(T, void)) {
-    return matrix.scales.at(n, b, blocks);
+    return any_factors(factors, n, b, blocks);
   } else {
-    return matrix.scales.template some<T>(n * matrix.scales.groups + b, blocks);
+    const std::int64_t i = n * factors.groups + b;
+    const T* from = static_cast<const T*>(factors.table) + i;
+    return i + kLanes <= factors.all ? load(from) : last_factors(from, blocks);
   }
 }
 
@@ -26,9 +37,9 @@ template <typename F, int Width, typename T, bool Whole>
                                             std::int64_t n, std::int64_t b) {
   const std::int64_t blocks = Whole ? kStepBlocks : s.cols / Width;
   const I sums = sub_ints(block_sums<F, Width, true, Whole>(s), load_ints(x.over));
-  const V factors = mul(scales_of<T>(matrix, n, b, blocks), matrix.unit);
+  const V factors = mul(factors_of<T>(matrix.scales, n, b, blocks), matrix.unit);
   V p = mul(to_floats(sums), mul(factors, load(x.scales)));
-  if (matrix.has_mins) p = fma(matrix.mins.at(n, b, blocks), load(x.sums), p);
+  if (matrix.has_mins) p = fma(factors_of<T>(matrix.mins, n, b, blocks), load(x.sums), p);
   return first_lanes(p, blocks);
 }
 
