@@ -1,4 +1,4 @@
-// Attention by AMX: products of 16-bit codes as three products of bytes. Included by kernels_amx.inl.hpp.
+// Attention by AMX: products of 16-bit codes as products of bytes. Included by kernels_amx.inl.hpp.
 //
 // Cache rows, queries and softmax weights become codes times a scale, as in attend_words.inl.hpp. A code is 256 h + l
 // with h and l signed bytes, and a product of two codes
@@ -66,7 +66,7 @@ struct AmxAttend {
   alignas(64) float row_scales[2][kPageTokens];
   alignas(64) float value_scales[kChunk];  // latent, 0 for a row that is not finite: it shows in the scores
   alignas(64) float by[kMostQueries];      // of weights
-  alignas(64) std::int32_t sums[2][4][16][kLanes];
+  alignas(64) std::int32_t sums[4][4][16][kLanes];
 
   explicit AmxAttend(const AttendArgs& args)
       : a(args),
@@ -103,8 +103,8 @@ struct AmxAttend {
           q_scales[0][n] = q_scales[1][n] = 0;
           continue;
         }
-        q_scales[0][n] = 256 * encode_part<kLatent>(a.q + n * kKvRow, to, kApart);
-        q_scales[1][n] = 256 * encode_part<kRope>(a.q + n * kKvRow + kLatent, to + kLatent, kApart);
+        q_scales[0][n] = encode_part<kLatent>(a.q + n * kKvRow, to, kApart);
+        q_scales[1][n] = encode_part<kRope>(a.q + n * kKvRow + kLatent, to + kLatent, kApart);
       }
       for (int half = 0; half < 2; ++half) {
         const std::uint8_t* row[16];
@@ -188,76 +188,89 @@ struct AmxAttend {
     }
   }
 
-  // Products of 16 rows from j on with query tiles t and, if Two, t + 1, over the steps [from, to): sums of h h' in
-  // tiles 0 and 2, of the others in 1 and 3.
-  template <bool Two, bool Low>
-  [[gnu::always_inline]] void multiply_rows(std::int64_t j, std::int64_t t, std::int64_t from, std::int64_t to) {
+  // The four sums of a product of codes, in tiles 0 to 3: h h', h l', l l', l h' of A in tiles 4 and 5 and B in 6 and
+  // 7; if B is bytes, h h' and l h' of this step are in tiles 0 and 1 or, every other step, in 2 and 3.
+  void clear_sums() {
     tiles.clear<0>();
     tiles.clear<1>();
     tiles.clear<2>();
     tiles.clear<3>();
-    for (std::int64_t step = from; step < to; ++step) {
-      tiles.load<4>(rows[0][j] + step * 64, kKvRow);
-      if constexpr (Low) tiles.load<5>(rows[1][j] + step * 64, kKvRow);
-      tiles.load<6>(turned[0][step][t], 64);
-      tiles.load<7>(turned[1][step][t], 64);
-      tiles.multiply<0, 4, 6>();
-      tiles.multiply<1, 4, 7>();
-      if constexpr (Low) tiles.multiply<1, 5, 6>();
-      if constexpr (Two) {
-        tiles.load<6>(turned[0][step][t + 1], 64);
-        tiles.load<7>(turned[1][step][t + 1], 64);
-        tiles.multiply<2, 4, 6>();
-        tiles.multiply<3, 4, 7>();
-        if constexpr (Low) tiles.multiply<3, 5, 6>();
-      }
-    }
   }
-  template <bool Two>
-  void store_sums(std::int32_t (&to)[4][16][kLanes]) {
+  void multiply_codes() {
+    tiles.multiply<0, 4, 6>();
+    tiles.multiply<1, 4, 7>();
+    tiles.multiply<2, 5, 7>();
+    tiles.multiply<3, 5, 6>();
+  }
+  using Sums = std::int32_t[4][16][kLanes];
+  void store_sums(Sums& to) {
     tiles.store<0>(to[0], 64);
     tiles.store<1>(to[1], 64);
-    if constexpr (Two) {
-      tiles.store<2>(to[2], 64);
-      tiles.store<3>(to[3], 64);
-    }
+    tiles.store<2>(to[2], 64);
+    tiles.store<3>(to[3], 64);
   }
-  // 256 h h' + the others.
-  static V whole(const std::int32_t* high, const std::int32_t* low) {
-    return to_floats(add_ints(shift_left(load_ints(high), 8), load_ints(low)));
+  static V whole_codes(const Sums& s, std::int64_t r) {
+    const I high = add_ints(shift_left(load_ints(s[0][r]), 8), add_ints(load_ints(s[1][r]), load_ints(s[3][r])));
+    return fma(to_floats(high), set1(256), to_floats(load_ints(s[2][r])));
+  }
+  static V bytes_and_codes(const Sums& s, std::int64_t r) {
+    const I high = shift_left(add_ints(load_ints(s[0][r]), load_ints(s[2][r])), 8);
+    return mul(to_floats(add_ints(high, add_ints(load_ints(s[1][r]), load_ints(s[3][r])))), set1(256));
+  }
+  V whole(const Sums& s, std::int64_t r) const { return whole_bytes ? bytes_and_codes(s, r) : whole_codes(s, r); }
+
+  // 16 rows from j on and query tile t.
+  void multiply_latents(std::int64_t j, std::int64_t t) {
+    clear_sums();
+    if (whole_bytes) {
+      for (std::int64_t step = 0; step < kLatentSteps; step += 2) {
+        for (const std::int64_t k : {step, step + 1}) {
+          tiles.load<4>(rows[0][j] + k * 64, kKvRow);
+          tiles.load<6>(turned[0][k][t], 64);
+          tiles.load<7>(turned[1][k][t], 64);
+          if (k == step) {
+            tiles.multiply<0, 4, 6>();
+            tiles.multiply<1, 4, 7>();
+          } else {
+            tiles.multiply<2, 4, 6>();
+            tiles.multiply<3, 4, 7>();
+          }
+        }
+      }
+      return;
+    }
+    for (std::int64_t step = 0; step < kLatentSteps; ++step) load_and_multiply(j, t, step);
+  }
+  void load_and_multiply(std::int64_t j, std::int64_t t, std::int64_t step) {
+    tiles.load<4>(rows[0][j] + step * 64, kKvRow);
+    tiles.load<5>(rows[1][j] + step * 64, kKvRow);
+    tiles.load<6>(turned[0][step][t], 64);
+    tiles.load<7>(turned[1][step][t], 64);
+    multiply_codes();
   }
 
-  template <bool Two>
   void score_tile(std::int64_t page, std::int64_t j, std::int64_t t) {
-    if (whole_bytes) {
-      multiply_rows<Two, false>(j, t, 0, kLatentSteps);
-    } else {
-      multiply_rows<Two, true>(j, t, 0, kLatentSteps);
-    }
-    store_sums<Two>(sums[0]);
-    multiply_rows<Two, true>(j, t, kLatentSteps, kSteps);
-    store_sums<Two>(sums[1]);
-    for (int i = 0; i < (Two ? 2 : 1); ++i) {
-      const std::int64_t n = (t + i) * 16;
-      const V latent = load(q_scales[0] + n), rotary = load(q_scales[1] + n);
-      I v[16];
+    multiply_latents(j, t);
+    store_sums(sums[0]);
+    clear_sums();
+    load_and_multiply(j, t, kLatentSteps);
+    store_sums(sums[1]);
+    const V latent = load(q_scales[0] + t * 16), rotary = load(q_scales[1] + t * 16);
+    I v[16];
 #pragma GCC unroll 4
-      for (int r = 0; r < 16; ++r) {
-        const V x = mul(whole(sums[0][2 * i][r], sums[0][2 * i + 1][r]), mul(latent, set1(row_scales[0][j + r])));
-        const V y = mul(whole(sums[1][2 * i][r], sums[1][2 * i + 1][r]), mul(rotary, set1(row_scales[1][j + r])));
-        v[r] = as_ints(add(x, y));
-      }
-      transpose_lanes(v);
-#pragma GCC unroll 16
-      for (int q = 0; q < 16; ++q) store_ints(scores[n + q] + page * kPageTokens + j, v[q]);
+    for (int r = 0; r < 16; ++r) {
+      const V x = mul(whole(sums[0], r), mul(latent, set1(row_scales[0][j + r])));
+      const V y = mul(whole_codes(sums[1], r), mul(rotary, set1(row_scales[1][j + r])));
+      v[r] = as_ints(add(x, y));
     }
+    transpose_lanes(v);
+#pragma GCC unroll 16
+    for (int q = 0; q < 16; ++q) store_ints(scores[t * 16 + q] + page * kPageTokens + j, v[q]);
   }
 
   void score_page(std::int64_t page, std::int64_t lo, std::int64_t hi) {
     for (std::int64_t j = lo / 16 * 16; j < hi; j += 16) {
-      std::int64_t t = 0;
-      for (; t + 2 <= queries; t += 2) score_tile<true>(page, j, t);
-      if (t < queries) score_tile<false>(page, j, t);
+      for (std::int64_t t = 0; t < queries; ++t) score_tile(page, j, t);
     }
   }
 
@@ -301,7 +314,7 @@ struct AmxAttend {
     float high = most_of[0];
     for (int c = 1; c < kLanes; ++c) high = most_of[c] > high ? most_of[c] : high;
     const bool any = high > kTiniest;
-    by[i] = any ? 256 * (high / kByteCodeMost) : 0;
+    by[i] = any ? high / kByteCodeMost : 0;
     const float inverse = any ? kByteCodeMost / high : 0;
     for (std::int64_t j = begin; j < end; j += kPageTokens) {
       const std::int64_t page = j / kPageTokens;
@@ -309,30 +322,22 @@ struct AmxAttend {
     }
   }
 
-  // Columns [64 step + 32 half …) of 16 queries: parts 2 half and 2 half + 1.
-  template <bool Low>
-  [[gnu::always_inline]] void multiply_values(std::int64_t t, std::int64_t step, std::int64_t part, std::int64_t from,
-                                              std::int64_t to) {
-    tiles.clear<0>();
-    tiles.clear<1>();
-    tiles.clear<2>();
-    tiles.clear<3>();
+  // Part `part` of the columns [64 step, 64 step + 64) of 16 queries.
+  void multiply_values(std::int64_t t, std::int64_t step, std::int64_t part, std::int64_t from, std::int64_t to) {
+    clear_sums();
     for (std::int64_t page = from; page < to; ++page) {
       tiles.load<4>(weights[0][page][t * 16], kPageTokens);
       tiles.load<5>(weights[1][page][t * 16], kPageTokens);
       tiles.load_passing<6>(values[0][step][part][page], 64);
-      tiles.multiply<0, 4, 6>();
-      tiles.multiply<1, 5, 6>();
-      if constexpr (Low) {
+      if (!whole_bytes) {
         tiles.load_passing<7>(values[1][step][part][page], 64);
-        tiles.multiply<1, 4, 7>();
-      }
-      tiles.load_passing<6>(values[0][step][part + 1][page], 64);
-      tiles.multiply<2, 4, 6>();
-      tiles.multiply<3, 5, 6>();
-      if constexpr (Low) {
-        tiles.load_passing<7>(values[1][step][part + 1][page], 64);
-        tiles.multiply<3, 4, 7>();
+        multiply_codes();
+      } else if (page % 2 == 0) {
+        tiles.multiply<0, 4, 6>();
+        tiles.multiply<1, 5, 6>();
+      } else {
+        tiles.multiply<2, 4, 6>();
+        tiles.multiply<3, 5, 6>();
       }
     }
   }
@@ -340,19 +345,15 @@ struct AmxAttend {
   void weigh(std::int64_t t, std::int64_t from, std::int64_t to) {
     const std::int64_t count = a.n - t * 16 < 16 ? a.n - t * 16 : 16;
     for (std::int64_t step = 0; step < kLatentSteps; ++step) {
-      for (int half = 0; half < 2; ++half) {
-        if (whole_bytes) {
-          multiply_values<false>(t, step, 2 * half, from, to);
-        } else {
-          multiply_values<true>(t, step, 2 * half, from, to);
-        }
-        store_sums<true>(sums[half]);
+      for (int part = 0; part < 4; ++part) {
+        multiply_values(t, step, part, from, to);
+        store_sums(sums[part]);
       }
       for (std::int64_t r = 0; r < count; ++r) {
         const V scale = set1(by[t * 16 + r]);
         V v[4];
 #pragma GCC unroll 4
-        for (int p = 0; p < 4; ++p) v[p] = mul(whole(sums[p / 2][p % 2 * 2][r], sums[p / 2][p % 2 * 2 + 1][r]), scale);
+        for (int p = 0; p < 4; ++p) v[p] = mul(whole(sums[p], r), scale);
         turn_quads(v);
         float* out = a.out.latent + (t * 16 + r) * kLatent + step * 64;
 #pragma GCC unroll 4

@@ -98,7 +98,9 @@ alignas(64) inline constexpr std::int32_t kNoSums[kAmxRows * kLanes] = {};
 template <bool Mins>
 [[gnu::always_inline]] inline void amx_pair(const AmxSquare& s, AmxScratch& scratch, int q, int tile) {
   const CodesTile& t = *s.t;
-  AmxPair pair{.rows = s.rows[tile / 2], .tree = scratch.tree[0][tile][0]};
+  AmxPair pair;
+  pair.rows = s.rows[tile / 2];
+  pair.tree = scratch.tree[0][tile][0];
   for (int i = 0; i < kAmxBlocks; ++i) {
     const std::int64_t b = kLeaves[kAmxBlocks * q + i];
     const std::int64_t at = (b * t.groups + s.g + tile % 2) * kLanes;
