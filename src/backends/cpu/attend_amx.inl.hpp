@@ -6,7 +6,7 @@
 // INT8 rows are their own h. Sums of h h' and of the others fit 32 bits together, for the 512 columns of a score and
 // the 256 positions of a chunk: |h| ≤ 127, |l| ≤ 128.
 //
-// Scores: 16 rows of the cache × 16 queries × 64 columns a product; queries are turned once a chunk. Weights of all
+// Scores: 16 rows of the cache × 16 queries × 64 columns a product; queries are turned once a block. Weights of all
 // positions of the chunk have one scale, so that the chunk's weighted rows are one sum. A query's bits depend on the
 // query and the chunk's rows alone.
 
@@ -49,8 +49,16 @@ inline void store_code_bytes(const float* v, float by, std::int8_t* to, std::int
   }
 }
 
+// Queries as they are multiplied: in the scratch, where the chunks of a block find them again.
+struct AmxQueries {
+  std::int8_t turned[2][kSteps][kQueryTiles][16][64];  // [high, low][step][tile][word][query][4]
+  float scales[2][kMostQueries];                       // latent, rotary; 0 for queries that are not there
+};
+static_assert(sizeof(AmxQueries) <= kAttendScratch * sizeof(float));
+
 struct AmxAttend {
   const AttendArgs& a;
+  AmxQueries& q;
   std::int64_t queries;  // tiles of 16
   Tiles tiles;
   Fetch soon;
@@ -59,10 +67,8 @@ struct AmxAttend {
   // Bytes: high, low.
   alignas(64) std::int8_t rows[2][kPageTokens][kKvRow];
   alignas(64) std::int8_t values[2][kLatentSteps][4][kChunkPages][kPageTokens / 4][64];  // see turn_values
-  alignas(64) std::int8_t turned[2][kSteps][kQueryTiles][16][64];                        // [word][query][4]
   alignas(64) std::int8_t weights[2][kChunkPages][kMostQueries][kPageTokens];
   alignas(64) float scores[kMostQueries][kChunk];
-  alignas(64) float q_scales[2][kMostQueries];  // latent, rotary; 0 for queries that are not there
   alignas(64) float row_scales[2][kPageTokens];
   alignas(64) float value_scales[kChunk];  // latent, 0 for a row that is not finite: it shows in the scores
   alignas(64) float by[kMostQueries];      // of weights
@@ -70,6 +76,7 @@ struct AmxAttend {
 
   explicit AmxAttend(const AttendArgs& args)
       : a(args),
+        q(*reinterpret_cast<AmxQueries*>(args.scratch)),
         queries((args.n + 15) / 16),
         soon{static_cast<const char*>(args.soon.data), args.soon.stride, args.soon.bytes, 0, args.soon.pieces},
         whole_bytes(args.pages.codec == KvCodec::kInt8) {
@@ -100,11 +107,11 @@ struct AmxAttend {
         if (n >= a.n) {
           __builtin_memset(to, 0, kKvRow);
           __builtin_memset(to + kApart, 0, kKvRow);
-          q_scales[0][n] = q_scales[1][n] = 0;
+          q.scales[0][n] = q.scales[1][n] = 0;
           continue;
         }
-        q_scales[0][n] = encode_part<kLatent>(a.q + n * kKvRow, to, kApart);
-        q_scales[1][n] = encode_part<kRope>(a.q + n * kKvRow + kLatent, to + kLatent, kApart);
+        q.scales[0][n] = encode_part<kLatent>(a.q + n * kKvRow, to, kApart);
+        q.scales[1][n] = encode_part<kRope>(a.q + n * kKvRow + kLatent, to + kLatent, kApart);
       }
       for (int half = 0; half < 2; ++half) {
         const std::uint8_t* row[16];
@@ -112,7 +119,7 @@ struct AmxAttend {
         for (std::int64_t step = 0; step < kSteps; ++step) {
           I v[16];
           load_transposed(row, step * 64, v);
-          for (int w = 0; w < 16; ++w) store_ints(turned[half][step][t][w], v[w]);
+          for (int w = 0; w < 16; ++w) store_ints(q.turned[half][step][t][w], v[w]);
         }
       }
     }
@@ -226,8 +233,8 @@ struct AmxAttend {
       for (std::int64_t step = 0; step < kLatentSteps; step += 2) {
         for (const std::int64_t k : {step, step + 1}) {
           tiles.load<4>(rows[0][j] + k * 64, kKvRow);
-          tiles.load<6>(turned[0][k][t], 64);
-          tiles.load<7>(turned[1][k][t], 64);
+          tiles.load<6>(q.turned[0][k][t], 64);
+          tiles.load<7>(q.turned[1][k][t], 64);
           if (k == step) {
             tiles.multiply<0, 4, 6>();
             tiles.multiply<1, 4, 7>();
@@ -244,8 +251,8 @@ struct AmxAttend {
   void load_and_multiply(std::int64_t j, std::int64_t t, std::int64_t step) {
     tiles.load<4>(rows[0][j] + step * 64, kKvRow);
     tiles.load<5>(rows[1][j] + step * 64, kKvRow);
-    tiles.load<6>(turned[0][step][t], 64);
-    tiles.load<7>(turned[1][step][t], 64);
+    tiles.load<6>(q.turned[0][step][t], 64);
+    tiles.load<7>(q.turned[1][step][t], 64);
     multiply_codes();
   }
 
@@ -255,7 +262,7 @@ struct AmxAttend {
     clear_sums();
     load_and_multiply(j, t, kLatentSteps);
     store_sums(sums[1]);
-    const V latent = load(q_scales[0] + t * 16), rotary = load(q_scales[1] + t * 16);
+    const V latent = load(q.scales[0] + t * 16), rotary = load(q.scales[1] + t * 16);
     I v[16];
 #pragma GCC unroll 4
     for (int r = 0; r < 16; ++r) {
@@ -265,7 +272,7 @@ struct AmxAttend {
     }
     transpose_lanes(v);
 #pragma GCC unroll 16
-    for (int q = 0; q < 16; ++q) store_ints(scores[t * 16 + q] + page * kPageTokens + j, v[q]);
+    for (int i = 0; i < 16; ++i) store_ints(scores[t * 16 + i] + page * kPageTokens + j, v[i]);
   }
 
   void score_page(std::int64_t page, std::int64_t lo, std::int64_t hi) {
@@ -370,6 +377,7 @@ struct AmxAttend {
   }
 
   void run() {
+    if (!a.again) encode_queries();
     std::int64_t from = a.first[0], to = a.last[0];  // the union: queries of one sequence have contiguous positions
     for (std::int64_t i = 1; i < a.n; ++i) {
       from = a.first[i] < from ? a.first[i] : from;
@@ -383,9 +391,9 @@ struct AmxAttend {
         a.out.sum[i] = 0;
       }
       __builtin_memset(a.out.latent, 0, static_cast<std::size_t>(a.n * kLatent) * sizeof(float));
+      tiles.release();
       return;
     }
-    encode_queries();
     const std::int64_t first_page = (from - a.begin) / kPageTokens;
     const std::int64_t end_page = (to - a.begin + kPageTokens - 1) / kPageTokens;
     for (std::int64_t page = first_page; page < end_page; ++page) {

@@ -287,6 +287,7 @@ void CpuOps::attend_blocks(const AttendRows& a) {
       args.begin = chunk * kChunk;
       args.end = args.begin + kChunk;
       args.out = chunk == a.begin_chunk(b) ? run : part;
+      args.again = chunk > a.begin_chunk(b);
       const std::int64_t chunks = a.end_chunk(b) - a.begin_chunk(b);
       args.soon = a.values(item * chunks + chunk - a.begin_chunk(b), a.n_blocks * chunks);
       table_.attend(args);

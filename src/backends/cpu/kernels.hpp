@@ -115,7 +115,8 @@ struct AttendArgs {
   KvPages pages;
   const std::int32_t* page_table = nullptr;  // of this sequence
   AttendState out;
-  float* scratch = nullptr;         // kAttendScratch floats
+  float* scratch = nullptr;         // kAttendScratch floats, 64 bytes aligned
+  bool again = false;               // the call before with this scratch had the same queries
   std::int64_t heads = kManyHeads;  // of a row: what a kernel may choose its arithmetic by, since it never changes
   Soon soon;                        // may be fetched meanwhile: attention computes while memory has nothing to do
 };
