@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -17,7 +18,9 @@
 namespace glint {
 namespace {
 
-constexpr std::int64_t kCols = 2176, kWRows = 13, kXRows = 7;  // more than one step of columns, no whole tiles
+// More than one step of columns, no whole tiles; with AMX two tiles of x and five rows, three groups of W and seven
+// rows.
+constexpr std::int64_t kCols = 2176, kWRows = 55, kXRows = 37;
 
 // Integers times a power of two a block, which is as wide as a group of W, 128 at most; ±127 is in each, so that the
 // scale is the power itself. Neighbouring blocks differ in it: a factor in the lanes of the next group would show.
@@ -33,23 +36,60 @@ std::vector<float> exact_codes(const QuantSpec& spec) {
   return x;
 }
 
-TEST(CpuCodes, ExactInputsLoseNothing) {
-  std::mt19937 rng(6);
-  std::normal_distribution<float> normal(0, 0.1F);
-  std::vector<float> values(static_cast<std::size_t>(kWRows * kCols));
+const QuantSpec kSpecs[] = {
+    {WeightFormat::kI4, 128, 1, true, DType::kBF16},   {WeightFormat::kI4, 64, 1, false, DType::kF16},
+    {WeightFormat::kI4, 32, 1, false, DType::kF32},    {WeightFormat::kI4, 16, 1, true, DType::kF32},
+    {WeightFormat::kI4, 32, 1, true, DType::kF16},     {WeightFormat::kI4, 16, 1, false, DType::kBF16},
+    {WeightFormat::kI8, 0, 1, true, DType::kF32},      {WeightFormat::kI8, 128, 1, false, DType::kBF16},
+    {WeightFormat::kI8, 32, 1, false, DType::kF16},    {WeightFormat::kI8, 16, 1, true, DType::kF16},
+    {WeightFormat::kF4E2M1, 16, 1, true, DType::kF32}, {WeightFormat::kF4E2M1, 32, 1, true, DType::kF16},
+    {WeightFormat::kF4E2M1, 64, 1, true, DType::kF32}, {WeightFormat::kF8E4M3, 128, 128, true, DType::kF32},
+    {WeightFormat::kNF4, 64, 1, true, DType::kF32},    {WeightFormat::kNF4, 32, 1, true, DType::kF32}};
+
+std::vector<float> normal_values(std::int64_t n, float deviation, std::uint32_t seed) {
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(static_cast<std::size_t>(n));
   for (float& v : values) v = normal(rng);
-  const QuantSpec specs[] = {
-      {WeightFormat::kI4, 128, 1, true, DType::kBF16},   {WeightFormat::kI4, 64, 1, false, DType::kF16},
-      {WeightFormat::kI4, 32, 1, false, DType::kF32},    {WeightFormat::kI4, 16, 1, true, DType::kF32},
-      {WeightFormat::kI4, 32, 1, true, DType::kF16},     {WeightFormat::kI4, 16, 1, false, DType::kBF16},
-      {WeightFormat::kI8, 0, 1, true, DType::kF32},      {WeightFormat::kI8, 128, 1, false, DType::kBF16},
-      {WeightFormat::kI8, 32, 1, false, DType::kF16},    {WeightFormat::kI8, 16, 1, true, DType::kF16},
-      {WeightFormat::kF4E2M1, 16, 1, true, DType::kF32}, {WeightFormat::kF4E2M1, 32, 1, true, DType::kF16},
-      {WeightFormat::kF4E2M1, 64, 1, true, DType::kF32}, {WeightFormat::kF8E4M3, 128, 128, true, DType::kF32},
-      {WeightFormat::kNF4, 64, 1, true, DType::kF32},    {WeightFormat::kNF4, 32, 1, true, DType::kF32}};
+  return values;
+}
+
+// Products by tiles of bytes against those by vectors: every bit, since sums of integers are exact and the rest is the
+// same in the same order. Also where groups of W and rows of x fill no tile.
+TEST(CpuCodes, TilesGiveTheBitsOfVectors) {
   std::vector<std::string> names = cpu_isas();
   for (const std::string& name : cpu::registered_tables()) names.push_back(name);
-  for (const QuantSpec& spec : specs) {
+  int compared = 0;
+  for (const std::string& tiles : names) {
+    if (!tiles.starts_with("amx")) continue;
+    const std::string vectors = "avx512bf16" + tiles.substr(3);
+    const auto by_tiles = make_cpu_ops({.isa = tiles, .threads = 1});
+    const auto by_vectors = make_cpu_ops({.isa = vectors, .threads = 1});
+    for (const QuantSpec& spec : kSpecs) {
+      const std::vector<float> values = normal_values(kWRows * kCols, 0.1F, 7);
+      std::vector<float> x = normal_values(kXRows * kCols, 1, 8);
+      const QuantizedWeight q = quantize_rtn(spec, values.data(), kWRows, kCols);
+      std::vector<float> out[2];
+      for (const int which : {0, 1}) {
+        out[which].resize(static_cast<std::size_t>(kXRows * kWRows));
+        (which == 0 ? by_tiles : by_vectors)
+            ->linear({.x = {x.data(), DType::kF32, {kXRows, kCols}},
+                      .w = q.w,
+                      .out = {out[which].data(), DType::kF32, {kXRows, kWRows}}});
+      }
+      EXPECT_EQ(0, std::memcmp(out[0].data(), out[1].data(), out[0].size() * sizeof(float)))
+          << tiles << ", " << spec.name();
+      ++compared;
+    }
+  }
+  if (compared == 0) GTEST_SKIP() << "no table with tiles here";
+}
+
+TEST(CpuCodes, ExactInputsLoseNothing) {
+  const std::vector<float> values = normal_values(kWRows * kCols, 0.1F, 6);
+  std::vector<std::string> names = cpu_isas();
+  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  for (const QuantSpec& spec : kSpecs) {
     const QuantizedWeight q = quantize_rtn(spec, values.data(), kWRows, kCols);
     std::vector<float> x = exact_codes(spec);
     std::vector<float> row(kCols);
@@ -65,7 +105,7 @@ TEST(CpuCodes, ExactInputsLoseNothing) {
         square += sum * sum;
       }
     }
-    // NF4's codebook as integers has an error of its own, 1.8e-5 of the square; single rows of 13 outputs scatter.
+    // NF4's codebook as integers has an error of its own, 1.8e-5 of the square; single rows of 55 outputs scatter.
     const double limit = spec.format == WeightFormat::kNF4 ? 1e-4 : 1e-11;
     for (const std::string& isa : names) {
       for (const std::int64_t rows : {kXRows, std::int64_t{1}}) {

@@ -1,9 +1,9 @@
 // Many rows of x against codes by AMX: the sums of quant_vnni.inl.hpp, which says in which order they are added, with
 // a block's integers multiplied as tiles of 16 rows of x, 16 rows of W and up to 64 columns. Included by isa_amx.cpp.
 //
-// A tile product is 16,384 multiply-adds in 16 cycles; its 256 sums must each be converted, scaled and added, which
-// takes vectors 32. So the two are interleaved: while blocks of one pair are multiplied, the sums of the pair before,
-// which lie in memory, are scaled.
+// A tile product is 16,384 multiply-adds in 16 cycles; its 256 sums must each be stored, converted, scaled and added,
+// which takes 16 and 37. The two hardly overlap, but a product's latency is hidden: while blocks of one pair are
+// multiplied, the sums of the pair before, which lie in memory, are scaled.
 
 inline constexpr int kAmxRows = static_cast<int>(kRowTile);
 inline constexpr int kAmxBlocks = 2;  // blocks whose sums wait at a time: neighbouring leaves of the tree
