@@ -77,7 +77,7 @@ class Layers {
     ModelConfig c;
     c.hidden = s.hidden, c.n_layers = kLayers, c.n_heads = s.heads, c.q_lora = s.q_lora, c.dense_inner = s.dense;
     c.expert_inner = s.inner, c.n_experts = s.experts, c.n_shared_experts = 1, c.top_k = s.top_k;
-    c.first_dense_layers = 1, c.routed_scale = 1.8F, c.vocab = kVocab, c.max_positions = 16384;
+    c.first_dense_layers = 1, c.routed_scale = 1.8F, c.vocab = kVocab, c.max_positions = 32768;
     return c;
   }
   void floats(std::int64_t n, float scale, Shape shape, ConstView* d, ConstView* h) {
@@ -148,7 +148,7 @@ std::vector<float> run_step(Ops& ops, const ModelWeights& weights, KvCodec codec
     contexts.push_back(s.context);
   }
   const auto rows = static_cast<std::int64_t>(ids.size());
-  Model model(weights, ops, {.max_rows = 8, .max_logits = 8, .max_context = 16384, .window_tokens = window});
+  Model model(weights, ops, {.max_rows = 8, .max_logits = 8, .max_context = 32768, .window_tokens = window});
   KvStore store(ops, {.n_layers = kLayers, .n_pages = n_pages, .codec = codec});
   Random random(99);
   const auto filling = random.normals(kPageTokens * kKvRow, 1.0F);
@@ -280,13 +280,14 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
   }
 }
 
-// Pieces of all heads, several hundred tokens each: blocks of the grid that end within a page, or begin there.
+// Pieces of all heads, and long ones of eight: blocks of the grid that end within a page, or begin there, that have one
+// page or two. (Which contexts are long: decode_step.cu.)
 TEST(DecodeStep, LongContexts) {
   NEED_GPU();
   compare(kWide, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{11003, 1}}});
-  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kFp8, 10500, {{{12077, 1}}});
-  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kInt8, 0, {{{11003, 1}}});
-  compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{10301, 1}}});
+  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kFp8, 25700, {{{27077, 1}}});
+  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kInt8, 0, {{{11003, 1}}, {{22603, 1}}});
+  compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{10301, 1}}, {{17003, 1}}});
 }
 
 }  // namespace

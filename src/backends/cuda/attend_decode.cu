@@ -15,14 +15,9 @@
 // the workspace, at most two a block, until the blocks add them in order (attend_merge.cuh). Running maxima are whole
 // numbers (see attend.cu): where a range begins changes the order of fp32 sums only.
 
-#include <cuda.h>
-
-#include <array>
-#include <string>
-
 #include "backends/cuda/attend_scorers.cuh"
 #include "backends/cuda/attend_summers.cuh"
-#include "base/error.hpp"
+#include "backends/cuda/page_tensor.hpp"
 
 namespace glint::cuda {
 namespace {
@@ -150,42 +145,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using EncodeTensor = decltype(&cuTensorMapEncodeTiled);
-
-EncodeTensor encode_tensor() {
-  static const auto function = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
-          "cuTensorMapEncodeTiled");
-    CHECK(found == cudaDriverEntryPointSuccess, "this driver has no tensor copies (cuTensorMapEncodeTiled)");
-    return reinterpret_cast<EncodeTensor>(entry);
-  }();
-  return function;
-}
-
-// Blocks of 128 bytes of a page's rows. How many pages there are is not known here: no copy names one beyond.
-CUtensorMap tensor_of(const CacheView& c, int row_bytes) {
-  CUtensorMap map{};
-  const std::array<cuuint64_t, 3> sizes{static_cast<cuuint64_t>(row_bytes), kPageRows, std::uint64_t{1} << 28};
-  const std::array<cuuint64_t, 2> strides{static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(c.page_stride)};
-  const std::array<cuuint32_t, 3> box{128, kPageRows, 1}, steps{1, 1, 1};
-  const CUresult result =
-      encode_tensor()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, const_cast<void*>(c.pages), sizes.data(), strides.data(),
-                      box.data(), steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  CHECK(result == CUDA_SUCCESS, "a tensor of cache pages: driver error " + std::to_string(static_cast<int>(result)) +
-                                    ", page stride " + std::to_string(c.page_stride) + " bytes");
-  return map;
-}
-
 template <KvCodec kCodec, int kN8>
 void run(const Launch& l, const Attend& j) {
   using M = Memory<kCodec, kN8>;
   static_assert(sizeof(M) <= 227 << 10);
   const FewArgs a = few_args(l, j, M::kPairs);
   launch(l, attend_decode_kernel<kCodec, kN8>, dim3(static_cast<unsigned>(a.n_blocks)), dim3(kThreads), sizeof(M), a,
-         tensor_of(j.cache, kCacheRowBytes<kCodec>));
+         page_tensor(j.cache.pages, kCacheRowBytes<kCodec>, {j.cache.page_stride}));
 }
 
 template <KvCodec kCodec>

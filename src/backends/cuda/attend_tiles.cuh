@@ -1,9 +1,8 @@
 #pragma once
 // What the roles of attend_decode.cu share: shared memory, and a block's part of the work.
 
-#include "backends/cuda/attend_codes.cuh"
 #include "backends/cuda/attend_merge.cuh"
-#include "backends/cuda/wgmma_narrow.cuh"
+#include "backends/cuda/attend_page.cuh"
 
 namespace glint::cuda {
 
@@ -12,9 +11,6 @@ constexpr int kSummerBarrier = 1, kScorerBarrier = 2, kGroupBarrier = 3;  // nam
 constexpr int kPlanes = 2;  // steps between scorers and summers: one a warpgroup of scorers
 constexpr int kTotals = 4;  // tiles whose softmax may be under way
 static_assert(kTokens == kPageRows);
-
-// The same in all lanes, and known to be: descriptors that are made of it stay in uniform registers.
-__device__ __forceinline__ std::uint32_t uniform(std::uint32_t v) { return __shfl_sync(0xffffffffU, v, 0); }
 
 // What a tile's softmax ends with, by the scorers' warpgroup: what its weights are relative to, its warps' sums.
 template <int kPairs>

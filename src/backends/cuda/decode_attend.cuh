@@ -1,5 +1,5 @@
 #pragma once
-// Attention within the decode step (decode_pieces.cuh), over BF16 rows, or rows of INT4 made BF16. Tokens, or
+// Attention within the decode step (decode_pieces.cuh), over BF16 rows. Tokens, or
 // latent columns, stand in a product's sixteen rows and heads in its eights of columns, so that the cache's tile, which
 // is read most, is read least: 20 heads waste 4 of 24.
 //   Sᵀ (32 × heads) = KV · Qᵀ                     a warp: 16 tokens, a quarter of the 576; its part of Q in registers
@@ -24,15 +24,10 @@ struct RowsLayout : PieceLayout<kEights, kStepTokens, kCacheStride, 0> {
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-// Runs of 32 rows of the cache, copied a run ahead: BF16 rows into two tiles in turn; the bytes of short codecs, which
-// lie one behind the other, into two places behind one tile, and from there into it. Which page a run lies in is asked
-// for another run ahead.
-template <KvCodec kCodec>
+// Runs of 32 rows of the cache, copied a run ahead into two tiles in turn. Which page a run lies in is asked for
+// another run ahead.
 struct CacheTile {
-  static constexpr bool kShort = is_short(kCodec);
-  static constexpr int kRowBytes = kCacheRowBytes<kCodec>, kRunBytes = kStepTokens * kRowBytes,
-                       kRowsAWarp = kStepTokens / kStepWarps;
-  static_assert(!kShort || 2 * kRunBytes <= kCacheTile);
+  static constexpr int kRowBytes = kRowWidth * 2, kRowsAWarp = kStepTokens / kStepWarps;
   const StepContext& c;
   const PieceRows& from_rows;
   std::uint32_t tiles;  // room for two
@@ -40,78 +35,47 @@ struct CacheTile {
 
   // Tokens from `token` on are what load() is called for next.
   __device__ __forceinline__ void seek(int token) { page = from_rows.page_of(token); }
-  // Those tokens, all of one page, as run number `run`.
+  // Those tokens, all of one page, as run number `run`; what is outside the context as zeros.
   __device__ __forceinline__ void load(int token, int run) {
+    constexpr int kUnits = kRowWidth / 8;
     const unsigned char* rows = from_rows.rows_of<kRowBytes>(page, token);
-    if constexpr (kShort) {
-      const std::uint32_t to = bytes_of(run);
+    const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
 #pragma unroll
-      for (int i = 0; i < kRunBytes; i += kStepThreads * 16) {
-        const int at = i + static_cast<int>(threadIdx.x) * 16;
-        if (at < kRunBytes) cp_async16(to + static_cast<std::uint32_t>(at), rows + at);
-      }
-    } else {
-      constexpr int kUnits = kRowWidth / 8;
-      const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
+    for (int i = 0; i < kRowsAWarp; ++i) {
+      const bool valid = sees(c, token + first + i);
+      const unsigned char* from = rows + (first + i) * kRowBytes + lane * 16;
+      const std::uint32_t to = tile_of(run) + static_cast<std::uint32_t>((first + i) * kCacheStride + lane * 16);
 #pragma unroll
-      for (int i = 0; i < kRowsAWarp; ++i) {
-        const bool valid = sees(c, token + first + i);
-        const unsigned char* from = rows + (first + i) * kRowBytes + lane * 16;
-        const std::uint32_t to = tile_of(run) + static_cast<std::uint32_t>((first + i) * kCacheStride + lane * 16);
-#pragma unroll
-        for (int u = 0; u < kUnits; u += 32) {
-          if (u + 32 <= kUnits || lane < kUnits - u) {
-            cp_async16(to + u * 16, valid ? from + u * 16 : from_rows.pages, valid);
-          }
-        }
+      for (int u = 0; u < kUnits; u += 32) {
+        if (u + 32 <= kUnits || lane < kUnits - u)
+          cp_async16(to + u * 16, valid ? from + u * 16 : from_rows.pages, valid);
       }
     }
     cp_async_commit();
   }
-  // Run number `run` as BF16 rows, where it is returned; what is outside the context as zeros. All warps are past the
-  // run before.
-  __device__ __forceinline__ std::uint32_t finish(int token, int run) {
+  // Where run number `run` lies. All warps are past the run before.
+  __device__ __forceinline__ std::uint32_t finish(int run) const {
     cp_async_wait<0>();
     step_sync();
-    if constexpr (kShort) {
-      const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * kRowsAWarp;
-      const auto* bytes = static_cast<const unsigned char*>(__cvta_shared_to_generic(bytes_of(run)));
-#pragma unroll
-      for (int i = 0; i < kRowsAWarp; ++i) {
-        RowPart part{};
-        if (sees(c, token + first + i)) {
-          part = decode_part<kCodec>(raw_part<kCodec>(bytes + (first + i) * kRowBytes, lane), lane);
-        }
-        const std::uint32_t to = tiles + static_cast<std::uint32_t>((first + i) * kCacheStride);
-        sts128(to + first_unit<kCodec>(lane) * 16, part.unit[0]);
-        sts128(to + (first_unit<kCodec>(lane) + kUnitStep<kCodec>)*16, part.unit[1]);
-        sts32(to + kLatentWidth * 2 + lane * 4, part.rotary);
-      }
-      step_sync();
-    }
     return tile_of(run);
   }
 
  private:
   __device__ __forceinline__ std::uint32_t tile_of(int run) const {
-    return tiles + static_cast<std::uint32_t>(kShort ? 0 : run % 2 * kCacheTile);
-  }
-  __device__ __forceinline__ std::uint32_t bytes_of(int run) const {
-    return tiles + static_cast<std::uint32_t>(kCacheTile + run % 2 * kRunBytes);
+    return tiles + static_cast<std::uint32_t>(run % 2 * kCacheTile);
   }
 };
 
 // The queries in BF16, a row a head.
-template <KvCodec kCodec, int kEights>
+template <int kEights>
 __device__ __forceinline__ void stage_queries() {
   const int lane = threadIdx.x % 32;
-  for_queries<kCodec, kEights>([&](int h, const float(&v)[16], float2 rotary) {
+  for_queries<KvCodec::kBF16, kEights>([&](int h, const float(&v)[16], float2 rotary) {
     const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float* u = v + 8 * i;
-      sts128(to + lane * 32 + i * 16,
-             {pack_bf16(u[0], u[1]), pack_bf16(u[2], u[3]), pack_bf16(u[4], u[5]), pack_bf16(u[6], u[7])});
+    for (int i = 0; i < 4; ++i) {
+      const float* u = v + 4 * i;
+      sts64(to + lane * 8 + i * 256, pack_bf16(u[0], u[1]), pack_bf16(u[2], u[3]));
     }
     sts32(to + kLatentWidth * 2 + lane * 4, pack_bf16(rotary.x, rotary.y));
   });
@@ -119,7 +83,7 @@ __device__ __forceinline__ void stage_queries() {
 
 // This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
 // but their own columns, which nobody reads.
-template <KvCodec kCodec, int kEights>
+template <int kEights>
 __device__ __forceinline__ void attend_piece(int layer) {
   constexpr int kSteps = kRowWidth / 16 / kScoreParts;                         // of a warp's part of a row
   constexpr int kColumns = kLatentWidth / kStepWarps, kTiles = kColumns / 16;  // of O of a warp
@@ -133,14 +97,12 @@ __device__ __forceinline__ void attend_piece(int layer) {
   const std::uint32_t scores = step.s.x, weights = scores + Layout::kWeights, factors = scores + Layout::kFactors;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
 
-  CacheTile<kCodec> tile{c, from_rows, scores + Layout::kRows};
-  const bool early = !is_short(kCodec) || c.token + kStepTokens < c.end;  // append_row may still write a short row
+  CacheTile tile{c, from_rows, scores + Layout::kRows};
   tile.seek(c.token);
-  if (early) tile.load(c.token, 0);
-  grid_wait();  // for the queries, and for this token's row of the cache
-  if (!early) tile.load(c.token, 0);
+  tile.load(c.token, 0);
+  grid_wait();  // for the queries; the newest row has been there for a barrier
   tile.seek(c.token + kStepTokens);
-  stage_queries<kCodec, kEights>();
+  stage_queries<kEights>();
   step_sync();
   const int m = warp % 2 * 16, part = warp / 2;
   std::uint32_t q[kEights][kSteps][2];
@@ -167,7 +129,7 @@ __device__ __forceinline__ void attend_piece(int layer) {
 #pragma unroll 1
   for (int b = 0; b < runs; ++b) {
     const int token = c.token + b * kStepTokens;
-    const std::uint32_t here = tile.finish(token, b);
+    const std::uint32_t here = tile.finish(b);
     if (b + 1 < runs) {
       tile.load(token + kStepTokens, b + 1);
       tile.seek(token + 2 * kStepTokens);

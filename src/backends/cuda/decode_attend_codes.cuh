@@ -1,35 +1,37 @@
 #pragma once
-// Attention within the decode step (decode_pieces.cuh), over rows of eight-bit codes as they lie: codes become exact
-// FP16 operands in registers (attend_codes.cuh), and nothing else of a row is decoded but its scales.
+// Attention within the decode step (decode_pieces.cuh), of eight heads, where contexts are not long, over rows of the
+// short codecs as they lie: codes become exact operands in registers (attend_codes.cuh), eight-bit ones in FP16 without
+// their row's scale, INT4 in BF16 with the scales of its groups; and nothing else of a row is decoded but its scales.
 //   scales                                         a warp: four rows, from the parities of their codes
 //   Sᵀ (32 × heads) = KV · Qᵀ                      a warp: 16 tokens, a quarter of the latent and of the rotary part,
 //                                                  which has one scale; its part of Q in registers
 //   softmax                                        a warp: every eighth head, a lane a token
 //   Oᵀ (512 × heads) += KV's first 512 ᵀ · Pᵀ      a warp: 64 of the 512
-// Queries are FP16 times a power of two. A weight of O is times its row's scale, in FP16 relative to the scales that
-// came first.
+// For FP16 products queries are times a power of two, and a weight of O is times its row's scale, relative to the
+// scales that came first.
 
 #include "backends/cuda/attend_codes.cuh"
 #include "backends/cuda/decode_pieces.cuh"
 
 namespace glint::cuda {
 
-constexpr int kCodeRow = static_cast<int>(kv_row_bytes(KvCodec::kInt8));
-static_assert(kCodeRow == static_cast<int>(kv_row_bytes(KvCodec::kFp8)));
-constexpr int kCodeStride = kCodeRow + 16;  // in shared memory: eight rows' units of one column lie in other banks
-constexpr int kCodeRun = kStepTokens * kCodeStride;
+// Bytes from row to row in shared memory: eight rows' units of one column lie in other banks.
+template <KvCodec kCodec>
+inline constexpr int kCodeStride = kCacheRowBytes<kCodec> + (kIsFour<kCodec> ? 0 : 16);
+template <KvCodec kCodec>
+inline constexpr int kCodeRun = kStepTokens* kCodeStride<kCodec>;
+static_assert(kCodeStride<KvCodec::kInt4> % 32 == 16 && kCodeStride<KvCodec::kInt8> % 32 == 16 &&
+              kCodeStride<KvCodec::kFp8> % 32 == 16);
 constexpr int kQueryStride = kRowWidth * 2 + 32;  // bytes of a query
 constexpr int kScaleKinds = 1 + 4;                // of a row: latent, and four of the rotary part
 
-// Where all heads are together, pieces are long: two runs are worked on at a time, which hide each other's latency, and
-// two more are on their way. Else one, and two.
-template <int kEights>
-inline constexpr int kCodeRuns = kEights == 1 ? 1 : 2;
-template <int kEights>
-struct CodeLayout : PieceLayout<kEights, kCodeRuns<kEights> * kStepTokens, kQueryStride,
-                                kScaleKinds * kCodeRuns<kEights> * kStepTokens * 4> {
-  static constexpr int kRuns = kCodeRuns<kEights>, kTokens = kRuns * kStepTokens;
-  static constexpr int kPlace = kRuns * kCodeRun, kPlaces = kRuns == 1 ? 3 : 2;
+// One run is worked on, and two are on their way.
+constexpr int kCodeRuns = 1;
+template <KvCodec kCodec, int kEights>
+struct CodeLayout
+    : PieceLayout<kEights, kCodeRuns * kStepTokens, kQueryStride, kScaleKinds * kCodeRuns * kStepTokens * 4> {
+  static constexpr int kRuns = kCodeRuns, kTokens = kRuns * kStepTokens;
+  static constexpr int kPlace = kRuns * kCodeRun<kCodec>, kPlaces = 3;
   static constexpr int kScaleRow = kTokens * 4;  // bytes of the scales of a kind
   static constexpr int kBytes = CodeLayout::kRows + kPlaces * kPlace;
 };
@@ -40,9 +42,10 @@ struct CodeLayout : PieceLayout<kEights, kCodeRuns<kEights> * kStepTokens, kQuer
 namespace glint::cuda {
 
 // Runs of 32 rows, copied ahead into places of one or two runs in turn.
-template <class Layout>
+template <KvCodec kCodec, class Layout>
 struct CodeRuns {
-  static constexpr int kUnits = kStepTokens * kCodeRow / 16, kCopies = (kUnits + kStepThreads - 1) / kStepThreads;
+  static constexpr int kRowBytes = kCacheRowBytes<kCodec>, kGap = kCodeStride<kCodec> - kRowBytes;
+  static constexpr int kUnits = kStepTokens * kRowBytes / 16, kCopies = (kUnits + kStepThreads - 1) / kStepThreads;
   const PieceRows& from_rows;
   std::uint32_t next, places;  // where the next runs go; the first place
   int token, end;              // of the next run; behind the piece's last
@@ -54,7 +57,7 @@ struct CodeRuns {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
       const unsigned unit = threadIdx.x + static_cast<unsigned>(i * kStepThreads);
-      to[i] = unit * 16 + unit / (kCodeRow / 16) * (kCodeStride - kCodeRow);
+      to[i] = unit * 16 + unit / (kRowBytes / 16) * kGap;
     }
   }
   __device__ __forceinline__ std::uint32_t after(std::uint32_t place) const {
@@ -66,11 +69,11 @@ struct CodeRuns {
 #pragma unroll
     for (int r = 0; r < Layout::kRuns; ++r, token += kStepTokens) {
       if (token >= end) continue;
-      const unsigned char* rows = from_rows.rows_of<kCodeRow>(page, token) + threadIdx.x * 16;
+      const unsigned char* rows = from_rows.template rows_of<kRowBytes>(page, token) + threadIdx.x * 16;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
         const bool mine = (i + 1) * kStepThreads <= kUnits || threadIdx.x + i * kStepThreads < kUnits;
-        if (mine) cp_async16(next + r * kCodeRun + to[i], rows + i * kStepThreads * 16);
+        if (mine) cp_async16(next + r * kCodeRun<kCodec> + to[i], rows + i * kStepThreads * 16);
       }
       page = from_rows.page_of(token + kStepTokens);
     }
@@ -79,43 +82,77 @@ struct CodeRuns {
   }
 };
 
-__device__ __forceinline__ float largest_of_warp(float v) {  // of magnitudes
-  return __uint_as_float(__reduce_max_sync(0xffffffffU, __float_as_uint(v)));
+__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ std::uint32_t lds16(std::uint32_t address) {
+  std::uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+  return v;
 }
 
-// The queries in FP16, a row a head, and what a head's scores are to be multiplied by.
+// Two numbers as the codec's products take them, and a product.
+template <KvCodec kCodec>
+__device__ __forceinline__ std::uint32_t pack_operand(float lo, float hi) {
+  if constexpr (kIsHalf<kCodec>) return pack_half(lo, hi);
+  return pack_bf16(lo, hi);
+}
+template <KvCodec kCodec>
+__device__ __forceinline__ void code_product(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                                             std::uint32_t b1) {
+  if constexpr (kIsHalf<kCodec>) {
+    half_product(c, a, b0, b1);
+  } else {
+    product(c, a, b0, b1);
+  }
+}
+
+// The queries, a row a head, and what a head's scores are to be multiplied by.
 template <KvCodec kCodec, int kEights>
-__device__ __forceinline__ void stage_half_queries() {
+__device__ __forceinline__ void stage_code_queries() {
   const int lane = threadIdx.x % 32;
   for_queries<kCodec, kEights>([&](int h, const float(&v)[16], float2 rotary) {
-    float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
+    HalfUnit unit{1, 1};
+    if constexpr (kIsHalf<kCodec>) {
+      float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
 #pragma unroll
-    for (const float x : v) most = fmaxf(most, fabsf(x));
-    const auto [by, back] = half_unit(__float_as_uint(largest_of_warp(most)) >> 23);
+      for (const float x : v) most = fmaxf(most, fabsf(x));
+      unit = half_unit(__float_as_uint(largest_of_warp(most)) >> 23);
+    }
+    const auto pack = [&](float lo, float hi) { return pack_operand<kCodec>(lo * unit.by, hi * unit.by); };
     const std::uint32_t to = step.s.x + static_cast<std::uint32_t>(h * kQueryStride);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float* u = v + 8 * i;
-      sts128(to + lane * 32 + i * 16, {pack_half(u[0] * by, u[1] * by), pack_half(u[2] * by, u[3] * by),
-                                       pack_half(u[4] * by, u[5] * by), pack_half(u[6] * by, u[7] * by)});
+    for (int i = 0; i < 4; ++i) {
+      const float* u = v + 4 * i;
+      sts64(to + lane * 8 + i * 256, pack(u[0], u[1]), pack(u[2], u[3]));
     }
-    sts32(to + kLatentWidth * 2 + lane * 4, pack_half(rotary.x * by, rotary.y * by));
+    sts32(to + kLatentWidth * 2 + lane * 4, pack(rotary.x, rotary.y));
     if (lane == 0) {
-      sts32(step.s.x + static_cast<std::uint32_t>(CodeLayout<kEights>::kQueryScales + h * 4),
-            __float_as_uint(back * kStepScale));
+      sts32(step.s.x + static_cast<std::uint32_t>(CodeLayout<kCodec, kEights>::kQueryScales + h * 4),
+            __float_as_uint(unit.back * kStepScale));
     }
   });
 }
 
 // The scales of this warp's four rows of a run, from the parities that their codes carry (ops/kv_codec.hpp). A lane has
 // 16 codes of each row; bit 4 w + i of them, of byte i of word w, is that bit of a quarter of the row's side word.
-template <int kScaleRow>
+// (INT4 has scales of its rotary part there only, and words 2 and 3 are the upper nibbles of words 0 and 1.)
+template <KvCodec kCodec, int kScaleRow>
 __device__ __forceinline__ void find_scales(std::uint32_t rows, std::uint32_t scales) {
   const int lane = threadIdx.x % 32, first = static_cast<int>(threadIdx.x / 32) * 4;
   std::uint32_t bits[4];  // bit w of byte i
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    const uint4 v = lds128(rows + static_cast<std::uint32_t>((first + r) * kCodeStride + lane * 16));
+    const std::uint32_t row = rows + static_cast<std::uint32_t>((first + r) * kCodeStride<kCodec>);
+    uint4 v;
+    if constexpr (kIsFour<kCodec>) {
+      const uint2 w = lds64(row + static_cast<std::uint32_t>(lane * 8));
+      v = {w.x, w.y, w.x >> 4, w.y >> 4};
+    } else {
+      v = lds128(row + static_cast<std::uint32_t>(lane * 16));
+    }
     constexpr std::uint32_t kLowest = 0x01010101U;
     bits[r] = (v.x & kLowest) + (v.y & kLowest) * 2 + (v.z & kLowest) * 4 + (v.w & kLowest) * 8;
   }
@@ -131,7 +168,8 @@ __device__ __forceinline__ void find_scales(std::uint32_t rows, std::uint32_t sc
                                   byte_parities(mine >> 3) << 12) &
                                 0xffffU;
   const std::uint32_t other = __shfl_xor_sync(0xffffffffU, quarter, 1);
-  const std::uint32_t word = (lane & 1) != 0 ? other | quarter << 16 : quarter | other << 16;
+  const std::uint32_t even = (lane & 1) != 0 ? other : quarter, odd = (lane & 1) != 0 ? quarter : other;
+  const std::uint32_t word = kIsFour<kCodec> ? __byte_perm(even, odd, 0x5140) : even | odd << 16;
   const std::uint32_t far = __shfl_xor_sync(0xffffffffU, word, 2);
   const std::uint32_t low = (lane & 2) != 0 ? far : word, high = (lane & 2) != 0 ? word : far;
   if (lane >= 16) return;
@@ -140,19 +178,13 @@ __device__ __forceinline__ void find_scales(std::uint32_t rows, std::uint32_t sc
       (at < 32 ? __funnelshift_r(low, high, static_cast<unsigned>(at)) : high >> (at - 32)) & 0xfffU;
   const std::uint32_t to = scales + static_cast<std::uint32_t>(row * 4);
   sts32(to + static_cast<std::uint32_t>((1 + kind) * kScaleRow), twelve << 19);
-  if (kind == 0) sts32(to, low << 16);
-}
-
-__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-  return v;
+  if (!kIsFour<kCodec> && kind == 0) sts32(to, low << 16);
 }
 
 // A warp's part of the queries: a quarter of the latent and of the rotary part, of all heads, 16 values a step. A
 // lane's four values of a block are those whose codes it has of a row.
 template <KvCodec kCodec, int kEights>
-struct HalfQueries {
+struct CodeQueries {
   static constexpr int kSteps = kLatentWidth / 16 / kScoreParts;
   uint2 latent[kEights][kSteps], rotary[kEights];
 
@@ -170,35 +202,113 @@ struct HalfQueries {
   // Scores of the 16 tokens that `rows` begins with, this part of them and without scales.
   __device__ __forceinline__ void score(std::uint32_t rows, int part, float (&dots)[kEights][4],
                                         float (&of_rotary)[kEights][4]) const {
-    const int lane = threadIdx.x % 32;
-    const std::uint32_t from = rows + static_cast<std::uint32_t>(lane % 16 * kCodeStride);
-    std::uint32_t r[kSteps / 2][4], b[2], a[4];
+    const int lane = threadIdx.x % 32, g = lane / 4;
+    const std::uint32_t from = rows + static_cast<std::uint32_t>(lane % 16 * kCodeStride<kCodec>);
+    constexpr int kUnits = kIsFour<kCodec> ? kSteps / 2 : kSteps;  // of 16 bytes
+    std::uint32_t r[kUnits / 2][4], b[2], a[4];
 #pragma unroll
-    for (int i = 0; i < kSteps / 2; ++i)
-      ldmatrix4(r[i], from + static_cast<std::uint32_t>((part * kSteps + 2 * i) * 16 + lane / 16 * 16));
-    ldmatrix2(b, from + static_cast<std::uint32_t>(kLatentWidth + part * 16));
+    for (int i = 0; i < kUnits / 2; ++i)
+      ldmatrix4(r[i], from + static_cast<std::uint32_t>((part * kUnits + 2 * i) * 16 + lane / 16 * 16));
+    ldmatrix2(b, from + static_cast<std::uint32_t>(kRotaryOffset<kCodec> + part * 16));
+    const auto add = [&](int step) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      make_operand(a, neighbours<kCodec>(r[i / 2][i % 2 * 2]), neighbours<kCodec>(r[i / 2][i % 2 * 2 + 1]));
+      for (int j = 0; j < kEights; ++j) code_product<kCodec>(dots[j], a, latent[j][step].x, latent[j][step].y);
+    };
+    if constexpr (kIsFour<kCodec>) {
+      std::uint32_t bytes[2];  // scales of four groups, of the rows g and g + 8
 #pragma unroll
-      for (int j = 0; j < kEights; ++j) half_product(dots[j], a, latent[j][i].x, latent[j][i].y);
+      for (int h = 0; h < 2; ++h)
+        bytes[h] =
+            lds32(rows + static_cast<std::uint32_t>((g + 8 * h) * kCodeStride<kCodec> + kLatentWidth / 2 + part * 4));
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        const GroupScale scale[2] = {group_scale(__byte_perm(bytes[0], 0, 0x4040 + 0x0101 * i)),
+                                     group_scale(__byte_perm(bytes[1], 0, 0x4040 + 0x0101 * i))};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const auto operands = [&](int k) {
+            return nibble_neighbours(r[i / 2][i % 2 * 2 + k] >> (4 * h) & 0x0f0f0f0fU, scale[k]);
+          };
+          make_operand(a, operands(0), operands(1));
+          add(2 * i + h);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) {
+        make_operand(a, neighbours<kCodec>(r[i / 2][i % 2 * 2]), neighbours<kCodec>(r[i / 2][i % 2 * 2 + 1]));
+        add(i);
+      }
     }
     make_operand(a, rotary_neighbours<kCodec>(b[0]), rotary_neighbours<kCodec>(b[1]));
 #pragma unroll
-    for (int j = 0; j < kEights; ++j) half_product(of_rotary[j], a, rotary[j].x, rotary[j].y);
+    for (int j = 0; j < kEights; ++j) code_product<kCodec>(of_rotary[j], a, rotary[j].x, rotary[j].y);
   }
 };
+
+// acc += 64 latent columns from `column` on of 32 rows, times their weights p. Rows g of a product are the columns 2 g
+// of its sixteen, rows g + 8 the columns 2 g + 1.
+template <KvCodec kCodec, int kEights>
+__device__ __forceinline__ void add_rows(float (&acc)[4][kEights][4], std::uint32_t rows, int column,
+                                         const std::uint32_t (*p)[kEights][2]) {
+  constexpr int kSteps = kStepTokens / 16;
+  const int lane = threadIdx.x % 32, t = lane % 4;
+  const auto add = [&](int tile, int k, const std::uint32_t(&a)[4]) {
+#pragma unroll
+    for (int j = 0; j < kEights; ++j) code_product<kCodec>(acc[tile][j], a, p[k][j][0], p[k][j][1]);
+  };
+  const std::uint32_t from = rows + static_cast<std::uint32_t>(lane * kCodeStride<kCodec>);
+  std::uint32_t r[4];
+  if constexpr (kIsFour<kCodec>) {
+    // Of the tokens 8 i + 2 t and the one behind: the scales of both groups.
+    std::uint32_t bytes[4][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        bytes[i][e] = lds16(rows + static_cast<std::uint32_t>((8 * i + 2 * t + e) * kCodeStride<kCodec> +
+                                                              kLatentWidth / 2 + column / 32));
+    }
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      ldmatrix4_trans(r, from + static_cast<std::uint32_t>(column / 2 + u * 16));
+      GroupScale scale[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        scale[i] = group_scale(__byte_perm(bytes[i][0], bytes[i][1], u == 0 ? 0x6420 : 0x6521));
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const auto halves = [&](int i, int shift) { return nibble_halves(r[i] >> (4 * h + shift), scale[i]); };
+          add(2 * u + h, k, {halves(2 * k, 0), halves(2 * k, 8), halves(2 * k + 1, 0), halves(2 * k + 1, 8)});
+        }
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      ldmatrix4_trans(r, from + static_cast<std::uint32_t>(column + i * 16));
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+        const CodePairs low = alternates<kCodec>(r[2 * k]), high = alternates<kCodec>(r[2 * k + 1]);
+        add(i, k, {low.first, low.second, high.first, high.second});
+      }
+    }
+  }
+}
 
 // This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
 // but their own columns, which nobody reads. Rows outside the context have a weight of zero and, if their codes may be
 // no numbers (FP8), are cleared; and so are rows of runs that are not there.
 template <KvCodec kCodec, int kEights>
 __device__ __forceinline__ void attend_codes(int layer) {
-  using Layout = CodeLayout<kEights>;
+  using Layout = CodeLayout<kCodec, kEights>;
   using Softmax = PieceSoftmax<kEights, Layout::kRuns>;
   constexpr int kRuns = Layout::kRuns, kTokens = Layout::kTokens, kScaleRow = Layout::kScaleRow,
                 kWeightRow = weight_row(kTokens);
   constexpr int kColumns = kLatentWidth / kStepWarps, kTiles = kColumns / 16;  // of O of a warp
+  static_assert(kTiles == 4);
   constexpr float kGrown = 256;  // times the first scales: later ones beyond it make O's unit larger
   StepContext c = step.s.context;
   if (c.runs == 0) return grid_wait();
@@ -207,7 +317,7 @@ __device__ __forceinline__ void attend_codes(int layer) {
                       scales = scores + Layout::kScales;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
 
-  CodeRuns<Layout> runs(from_rows, scores + Layout::kRows, c.token, c.runs);
+  CodeRuns<kCodec, Layout> runs(from_rows, scores + Layout::kRows, c.token, c.runs);
   std::uint32_t here = runs.next;
   // append_row may still write the newest row, until all have been waited for.
   int loaded = 0;
@@ -221,11 +331,11 @@ __device__ __forceinline__ void attend_codes(int layer) {
   load_until(c.end);
   grid_wait();  // for the queries, and for this token's row of the cache
   load_until(1 << 30);
-  stage_half_queries<kCodec, kEights>();
+  stage_code_queries<kCodec, kEights>();
   step_sync();
   c.end = min(c.end, runs.end);
   const int m = warp % 2 * 16, part = warp / 2;
-  HalfQueries<kCodec, kEights> queries;
+  CodeQueries<kCodec, kEights> queries;
   queries.load(part);
 
   float acc[kTiles][kEights][4] = {};
@@ -242,25 +352,28 @@ __device__ __forceinline__ void attend_codes(int layer) {
     runs.load();
     if constexpr (kCodec == KvCodec::kFp8) {
       if (token < c.begin || token + kTokens > c.end) {
-        for (int i = static_cast<int>(threadIdx.x); i < kTokens * kCodeRow / 16; i += kStepThreads) {
-          const int row = i / (kCodeRow / 16);
+        constexpr int kRowUnits = kCacheRowBytes<kCodec> / 16;
+        for (int i = static_cast<int>(threadIdx.x); i < kTokens * kRowUnits; i += kStepThreads) {
+          const int row = i / kRowUnits;
           if (!sees(c, token + row))
-            sts128(here + static_cast<std::uint32_t>(row * (kCodeStride - kCodeRow) + i * 16), {});
+            sts128(here + static_cast<std::uint32_t>(row * kCodeStride<kCodec> + i % kRowUnits * 16), {});
         }
         step_sync();
       }
     }
     float dots[kRuns][kEights][4] = {}, of_rotary[kRuns][kEights][4] = {};
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) find_scales<kScaleRow>(here + r * kCodeRun, scales + r * kStepTokens * 4);
+    for (int r = 0; r < kRuns; ++r)
+      find_scales<kCodec, kScaleRow>(here + r * kCodeRun<kCodec>, scales + r * kStepTokens * 4);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r)
-      queries.score(here + static_cast<std::uint32_t>(r * kCodeRun + m * kCodeStride), part, dots[r], of_rotary[r]);
+      queries.score(here + static_cast<std::uint32_t>(r * kCodeRun<kCodec> + m * kCodeStride<kCodec>), part, dots[r],
+                    of_rotary[r]);
     step_sync();
 #pragma unroll
     for (int r = 0; r < 2 * kRuns; ++r) {
       const std::uint32_t of_token = static_cast<std::uint32_t>((r / 2 * kStepTokens + m + g + r % 2 * 8) * 4);
-      const float latent = __uint_as_float(lds32(scales + of_token)),
+      const float latent = kIsFour<kCodec> ? 1.0F : __uint_as_float(lds32(scales + of_token)),
                   rotary =
                       __uint_as_float(lds32(scales + static_cast<std::uint32_t>((1 + part) * kScaleRow) + of_token));
 #pragma unroll
@@ -277,31 +390,36 @@ __device__ __forceinline__ void attend_codes(int layer) {
     step_sync();
 
     bool seen[kRuns];
-    float of_row[kRuns], most = 0;
+    float by[kRuns];  // of this lane's weights: their rows' scales in O's unit
 #pragma unroll
-    for (int r = 0; r < kRuns; ++r) {
-      seen[r] = sees(c, token + r * kStepTokens + lane);
-      of_row[r] = 0;
-      if (seen[r])
-        of_row[r] = __uint_as_float(lds32(scales + static_cast<std::uint32_t>((r * kStepTokens + lane) * 4)));
-      most = fmaxf(most, of_row[r]);
-    }
-    most = largest_of_warp(most);
-    if (unit == 0 || most * unit > kGrown) {
-      const float by = __fdividef(1.0F, most), smaller = unit == 0 ? 0.0F : __fdividef(by, unit);
+    for (int r = 0; r < kRuns; ++r) seen[r] = sees(c, token + r * kStepTokens + lane), by[r] = 1;
+    if constexpr (kIsHalf<kCodec>) {
+      float most = 0;
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-        for (int j = 0; j < kEights; ++j) {
-#pragma unroll
-          for (float& f : acc[i][j]) f *= smaller;
-        }
+      for (int r = 0; r < kRuns; ++r) {
+        by[r] = 0;
+        if (seen[r]) by[r] = __uint_as_float(lds32(scales + static_cast<std::uint32_t>((r * kStepTokens + lane) * 4)));
+        most = fmaxf(most, by[r]);
       }
-      unit = by;
+      most = largest_of_warp(most);
+      if (unit == 0 || most * unit > kGrown) {
+        const float now = __fdividef(1.0F, most), smaller = unit == 0 ? 0.0F : __fdividef(now, unit);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < kEights; ++j) {
+#pragma unroll
+            for (float& f : acc[i][j]) f *= smaller;
+          }
+        }
+        unit = now;
+      }
+#pragma unroll
+      for (float& f : by) f *= unit;
     }
     softmax.weigh(scores, factors, seen, scale, [&](int i, int r, float weight) {
       sts16(weights + static_cast<std::uint32_t>((warp + 8 * i) * kWeightRow + (r * kStepTokens + lane) * 2),
-            __half_as_ushort(__float2half_rn(weight * (of_row[r] * unit))));
+            pack_operand<kCodec>(weight * by[r], 0));
       return weight;
     });
     step_sync();
@@ -332,26 +450,11 @@ __device__ __forceinline__ void attend_codes(int layer) {
       }
     }
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-      for (int h = 0; h < kRuns; ++h) {
-        // Rows g of the product are the columns 2 g, rows g + 8 the columns 2 g + 1.
-        std::uint32_t r[4];
-        ldmatrix4_trans(
-            r, here + static_cast<std::uint32_t>(h * kCodeRun + lane * kCodeStride + warp * kColumns + i * 16));
-#pragma unroll
-        for (int k = 0; k < kStepTokens / 16; ++k) {
-          const CodePairs low = alternates<kCodec>(r[2 * k]), high = alternates<kCodec>(r[2 * k + 1]);
-          const std::uint32_t a[4] = {low.first, low.second, high.first, high.second};
-          const auto& of_step = p[h * (kStepTokens / 16) + k];
-#pragma unroll
-          for (int j = 0; j < kEights; ++j) half_product(acc[i][j], a, of_step[j][0], of_step[j][1]);
-        }
-      }
-    }
+    for (int h = 0; h < kRuns; ++h)
+      add_rows<kCodec>(acc, here + h * kCodeRun<kCodec>, warp * kColumns, p + h * (kStepTokens / 16));
   }
 
-  const float back = __fdividef(1.0F, unit);
+  const float back = kIsHalf<kCodec> ? __fdividef(1.0F, unit) : 1.0F;
 #pragma unroll
   for (int j = 0; j < kEights; ++j) {
 #pragma unroll

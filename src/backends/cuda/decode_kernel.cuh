@@ -77,7 +77,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
   } else if (s == StepStage::kAttend) {
     attend_piece_any<P>(l);
     grid_arrive();
-    if (step.s.context.merge) {
+    if (merges_pieces<P>()) {
       grid_wait();
       merge_pieces();
       grid_arrive();
@@ -133,7 +133,8 @@ __device__ __forceinline__ void work_layers() {
 
 template <class P>
 __global__ void __launch_bounds__(kStepBlock, 1)
-    decode_step_kernel(const __grid_constant__ DecodeStep p, const __grid_constant__ StepSizes sizes) {
+    decode_step_kernel(const __grid_constant__ DecodeStep p, const __grid_constant__ StepSizes sizes,
+                       const __grid_constant__ CUtensorMap pages) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char smem[];
   const int tid = threadIdx.x;
@@ -151,9 +152,15 @@ __global__ void __launch_bounds__(kStepBlock, 1)
       barrier_init(shared_address(&step.s.full[i]), 1);
       barrier_init(shared_address(&step.s.empty[i]), kStepWarps);
     }
+    for (int i = 0; i < kPageStages; ++i) {
+      barrier_init(shared_address(&step.s.page_full[i]), 1);
+      barrier_init(shared_address(&step.s.page_empty[i]), kStepWarps / 2);
+    }
+    barrier_init(shared_address(&step.s.pages_ready), 1);
     barrier_init_fence();
     step.s.context = {};
     plan_context();
+    plan_keys();
   }
   __syncthreads();
   if (tid < 2 * kStepStages) {  // the first layer's kind and the last one's are all there are
@@ -172,7 +179,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
   if (tid >= kStepThreads) {
     fewer_registers<kLoaderRegisters>();
     if (tid < kStepThreads + 32) {
-      load_all<P>();
+      load_all<P>(&pages);
     } else if (tid < kStepThreads + 64) {
       carry_messages();
     }
@@ -189,18 +196,23 @@ __global__ void __launch_bounds__(kStepBlock, 1)
 #endif
 }
 
-// A known model's kernel for a codec.
-template <template <KvCodec> class P>
-const void* step_kernel_of(KvCodec codec) {
+// A known model's kernel for a codec and a length of contexts.
+template <template <KvCodec, bool> class P, KvCodec kCodec>
+const void* step_kernel_of(bool far) {
+  return far ? reinterpret_cast<const void*>(decode_step_kernel<P<kCodec, true>>)
+             : reinterpret_cast<const void*>(decode_step_kernel<P<kCodec, false>>);
+}
+template <template <KvCodec, bool> class P>
+const void* step_kernel_of(KvCodec codec, bool far) {
   switch (codec) {
     case KvCodec::kFp8:
-      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kFp8>>);
+      return step_kernel_of<P, KvCodec::kFp8>(far);
     case KvCodec::kInt8:
-      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kInt8>>);
+      return step_kernel_of<P, KvCodec::kInt8>(far);
     case KvCodec::kInt4:
-      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kInt4>>);
+      return step_kernel_of<P, KvCodec::kInt4>(far);
     default:
-      return reinterpret_cast<const void*>(decode_step_kernel<P<KvCodec::kBF16>>);
+      return step_kernel_of<P, KvCodec::kBF16>(far);
   }
 }
 

@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "backends/cuda/decode_work.cuh"
+#include "backends/cuda/decode_attend_pages.cuh"
 
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
@@ -133,7 +133,27 @@ __device__ __forceinline__ void choose(const StepLayer& layer, unsigned epoch) {
 }
 
 template <class P>
-__device__ __forceinline__ void load_any(StepStage s, int l, const LayerView<P>& v, unsigned scored, StepRing& ring) {
+__device__ __forceinline__ void load_pages_any(int l, const StepRing& ring, const CUtensorMap* pages) {
+  if constexpr (P::kKnown) {
+    if (!P::kFar) return;
+  }
+  if (!step.s.context.by_page) return;
+  switch (cache_codec<P>()) {
+    case KvCodec::kFp8:
+      return load_pages<KvCodec::kFp8>(l, ring, pages);
+    case KvCodec::kInt8:
+      return load_pages<KvCodec::kInt8>(l, ring, pages);
+    case KvCodec::kInt4:
+      return load_pages<KvCodec::kInt4>(l, ring, pages);
+    default:
+      return;
+  }
+}
+
+template <class P>
+__device__ __forceinline__ void load_any(StepStage s, int l, const LayerView<P>& v, unsigned scored, StepRing& ring,
+                                         const CUtensorMap* pages) {
+  if (s == StepStage::kAttend) load_pages_any<P>(l, ring, pages);
   if (s == StepStage::kKeys || s == StepStage::kAttend || !has_stage(s, v)) return;
   if (s == StepStage::kExpertUp) choose(v.at, scored);
   if (s == StepStage::kValues) {  // attention comes first: there is time
@@ -145,32 +165,33 @@ __device__ __forceinline__ void load_any(StepStage s, int l, const LayerView<P>&
 // The stages of a layer. Known ones have each its code: what a chunk takes counts where the experts begin.
 template <class P, int... kStages>
 __device__ __forceinline__ void load_each(std::integer_sequence<int, kStages...>, int l, const LayerView<P>& v,
-                                          unsigned scored, StepRing& ring) {
+                                          unsigned scored, StepRing& ring, const CUtensorMap* pages) {
   if constexpr (P::kKnown) {
-    (load_any(static_cast<StepStage>(kStages), l, v, scored, ring), ...);
+    (load_any(static_cast<StepStage>(kStages), l, v, scored, ring, pages), ...);
   } else {
 #pragma unroll 1
-    for (int s = 0; s < kStepStages; ++s) load_any(static_cast<StepStage>(s), l, v, scored, ring);
+    for (int s = 0; s < kStepStages; ++s) load_any(static_cast<StepStage>(s), l, v, scored, ring, pages);
   }
 }
 template <class P>
-__device__ __forceinline__ void load_layer(int l, const StepLayer& layer, unsigned scored, StepRing& ring) {
+__device__ __forceinline__ void load_layer(int l, const StepLayer& layer, unsigned scored, StepRing& ring,
+                                           const CUtensorMap* pages) {
   const bool routed = layer.n_experts > 0;
   if constexpr (!P::kKnown) {
-    load_each(AllStages(), l, LayerView<P>{layer, routed}, scored, ring);
+    load_each(AllStages(), l, LayerView<P>{layer, routed}, scored, ring, pages);
   } else {
-    if constexpr (kStepShares) load_each(AttentionStages(), l, LayerView<P>{layer, true}, scored, ring);
+    if constexpr (kStepShares) load_each(AttentionStages(), l, LayerView<P>{layer, true}, scored, ring, pages);
     if (routed) {
-      load_each(OwnStages(), l, LayerView<P>{layer, true}, scored, ring);
+      load_each(OwnStages(), l, LayerView<P>{layer, true}, scored, ring, pages);
     } else {
-      load_each(OwnStages(), l, LayerView<P>{layer, false}, scored, ring);
+      load_each(OwnStages(), l, LayerView<P>{layer, false}, scored, ring, pages);
     }
   }
 }
 
 // By the last warp, from beginning to end.
 template <class P>
-__device__ __forceinline__ void load_all() {
+__device__ __forceinline__ void load_all(const CUtensorMap* pages) {
   StepRing ring;
   unsigned epoch = 0;  // of the last barrier of the layer before
   const unsigned merges = step.s.context.merge ? 1 : 0;
@@ -182,7 +203,7 @@ __device__ __forceinline__ void load_all() {
     const unsigned scored = epoch + (kScoreBarrier + merges) * gridDim.x;
     const unsigned barriers = layer.n_experts > 0 ? kRoutedBarriers : kDenseBarriers;
     prefetch_keys(layer);
-    load_layer<P>(l, layer, scored, ring);
+    load_layer<P>(l, layer, scored, ring, pages);
     epoch += (barriers + merges) * gridDim.x;
   }
 }

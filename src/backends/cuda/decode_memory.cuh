@@ -30,6 +30,7 @@ constexpr int kSplitBytes = kChunkSteps * kStepBytes, kSlotCodes = 16 * kSplitBy
 constexpr int kSlotsMost = 8;
 constexpr int kNoteBytes = 16, kNotes = 3 * kStepThreads * kNoteBytes;  // decode_products.cuh
 constexpr int kTileSums = kStepWarps * 16 * 4;                          // bytes of a tile's sums: [warp][16 rows]
+constexpr int kPageStages = 4;                                          // decode_attend_pages.cuh
 
 // Bytes of the scales of so many bytes of a row's codes, where a row has several.
 __host__ __device__ inline int scale_bytes_of(const StepMat& m, int bytes) {
@@ -38,17 +39,27 @@ __host__ __device__ inline int scale_bytes_of(const StepMat& m, int bytes) {
 
 // Of W_UK: eights of columns that a block has, and loads of a thread, at most.
 constexpr int kKeyUnits = 16, kKeyLoads = 12;
+constexpr int kKeyPlaces = 192 * 4 + kStepThreads * 32, kKeyBytes = kKeyPlaces + kKeyLoads * kStepThreads * 16;
 
 #if __CUDA_ARCH__ >= 900
+
+// A block's columns of W_UK, in eights, and how its threads share them: thread t has column t % n and every so manyth
+// row of the 192, from t / n on.
+struct StepKeys {
+  std::int32_t head, first, n;  // of the head's eights
+  std::int32_t parts, recip;    // t / n = t · recip / 2^16
+  std::int32_t rows, more;      // of a part; parts that have one more
+};
 
 // The context, and this block's piece of it; see decode_pieces.cuh.
 struct StepContext {
   std::int32_t seq;
   std::int32_t begin, end;         // tokens that the row sees
-  std::int32_t token, runs;        // the piece's first run of tokens, and how many runs it has
+  std::int32_t token, runs;        // the piece's first run of tokens, and how many runs (or pages) it has
   std::int32_t first_head, heads;  // of the piece
   std::int32_t piece, pieces;
-  bool merge;  // pieces are merged in a stage of their own
+  bool merge;    // pieces are merged in a stage of their own
+  bool by_page;  // pieces are of whole pages (decode_attend_pages.cuh)
 };
 
 enum class StepStage : std::uint8_t {
@@ -104,6 +115,7 @@ struct StepShared {
   alignas(16) MatPtr experts[3 * kStepExperts];
   alignas(16) DecodeStep p;
   StepContext context;
+  StepKeys keys;
   float2 rope[32];  // cosine and sine of the row's position
   float router_bias[kStepExperts];
   StepWork work[2][kStepStages];  // of a dense layer, and what differs in one with experts
@@ -115,6 +127,7 @@ struct StepShared {
   alignas(16) float dots[kStepWarps];        // of x and a row of the router
   alignas(16) float kv_row[kRowWidth];
   alignas(8) std::uint64_t full[kSlotsMost], empty[kSlotsMost];
+  std::uint64_t page_full[kPageStages], page_empty[kPageStages], pages_ready;
   std::uint32_t x, notes, sums, ring;  // shared addresses
   std::int32_t slots, slot_bytes;      // of the ring
   std::int32_t pass_bytes;             // from the sums of pass 0 to those of pass 1

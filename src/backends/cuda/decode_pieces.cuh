@@ -1,8 +1,8 @@
 #pragma once
 // Attention within the decode step: the context in runs of 32 tokens, dealt out over the grid. A block takes
-// neighbouring runs, and where blocks would stand idle eight of the heads only, and leaves a piece: maximum, sum and
-// latent numbers of each head. Here is what pieces are, the softmax, and how many pieces become one;
-// decode_attend.cuh and decode_attend_codes.cuh make them.
+// neighbouring runs, where the context is not long of eight of the heads only, and leaves a piece: maximum, sum and
+// latent numbers of each head. Here is what pieces are, the softmax, and how many pieces become one; decode_attend.cuh,
+// decode_attend_codes.cuh and, of all heads and whole pages, decode_attend_pages.cuh make them.
 
 #include "backends/cuda/decode_work.cuh"
 
@@ -33,8 +33,8 @@ struct PieceLayout {
 #if __CUDA_ARCH__ >= 900
 namespace glint::cuda {
 
-constexpr int kGroupedRuns = 320;                            // see plan_context()
 constexpr int kDirectPieces = 64;                            // more are merged in a stage of their own
+constexpr int kMergedPieces = 136;                           // at most
 constexpr float kStepScale = 0.0625F * 1.4426950408889634F;  // 1/16, and to base 2
 
 // By one thread, once a step: the layers have one answer.
@@ -45,22 +45,26 @@ __device__ __noinline__ void plan_context() {
   while (c.seq + 1 < cache.n_seqs && cache.row_offsets[c.seq + 1] == 0) ++c.seq;  // sequences without a row
   c.end = cache.context_tokens[c.seq];
   c.begin = cache.window > 0 ? max(0, c.end - cache.window) : 0;
-  const int first = c.begin / kStepTokens, runs = (c.end - 1) / kStepTokens - first + 1;
+  int first = c.begin / kStepTokens, runs = (c.end - 1) / kStepTokens - first + 1;
   const int per = runs > 128 ? 1 : runs > 64 ? 3 : runs > 16 ? 2 : 1;  // a piece more takes time when they are added
-  c.pieces = min((runs + per - 1) / per, blocks);
-  // Where blocks would stand idle, or reading rows for each eight heads costs less than adding up more pieces, a block
-  // takes some of the heads only.
-  const int eights = (heads + 7) / 8;
-  int groups = c.pieces * eights <= blocks ? eights : 1;
-  if (runs <= kGroupedRuns && blocks >= eights) groups = eights, c.pieces = min(c.pieces, blocks / eights);
+  c.pieces = min((runs + per - 1) / per, min(blocks, kMergedPieces));
+  // Reading rows for each eight heads costs less than adding up more pieces, where the context is not long.
+  const int eights = (heads + 7) / 8, groups = step.s.p.far ? 1 : eights;
+  c.pieces = min(c.pieces, groups == 1 ? blocks : min(blocks / groups, kDirectPieces));
   c.piece = b / groups;
   c.first_head = b % groups * 8;
   c.heads = groups == 1 ? heads : min(8, heads - c.first_head);
+  c.by_page = c.heads > 8 && is_short(cache.codec);
+  const int tokens = c.by_page ? kPageRows : kStepTokens;
+  if (c.by_page) {
+    first = c.begin / kPageRows, runs = (c.end - 1) / kPageRows - first + 1;
+    c.pieces = min(runs, c.pieces);
+  }
   const auto part = [&](int i) { return static_cast<int>(static_cast<std::int64_t>(i) * runs / c.pieces); };
   const int begin = part(c.piece), end = c.piece < c.pieces ? part(c.piece + 1) : begin;
-  c.token = (first + begin) * kStepTokens;
+  c.token = (first + begin) * tokens;
   c.runs = end - begin;
-  c.merge = c.pieces > kDirectPieces;
+  c.merge = step.s.p.far || c.pieces > kDirectPieces;
 }
 
 __device__ __forceinline__ std::int64_t piece_row(int piece, int head) {
@@ -91,7 +95,11 @@ struct PieceRows {
   }
 };
 
-// A head's query: a lane's latent values 16 lane …, and its two rotary ones.
+__device__ __forceinline__ float largest_of_warp(float v) {  // of magnitudes
+  return __uint_as_float(__reduce_max_sync(0xffffffffU, __float_as_uint(v)));
+}
+
+// A head's query: a lane's latent values 128 i + 4 lane … of i < 4, and its two rotary ones.
 struct QueryPart {
   float4 latent[4];
   float2 rotary;
@@ -101,10 +109,32 @@ __device__ __forceinline__ QueryPart query_part(int head) {
   const float* latent = step.s.p.query + head * kLatentWidth;
   QueryPart q;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(reinterpret_cast<const float4*>(latent) + lane * 4 + i);
+  for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(reinterpret_cast<const float4*>(latent) + lane + 32 * i);
   q.rotary = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + head * kQkWidth + kNopeWidth) + lane);
   return q;
 }
+// H over a head's latent values as a lane has them: of a block's number, value / 16, three bits are the lane's. The
+// order of the sums is not kv_hadamard's.
+__device__ __forceinline__ void query_hadamard(float (&v)[16], int lane) {
+#pragma unroll
+  for (int d = 4; d < 16; d *= 2) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      if ((i & d) != 0) continue;
+      const float a = v[i], b = v[i + d];
+      v[i] = a + b, v[i + d] = a - b;
+    }
+  }
+#pragma unroll 1
+  for (int d = 4; d < 32; d *= 2) {
+    const float sign = (lane & d) != 0 ? -1.0F : 1.0F;
+#pragma unroll
+    for (float& x : v) x = fmaf(x, sign, __shfl_xor_sync(0xffffffffU, x, d));
+  }
+#pragma unroll
+  for (float& x : v) x *= 0.176776695F;
+}
+
 // put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. Under H
 // in a loop: this code runs once a layer, and instructions that are not in the cache take longer than the work.
 template <KvCodec kCodec, int kEights, typename Put>
@@ -118,7 +148,7 @@ __device__ __forceinline__ void for_queries(const Put& put) {
       const float4& f = q.latent[i];
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
-    if constexpr (is_rotated(kCodec)) warp_hadamard(v, lane);
+    if constexpr (is_rotated(kCodec)) query_hadamard(v, lane);
     put(head, v, q.rotary);
   };
   if constexpr (!is_rotated(kCodec)) {
@@ -208,54 +238,54 @@ struct PieceSoftmax {
 
 // Many pieces: (head, 128 columns) a block at a time, a warp every eighth piece.
 __device__ __forceinline__ void merge_pieces() {
-  constexpr int kParts = kLatentWidth / 128;
-  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads;
+  constexpr int kParts = kLatentWidth / 128, kWeights = (kMergedPieces + 31) / 32, kMine = kMergedPieces / kStepWarps;
+  const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads, n = step.s.context.pieces;
   for (int unit = blockIdx.x; unit < heads * kParts; unit += gridDim.x) {
     const int h = unit / kParts, part = unit % kParts;
-    const int n = step.s.context.pieces;
-    float top = -INFINITY;
-    for (int i = lane; i < n; i += 32) top = fmaxf(top, __ldcg(&step.s.p.partial_ml[piece_row(i, h)].x));
+    // A lane's pieces are lane, lane + 32 …
+    float2 ml[kWeights];
+    float top = -INFINITY, total = 0, weight[kWeights];
+#pragma unroll
+    for (int i = 0; i < kWeights; ++i) {
+      ml[i] = {-INFINITY, 0};
+      if (lane + 32 * i < n) ml[i] = __ldcg(step.s.p.partial_ml + piece_row(lane + 32 * i, h));
+    }
+    // All of a warp's pieces are on their way at once.
+    float4 v[kMine];
+    const float* from = step.s.p.partial + piece_row(warp, h) * kLatentWidth + part * 128 + lane * 4;
+    const std::int64_t stride = std::int64_t{kStepWarps * kLatentWidth} * heads;
+#pragma unroll
+    for (int i = 0; i < kMine; ++i) {
+      v[i] = {};
+      if (warp + i * kStepWarps < n) v[i] = __ldcg(reinterpret_cast<const float4*>(from));
+      from += stride;
+    }
+#pragma unroll
+    for (int i = 0; i < kWeights; ++i) top = fmaxf(top, ml[i].x);
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
-    // All of a warp's pieces are on their way at once.
-    constexpr int kMine = 17;
-    float4 v[kMine];
-    float2 ml[kMine];
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const std::int64_t row = piece_row(min(warp + i * kStepWarps, n - 1), h);
-      v[i] = __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane);
-      ml[i] = __ldcg(step.s.p.partial_ml + row);
+    for (int i = 0; i < kWeights; ++i) {
+      weight[i] = power_of_two(ml[i].x - top);
+      total = fmaf(weight[i], ml[i].y, total);
     }
+    total = warp_sum(total);
     float4 sum{};
-    float total = 0;
-    const auto add = [&](float2 of_piece, const float4& f) {
-      const float w = exp2f(of_piece.x - top);
-      total += w * of_piece.y;
-      sum.x += w * f.x, sum.y += w * f.y, sum.z += w * f.z, sum.w += w * f.w;
-    };
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
-      if (warp + i * kStepWarps < n) add(ml[i], v[i]);
-    }
-    for (int i = warp + kMine * kStepWarps; i < n; i += kStepWarps) {  // a grid of more than 136 blocks
-      const std::int64_t row = piece_row(i, h);
-      add(__ldcg(step.s.p.partial_ml + row),
-          __ldcg(reinterpret_cast<const float4*>(step.s.p.partial + row * kLatentWidth + part * 128) + lane));
+      const float w = __shfl_sync(0xffffffffU, weight[i * kStepWarps / 32], i * kStepWarps % 32 + warp);
+      sum.x = fmaf(w, v[i].x, sum.x), sum.y = fmaf(w, v[i].y, sum.y);
+      sum.z = fmaf(w, v[i].z, sum.z), sum.w = fmaf(w, v[i].w, sum.w);
     }
     step_sync();  // the last unit's sums are read
     sts128(step.s.x + tid * 16,
            {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
-    if (lane == 0) sts32(step.s.x + kStepThreads * 16 + warp * 4, __float_as_uint(total));
     step_sync();
     if (tid < 128) {
-      float v = 0, all = 0;
+      float all = 0;
 #pragma unroll
-      for (int w = 0; w < kStepWarps; ++w) {
-        v += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
-        all += __uint_as_float(lds32(step.s.x + kStepThreads * 16 + w * 4));
-      }
-      step.s.p.latent[h * kLatentWidth + part * 128 + tid] = v / all;
+      for (int w = 0; w < kStepWarps; ++w) all += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
+      step.s.p.latent[h * kLatentWidth + part * 128 + tid] = __fdividef(all, total);
     }
   }
 }

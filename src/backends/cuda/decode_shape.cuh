@@ -17,12 +17,12 @@ struct StepCodes {
   int group_shift;  // kWholeRow: a scale a row, or none
 };
 
-// GLM-4.7-Flash, with the formats of attention, of the dense layer and the shared experts, and of the experts, and a
-// cache codec: a kernel that holds attention of all codecs is longer than the instruction cache, and how long a layer
-// takes then depends on where its parts happen to lie.
-template <StepCodes kAttention, StepCodes kShared, StepCodes kExperts, KvCodec kCache>
+// GLM-4.7-Flash, with the formats of attention, of the dense layer and the shared experts, and of the experts, a cache
+// codec, and whether contexts are long (DecodeStep::far): a kernel that holds all kinds of attention is longer than the
+// instruction cache, and how long a layer takes then depends on where its parts happen to lie.
+template <StepCodes kAttention, StepCodes kShared, StepCodes kExperts, KvCodec kCache, bool kFarContext>
 struct FlashStep {
-  static constexpr bool kKnown = true;
+  static constexpr bool kKnown = true, kFar = kFarContext;
   static constexpr KvCodec kCodec = kCache;
   static constexpr int kHeads = 20, kHidden = 2048, kQLora = 768, kDense = 10240, kInner = 1536, kTopK = 4;
 
@@ -70,13 +70,13 @@ struct FlashStep {
 
 inline constexpr StepCodes kStepBf16{WeightFormat::kBF16, kWholeRow}, kStepInt8{WeightFormat::kI8, kWholeRow},
     kStepInt4{WeightFormat::kI4, 6};
-template <KvCodec kCache>
-using FlashBf16 = FlashStep<kStepBf16, kStepBf16, kStepBf16, kCache>;
-template <KvCodec kCache>
-using FlashInt8 = FlashStep<kStepInt8, kStepInt8, kStepInt8, kCache>;
-template <KvCodec kCache>
-using FlashInt4 = FlashStep<kStepInt4, kStepInt4, kStepInt4, kCache>;
-template <KvCodec kCache>
-using FlashQ4 = FlashStep<kStepInt8, kStepInt8, kStepInt4, kCache>;  // the preset q4
+template <KvCodec kCache, bool kFar>
+using FlashBf16 = FlashStep<kStepBf16, kStepBf16, kStepBf16, kCache, kFar>;
+template <KvCodec kCache, bool kFar>
+using FlashInt8 = FlashStep<kStepInt8, kStepInt8, kStepInt8, kCache, kFar>;
+template <KvCodec kCache, bool kFar>
+using FlashInt4 = FlashStep<kStepInt4, kStepInt4, kStepInt4, kCache, kFar>;
+template <KvCodec kCache, bool kFar>
+using FlashQ4 = FlashStep<kStepInt8, kStepInt8, kStepInt4, kCache, kFar>;  // the preset q4
 
 }  // namespace glint::cuda

@@ -3,6 +3,7 @@
 
 #include "backends/cuda/decode_attend.cuh"
 #include "backends/cuda/decode_attend_codes.cuh"
+#include "backends/cuda/decode_attend_pages.cuh"
 #include "backends/cuda/decode_products.cuh"
 #include "backends/cuda/kv_encode.cuh"
 
@@ -116,65 +117,99 @@ __device__ __forceinline__ void attend_piece_of(int layer) {
     case KvCodec::kInt8:
       return attend_codes<KvCodec::kInt8, kEights>(layer);
     case KvCodec::kInt4:
-      return attend_piece<KvCodec::kInt4, kEights>(layer);
+      return attend_codes<KvCodec::kInt4, kEights>(layer);
     default:
-      return attend_piece<KvCodec::kBF16, kEights>(layer);
+      return attend_piece<kEights>(layer);
+  }
+}
+// Of all heads.
+template <class P>
+__device__ __forceinline__ void attend_all_of(int layer) {
+  constexpr int kEights = kStepHeadsMost / 8;
+  switch (cache_codec<P>()) {
+    case KvCodec::kFp8:
+      return attend_pages<KvCodec::kFp8>(layer);
+    case KvCodec::kInt8:
+      return attend_pages<KvCodec::kInt8>(layer);
+    case KvCodec::kInt4:
+      return attend_pages<KvCodec::kInt4>(layer);
+    default:
+      return attend_piece<kEights>(layer);
   }
 }
 template <class P>
 __device__ __forceinline__ void attend_piece_any(int layer) {
-  if (step.s.context.heads <= 8) {
+  if constexpr (P::kKnown) {
+    if constexpr (P::kFar) {
+      attend_all_of<P>(layer);
+    } else {
+      attend_piece_of<P, 1>(layer);
+    }
+  } else if (step.s.context.heads <= 8) {
     attend_piece_of<P, 1>(layer);
-  } else if constexpr (P::kKnown) {
-    attend_piece_of<P, (P::kHeads + 7) / 8>(layer);
   } else {
-    attend_piece_of<P, kStepHeadsMost / 8>(layer);
+    attend_all_of<P>(layer);
   }
 }
 
 // ---- W_UK -----------------------------------------------------------------------------------------------------------
 
-// query = W_UKᵀ q_nope in fp32: a thread has eight columns of a head, and every so manyth row of the 192.
-
-__device__ __forceinline__ void latent_query(const StepLayer& layer) {
+// By one thread, once a step.
+__device__ __noinline__ void plan_keys() {
   constexpr int kPerHead = kLatentWidth / 8;
-  const DecodeStep& p = step.s.p;
-  const int tid = static_cast<int>(threadIdx.x);
   const Range mine = share_of_head(kPerHead, 1);
-  const int n = mine.end - mine.begin;
-  const int parts = n > 0 ? min(kNopeWidth, kStepThreads / n) : 0, part = n > 0 ? tid / n : 0, unit = tid - part * n;
+  StepKeys& k = step.s.keys;
+  k = {};
+  k.n = mine.end - mine.begin;
+  if (k.n == 0) return;
+  k.head = mine.begin / kPerHead;
+  k.first = mine.begin - k.head * kPerHead;
+  k.parts = min(kNopeWidth, kStepThreads / k.n);
+  k.recip = (65536 + k.n - 1) / k.n;
+  k.rows = kNopeWidth / k.parts;
+  k.more = kNopeWidth - k.rows * k.parts;
+}
+
+// query = W_UKᵀ q_nope in fp32.
+__device__ __forceinline__ void latent_query(const StepLayer& layer) {
+  const DecodeStep& p = step.s.p;
+  const StepKeys k = step.s.keys;
+  const int tid = static_cast<int>(threadIdx.x), n = k.n, parts = k.parts;
+  const int part = tid * k.recip >> 16, unit = tid - part * n;
   const bool works = part < parts;
-  const int head = (mine.begin + unit) / kPerHead, column = (mine.begin + unit) % kPerHead * 8;
-  const char* from = static_cast<const char*>(layer.kv_b) +
-                     (static_cast<std::int64_t>(head) * (kNopeWidth + kQkWidth) * kLatentWidth + column) * 2;
-  uint4 w[kKeyLoads];
-#pragma unroll
-  for (int i = 0; i < kKeyLoads; ++i) {
-    const int row = part + i * parts;
-    w[i] = {};
-    if (works && row < kNopeWidth) w[i] = load_stream(from + row * (kLatentWidth * 2));
+  const int rows = works ? k.rows + (part < k.more ? 1 : 0) : 0;  // of this thread
+  const char* from =
+      static_cast<const char*>(layer.kv_b) +
+      ((static_cast<std::int64_t>(k.head) * (kNopeWidth + kQkWidth) + part) * kLatentWidth + (k.first + unit) * 8) * 2;
+  // Through shared memory, where each thread has places of its own: loops over registers would be straight code.
+  const std::uint32_t places = step.s.x + static_cast<std::uint32_t>(kKeyPlaces + tid * 16);
+#pragma unroll 2
+  for (int i = 0; i < rows; ++i) {
+    cp_async16(places + static_cast<std::uint32_t>(i * kStepThreads * 16), from);
+    from += parts * (kLatentWidth * 2);
   }
+  cp_async_commit();
   grid_wait();
   if (n == 0) return;
   constexpr int kQuads = kNopeWidth / 4;
   if (tid < kQuads) {  // q_nope
-    const float4 v = __ldcg(reinterpret_cast<const float4*>(p.q + mine.begin / kPerHead * kQkWidth) + tid);
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(p.q + k.head * kQkWidth) + tid);
     sts128(step.s.x + static_cast<std::uint32_t>(tid) * 16,
            {__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w)});
   }
   step_sync();
   float sum[8] = {};
-  const std::uint32_t q = step.s.x;
+  const std::uint32_t q = step.s.x + static_cast<std::uint32_t>(part * 4);
+  cp_async_wait<0>();
+#pragma unroll 4
+  for (int i = 0; i < rows; ++i) {
+    const uint4 w = lds128(places + static_cast<std::uint32_t>(i * kStepThreads * 16));
+    const std::uint32_t pair[4] = {w.x, w.y, w.z, w.w};
+    const float f = __uint_as_float(lds32(q + static_cast<std::uint32_t>(i * parts * 4)));
 #pragma unroll
-  for (int i = 0; i < kKeyLoads; ++i) {
-    const int row = part + i * parts;
-    if (!works || row >= kNopeWidth) continue;
-    const std::uint32_t pair[4] = {w[i].x, w[i].y, w[i].z, w[i].w};
-    const float f = __uint_as_float(lds32(q + static_cast<std::uint32_t>(row) * 4));
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      sum[2 * k] = fmaf(bf16_low(pair[k]), f, sum[2 * k]);
-      sum[2 * k + 1] = fmaf(bf16_high(pair[k]), f, sum[2 * k + 1]);
+    for (int e = 0; e < 4; ++e) {
+      sum[2 * e] = fmaf(bf16_low(pair[e]), f, sum[2 * e]);
+      sum[2 * e + 1] = fmaf(bf16_high(pair[e]), f, sum[2 * e + 1]);
     }
   }
   // The parts' sums: [part][columns].
@@ -188,16 +223,16 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
   step_sync();
   for (int i = tid; i < n * 8; i += kStepThreads) {
     float v[4] = {};
-    int k = 0;
+    int j = 0;
 #pragma unroll 1
-    for (; k + 4 <= parts; k += 4) {
+    for (; j + 4 <= parts; j += 4) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
-        v[j] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>((k + j) * n * 8 + i) * 4));
+      for (int e = 0; e < 4; ++e)
+        v[e] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>((j + e) * n * 8 + i) * 4));
     }
-    for (; k < parts; ++k) v[0] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>(k * n * 8 + i) * 4));
-    const int u = mine.begin + i / 8;
-    p.query[u / kPerHead * kLatentWidth + u % kPerHead * 8 + i % 8] = (v[0] + v[1]) + (v[2] + v[3]);
+#pragma unroll 1
+    for (; j < parts; ++j) v[0] += __uint_as_float(lds32(sums + static_cast<std::uint32_t>(j * n * 8 + i) * 4));
+    p.query[k.head * kLatentWidth + k.first * 8 + i] = (v[0] + v[1]) + (v[2] + v[3]);
   }
 }
 

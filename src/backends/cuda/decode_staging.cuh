@@ -154,7 +154,7 @@ template <class P>
 __device__ __forceinline__ void stage_latents(const LayerView<P>& v) {
   const StepWork w = v.work(StepStage::kValues);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = w.begin / kQkWidth;
-  const int rows = step.s.context.merge ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
+  const int rows = merges_pieces<P>() ? 0 : min(step.s.context.pieces, kStepWarps);  // warps that have pieces
   const bool rotated = is_rotated(cache_codec<P>());
   constexpr int kStride = x_stride(kLatentWidth), kSumBytes = kLatentWidth * 4;
   const std::uint32_t sums = step.s.x + 2 * kStride;  // [warp][512]

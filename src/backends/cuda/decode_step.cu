@@ -5,24 +5,41 @@
 #include "backends/cuda/common.cuh"
 #include "backends/cuda/decode_attend.cuh"
 #include "backends/cuda/decode_attend_codes.cuh"
+#include "backends/cuda/decode_attend_pages.cuh"
 #include "backends/cuda/decode_memory.cuh"
 #include "backends/cuda/decode_shape.cuh"
+#include "backends/cuda/page_tensor.hpp"
 
 namespace glint::cuda {
 namespace {
 
 const void* kernel_of(const DecodeStep& s) {
-  switch (s.top_k == FlashBf16<KvCodec::kBF16>::kTopK ? s.known : StepModel::kAny) {
+  switch (s.top_k == FlashBf16<KvCodec::kBF16, false>::kTopK ? s.known : StepModel::kAny) {
     case StepModel::kBf16:
-      return step_kernel_bf16(s.cache.codec);
+      return step_kernel_bf16(s.cache.codec, s.far);
     case StepModel::kInt8:
-      return step_kernel_int8(s.cache.codec);
+      return step_kernel_int8(s.cache.codec, s.far);
     case StepModel::kInt4:
-      return step_kernel_int4(s.cache.codec);
+      return step_kernel_int4(s.cache.codec, s.far);
     case StepModel::kQ4:
-      return step_kernel_q4(s.cache.codec);
+      return step_kernel_q4(s.cache.codec, s.far);
     default:
       return step_kernel_any();
+  }
+}
+
+// Up to how many tokens a block takes eight heads of a shorter piece. Where rows are read fast that is worth it for
+// longer: then what a piece of all heads costs besides counts. Measured on an H200, 2026-11-29.
+int near_tokens(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kFp8:
+      return 25600;
+    case KvCodec::kInt8:
+      return 22528;
+    case KvCodec::kInt4:
+      return 16896;
+    default:
+      return 6144;
   }
 }
 
@@ -59,13 +76,13 @@ int fixed_shared_bytes() {
 StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   const auto rows = [](int n, int cols) { return cols > 0 ? 2 * n * x_stride(cols) : 0; };
   const int down = std::max(rows(s.top_k, s.expert_inner) + rows(1, s.shared_inner), rows(1, s.dense_inner));
-  const int attend = s.heads <= 8 ? std::max(RowsLayout<1>::kBytes, CodeLayout<1>::kBytes)
-                                  : std::max(RowsLayout<3>::kBytes, CodeLayout<3>::kBytes);
-  const int keys = kNopeWidth * 4 + kStepThreads * 32;
+  static_assert(CodeLayout<KvCodec::kInt4, 1>::kBytes <= CodeLayout<KvCodec::kInt8, 1>::kBytes);
+  const int grouped = std::max(RowsLayout<1>::kBytes, CodeLayout<KvCodec::kInt8, 1>::kBytes),
+            attend = s.heads <= 8 ? grouped : std::max({grouped, RowsLayout<3>::kBytes, PagesLayout::kBytes});
   StepSizes z{};
   const int values = rows(1, kLatentWidth) + kStepWarps * kLatentWidth * 4;
   // Attention has no notes: they lie behind what the other stages need.
-  z.note_at = std::max({keys, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
+  z.note_at = std::max({kKeyBytes, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
   z.note_at = (z.note_at + 127) / 128 * 128;
   z.x_bytes = (std::max(attend, z.note_at + kNotes) + 127) / 128 * 128;
   // Tiles of a block at most: of pairs of gate and up, of other rows.
@@ -78,6 +95,10 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   const int room = l.smem_limit - fixed_shared_bytes() - z.x_bytes - z.sum_bytes;
   z.slots = std::clamp(room / z.slot_bytes, 0, kSlotsMost);
   z.bytes = z.x_bytes + z.sum_bytes + z.slots * z.slot_bytes;
+  if (s.heads > 8) {  // pages lie in all of it
+    z.bytes = std::max(z.bytes, PagesLayout::kAll);
+    if (z.bytes > l.smem_limit - fixed_shared_bytes()) z.slots = 0;
+  }
   return z;
 }
 
@@ -142,10 +163,10 @@ StepMat step_mat(const Mat& m) {
 }
 
 StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers) {
-  if (knows<FlashBf16<KvCodec::kBF16>>(s, layers)) return StepModel::kBf16;
-  if (knows<FlashInt8<KvCodec::kBF16>>(s, layers)) return StepModel::kInt8;
-  if (knows<FlashInt4<KvCodec::kBF16>>(s, layers)) return StepModel::kInt4;
-  if (knows<FlashQ4<KvCodec::kBF16>>(s, layers)) return StepModel::kQ4;
+  if (knows<FlashBf16<KvCodec::kBF16, false>>(s, layers)) return StepModel::kBf16;
+  if (knows<FlashInt8<KvCodec::kBF16, false>>(s, layers)) return StepModel::kInt8;
+  if (knows<FlashInt4<KvCodec::kBF16, false>>(s, layers)) return StepModel::kInt4;
+  if (knows<FlashQ4<KvCodec::kBF16, false>>(s, layers)) return StepModel::kQ4;
   return StepModel::kAny;
 }
 
@@ -161,6 +182,10 @@ int step_blocks(const Launch& l, const DecodeStep& s) {
 
 void decode_step(const Launch& l, const DecodeStep& given) {
   DecodeStep s = given;
+  const bool codes = is_short(s.cache.codec);
+  const std::int64_t most = std::int64_t{s.cache.max_pages} * kPageRows;
+  s.far = (s.cache.window > 0 ? std::min<std::int64_t>(most, s.cache.window) : most) > near_tokens(s.cache.codec) &&
+          (l.wgmma || !codes);  // all heads of a page of codes: decode_attend_pages.cuh
   StepTraceBuffer trace(l, &s);
   const StepSizes sizes = sizes_for(l, s);
   const void* kernel = kernel_of(s);
@@ -175,7 +200,12 @@ void decode_step(const Launch& l, const DecodeStep& given) {
   config.stream = l.stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  void* arguments[] = {&s, const_cast<StepSizes*>(&sizes)};
+  CUtensorMap pages{};
+  if (s.far && codes) {
+    pages = page_tensor(s.cache.pages, static_cast<int>(kv_row_bytes(s.cache.codec)),
+                        {s.cache.page_stride, s.layer_stride});
+  }
+  void* arguments[] = {&s, const_cast<StepSizes*>(&sizes), &pages};
   check(cudaLaunchKernelExC(&config, kernel, arguments), "the kernel of a decode step");
   trace.write();
 }

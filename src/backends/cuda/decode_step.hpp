@@ -56,6 +56,7 @@ struct DecodeStep {
   int dense_inner = 0, expert_inner = 0, shared_inner = 0;  // the largest of any layer; 0: there is none
   int inner_stride = 0;                                     // floats of a row of h
   StepModel known = StepModel::kAny;
+  bool far = false;  // the context may be long: a block takes all heads then (decode_pieces.cuh)
   bool normalize = true;
   float routed_scale = 1, eps = 0, latent_eps = 0;
   RopeJob rope;
@@ -94,10 +95,10 @@ struct StepSizes {
 // The kernel that knows a model, for cudaLaunchKernel: arguments are a DecodeStep and its StepSizes. Each has a file of
 // its own, so that they compile side by side.
 const void* step_kernel_any();
-const void* step_kernel_bf16(KvCodec codec);
-const void* step_kernel_int8(KvCodec codec);
-const void* step_kernel_int4(KvCodec codec);
-const void* step_kernel_q4(KvCodec codec);
+const void* step_kernel_bf16(KvCodec codec, bool far);
+const void* step_kernel_int8(KvCodec codec, bool far);
+const void* step_kernel_int4(KvCodec codec, bool far);
+const void* step_kernel_q4(KvCodec codec, bool far);
 
 // Which kernel knows these layers; s: sizes and top_k.
 StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers);

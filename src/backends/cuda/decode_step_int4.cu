@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_int4(KvCodec codec) { return step_kernel_of<FlashInt4>(codec); }
+const void* step_kernel_int4(KvCodec codec, bool far) { return step_kernel_of<FlashInt4>(codec, far); }
 
 }  // namespace glint::cuda

@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_int8(KvCodec codec) { return step_kernel_of<FlashInt8>(codec); }
+const void* step_kernel_int8(KvCodec codec, bool far) { return step_kernel_of<FlashInt8>(codec, far); }
 
 }  // namespace glint::cuda

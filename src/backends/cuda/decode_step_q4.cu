@@ -2,6 +2,6 @@
 
 namespace glint::cuda {
 
-const void* step_kernel_q4(KvCodec codec) { return step_kernel_of<FlashQ4>(codec); }
+const void* step_kernel_q4(KvCodec codec, bool far) { return step_kernel_of<FlashQ4>(codec, far); }
 
 }  // namespace glint::cuda

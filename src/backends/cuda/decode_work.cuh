@@ -95,6 +95,13 @@ __device__ __forceinline__ KvCodec cache_codec() {
   return step.s.p.cache.codec;
 }
 
+// Whether pieces are merged in a stage of their own.
+template <class P>
+__device__ __forceinline__ bool merges_pieces() {
+  if constexpr (P::kKnown) return P::kFar;
+  return step.s.context.merge;
+}
+
 // Whether such a layer has this stage, of those with weights.
 template <class P>
 __device__ __forceinline__ bool has_stage(StepStage s, const LayerView<P>& v) {
