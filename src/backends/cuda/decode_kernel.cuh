@@ -204,6 +204,9 @@ const void* step_kernel_of(bool far) {
 }
 template <template <KvCodec, bool> class P>
 const void* step_kernel_of(KvCodec codec, bool far) {
+#ifdef GLINT_STEP_CODEC  // where code is compiled and never run (.ci/run): the kernels of one codec
+  return step_kernel_of<P, GLINT_STEP_CODEC>(far);
+#else
   switch (codec) {
     case KvCodec::kFp8:
       return step_kernel_of<P, KvCodec::kFp8>(far);
@@ -214,6 +217,7 @@ const void* step_kernel_of(KvCodec codec, bool far) {
     default:
       return step_kernel_of<P, KvCodec::kBF16>(far);
   }
+#endif
 }
 
 }  // namespace glint::cuda
