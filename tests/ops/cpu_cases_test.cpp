@@ -14,7 +14,8 @@ namespace {
 class CpuCases : public testing::TestWithParam<std::string> {};
 
 TEST_P(CpuCases, AgreeWithTheReference) {
-  // Only the bf16 dot product of AVX-512-BF16, which amx has too, rounds activations; there and with AVX2 attention has 16-bit codes.
+  // Only the bf16 dot product of AVX-512-BF16, which amx has too, rounds activations; there and with AVX2 attention has
+  // 16-bit codes.
   const bool bf16 = GetParam().starts_with("avx512bf16") || GetParam().starts_with("amx");
   const Precision plain = bf16 ? Precision::kBF16 : Precision::kF32;
   const Precision attention = GetParam() == "avx2" ? Precision::kI16 : plain;

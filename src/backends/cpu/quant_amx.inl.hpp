@@ -11,9 +11,9 @@ inline constexpr int kAmxFrom = 8;    // rows of x from which tiles are faster t
 
 template <int Width>
 struct AmxShape {
-  static constexpr int kTileBytes = Width < 64 ? Width : 64;  // columns of a tile
-  static constexpr int kParts = Width / kTileBytes;           // tiles that make a block
-  static constexpr std::int64_t kBlockBytes = 16 * Width;     // of 16 rows of x or W
+  static constexpr int kParts = (Width + 63) / 64;         // tiles that make a block
+  static constexpr int kTileBytes = Width / kParts;        // columns of a tile
+  static constexpr std::int64_t kBlockBytes = 16 * Width;  // of 16 rows of x or W
   static constexpr std::int64_t kGroupBytes = kStepBlocks * kBlockBytes;
 };
 
