@@ -3,20 +3,7 @@
 //
 // A code is 256 h + l, h a signed byte and l an unsigned one, so that 256 Σ w h + Σ w l is the sum itself.
 
-inline constexpr std::int64_t kWholeFrom = 8;  // rows of x from which tiles are faster
-
-struct CodeOrder {
-  std::uint8_t low[64], high[64];
-};
-constexpr CodeOrder code_order() {
-  CodeOrder order{};
-  for (int i = 0; i < 64; ++i) {
-    order.low[i] = static_cast<std::uint8_t>(2 * i);
-    order.high[i] = static_cast<std::uint8_t>(2 * i + 1);
-  }
-  return order;
-}
-alignas(64) inline constexpr CodeOrder kCodeOrder = code_order();
+alignas(64) inline constexpr ByteOrder kCodeOrder = byte_order([](int i) { return i; });
 
 // Rows of x as bytes: [h, l][row][Depth].
 template <std::int64_t Depth>
@@ -32,10 +19,7 @@ struct WholeBytes {
   }
   // 16 rows from m on against two columns of tiles of W, each [Depth / 64] tiles one after the other.
   void multiply(Tiles& tiles, std::int64_t m, const std::int8_t* w0, const std::int8_t* w1) const {
-    tiles.clear<0>();
-    tiles.clear<1>();
-    tiles.clear<2>();
-    tiles.clear<3>();
+    tiles.clear_sums();
     for (std::int64_t k = 0; k < Depth; k += 64) {
       tiles.load<4>(bytes[0][m] + k, Depth);
       tiles.load<5>(bytes[1][m] + k, Depth);
@@ -49,14 +33,7 @@ struct WholeBytes {
   }
 };
 
-using WholeSums = std::int32_t[4][16][kLanes];
-inline void store_whole(Tiles& tiles, WholeSums& to) {
-  tiles.store<0>(to[0], 64);
-  tiles.store<1>(to[1], 64);
-  tiles.store<2>(to[2], 64);
-  tiles.store<3>(to[3], 64);
-}
-inline V whole_sum(const WholeSums& sums, int i, std::int64_t r) {
+inline V whole_sum(const TileSums& sums, int i, std::int64_t r) {
   return to_floats(add_ints(shift_left(load_ints(sums[2 * i][r]), 8), load_ints(sums[2 * i + 1][r])));
 }
 
@@ -65,7 +42,7 @@ void dot_whole_amx(const DotArgs& a) {
   WholeBytes<kLatent> x;
   alignas(64) std::int8_t w[kStrip / 16][kLatent / 64][16][64];  // [group][step][word][16 rows · 4]
   alignas(64) float scales[kStrip] = {};
-  alignas(64) WholeSums sums;
+  alignas(64) TileSums sums;
   Tiles tiles;
   tiles.shape(whole_tiles());
   const std::int64_t rows = a.m1 - a.m0;
@@ -90,7 +67,7 @@ void dot_whole_amx(const DotArgs& a) {
       for (std::int64_t g = 0; g < groups; g += 2) {
         const std::int64_t other = g + 1 < groups ? g + 1 : g;
         x.multiply(tiles, m, w[g][0][0], w[other][0][0]);
-        store_whole(tiles, sums);
+        tiles.store_sums(sums);
         for (std::int64_t r = 0; r < some; ++r) {
           const V scale = set1(a.x->scales[(a.m0 + m + r) * a.x->scale_stride]);
           float* out = a.out + (m + r) * a.out_stride + (n - a.n0) + g * kLanes;
@@ -110,7 +87,7 @@ void combine_whole_amx(const CombineArgs& a) {
   alignas(64) Code codes[kNope];
   alignas(64) float scales[kNope];
   float by[kRowChunk];
-  alignas(64) WholeSums sums[2];
+  alignas(64) TileSums sums[2];
   Tiles tiles;
   tiles.shape(whole_tiles());
   for (std::int64_t k = 0; k < kNope; ++k) scales[k] = factor_at(a.w.scales, a.w.scale_dtype, k);
@@ -132,7 +109,7 @@ void combine_whole_amx(const CombineArgs& a) {
       const std::int64_t some = a.rows - m < 16 ? a.rows - m : 16;
       for (int half = 0; half < 2; ++half) {
         x.multiply(tiles, m, w[2 * half][0][0], w[2 * half + 1][0][0]);
-        store_whole(tiles, sums[half]);
+        tiles.store_sums(sums[half]);
       }
       for (std::int64_t r = 0; r < some; ++r) {
         const V scale = set1(by[m + r]);
@@ -151,6 +128,6 @@ void combine_whole_amx(const CombineArgs& a) {
 
 void combine_amx(const CombineArgs& a) {
   const bool whole = a.w.format == WeightFormat::kI8 && a.w.rows == kNope && a.w.cols == kLatent;
-  if (!whole || a.rows < kWholeFrom) return g_base->combine(a);
+  if (!whole || a.rows < kTilesFrom) return g_base->combine(a);
   combine_whole_amx(a);
 }

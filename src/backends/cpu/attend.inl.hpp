@@ -4,10 +4,11 @@
 // (decode) pages of plain numbers are used where they lie, since writing and reading the tile would cost more than the
 // products.
 
+#include "backends/cpu/attend_positions.inl.hpp"
+
 // Rows [lo, hi) of the page that holds `position`, as floats in their places of the tile [64][576].
 inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t lo, std::int64_t hi, float* tile) {
-  const std::int64_t page = a.page_table[position / kPageTokens];
-  const char* base = static_cast<const char*>(a.pages.base) + page * a.pages.page_stride_bytes;
+  const char* base = page_at(a, position);
   const std::int64_t row_bytes = kv_row_bytes(a.pages.codec);
   for (std::int64_t j = lo; j < hi; ++j) { kv_decode(a.pages.codec, base + j * row_bytes, tile + j * kKvRow); }
   // Scores are computed for groups of four rows; those of the fringe are thrown away.
@@ -134,8 +135,7 @@ struct StoredPage {
   const T* rows = nullptr;
 
   void open(std::int64_t position, std::int64_t, std::int64_t) {
-    const std::int64_t page = a.page_table[position / kPageTokens];
-    rows = reinterpret_cast<const T*>(static_cast<const char*>(a.pages.base) + page * a.pages.page_stride_bytes);
+    rows = reinterpret_cast<const T*>(page_at(a, position));
   }
   void score(std::int64_t lo, std::int64_t hi) {
     for_few(a.n,
@@ -185,13 +185,7 @@ inline void attend_pages(const AttendArgs& a, Page page_of) {
     a.out.sum[i] = 0;
   }
   __builtin_memset(a.out.latent, 0, static_cast<std::size_t>(a.n * kLatent) * sizeof(float));
-  std::int64_t from = a.first[0], to = a.last[0];  // the union: queries of one sequence have contiguous positions
-  for (std::int64_t i = 1; i < a.n; ++i) {
-    from = a.first[i] < from ? a.first[i] : from;
-    to = a.last[i] > to ? a.last[i] : to;
-  }
-  from = from > a.begin ? from : a.begin;
-  to = to < a.end ? to : a.end;
+  const auto [from, to] = seen_positions(a);
   for (std::int64_t page = from / kPageTokens * kPageTokens; page < to; page += kPageTokens) {
     const std::int64_t lo = from > page ? from - page : 0;
     const std::int64_t hi = to - page < kPageTokens ? to - page : kPageTokens;

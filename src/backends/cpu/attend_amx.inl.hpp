@@ -2,9 +2,10 @@
 //
 // Cache rows, queries and softmax weights become codes times a scale, as in attend_words.inl.hpp. A code is 256 h + l
 // with h and l signed bytes, and a product of two codes
-//   65,536 h h' + 256 (h l' + l h')   [+ l l', which is left out: as little as rounding to 16 bits loses]
-// INT8 rows are their own h. Sums of h h' and of the others fit 32 bits together, for the 512 columns of a score and
-// the 256 positions of a chunk: |h| ≤ 127, |l| ≤ 128.
+//   65,536 h h' + 256 (h l' + l h') + l l'
+// whose four sums are made apart. INT8 rows are their own h: two sums. 256 Σ h h' + Σ (h l' + l h') fits 32 bits, for
+// the 512 columns of a score and the 256 positions of a chunk: |h| ≤ 127, |l| ≤ 128. (Without l l' a cache with large
+// channels loses nine times what halves lose.)
 //
 // Scores: 16 rows of the cache × 16 queries × 64 columns a product; queries are turned once a block. Weights of all
 // positions of the chunk have one scale, so that the chunk's weighted rows are one sum. A query's bits depend on the
@@ -18,20 +19,24 @@ inline constexpr std::int64_t kQueryTiles = kMostQueries / 16;
 static_assert(kMostQueries % 16 == 0 && kRope == 64 && kLatent % 64 == 0);
 static_assert(std::int64_t{kLatent} * 127 * 127 * 256 + std::int64_t{kLatent} * 127 * 128 < (std::int64_t{1} << 31));
 
-// Two vectors of codes in the order of codes_of → 64 bytes in the order of columns.
+// Two vectors of codes → 64 bytes in the order of columns: here of codes in the order of codes_of.
 struct ByteOrder {
   std::uint8_t low[64], high[64];
 };
-constexpr ByteOrder byte_order() {
+// place(i): the code, of the 64 of two vectors, that belongs to column i.
+template <typename Fn>
+constexpr ByteOrder byte_order(const Fn& place) {
   ByteOrder order{};
   for (int i = 0; i < 64; ++i) {
-    const int column = i % 32, word = column % 16 / 4 * 8 + column / 16 * 4 + column % 4;
-    order.low[i] = static_cast<std::uint8_t>(2 * (i / 32 * 32 + word));
-    order.high[i] = static_cast<std::uint8_t>(order.low[i] + 1);
+    order.low[i] = static_cast<std::uint8_t>(2 * place(i));
+    order.high[i] = static_cast<std::uint8_t>(2 * place(i) + 1);
   }
   return order;
 }
-alignas(64) inline constexpr ByteOrder kByteOrder = byte_order();
+alignas(64) inline constexpr ByteOrder kByteOrder = byte_order([](int i) {
+  const int column = i % 32;
+  return i / 32 * 32 + column % 16 / 4 * 8 + column / 16 * 4 + column % 4;
+});
 
 inline I high_bytes(I a, I b) {
   const I half = set1_words(128);
@@ -72,7 +77,7 @@ struct AmxAttend {
   alignas(64) float row_scales[2][kPageTokens];
   alignas(64) float value_scales[kChunk];  // latent, 0 for a row that is not finite: it shows in the scores
   alignas(64) float by[kMostQueries];      // of weights
-  alignas(64) std::int32_t sums[4][4][16][kLanes];
+  alignas(64) TileSums sums[4];
 
   explicit AmxAttend(const AttendArgs& args)
       : a(args),
@@ -197,38 +202,25 @@ struct AmxAttend {
 
   // The four sums of a product of codes, in tiles 0 to 3: h h', h l', l l', l h' of A in tiles 4 and 5 and B in 6 and
   // 7; if B is bytes, h h' and l h' of this step are in tiles 0 and 1 or, every other step, in 2 and 3.
-  void clear_sums() {
-    tiles.clear<0>();
-    tiles.clear<1>();
-    tiles.clear<2>();
-    tiles.clear<3>();
-  }
   void multiply_codes() {
     tiles.multiply<0, 4, 6>();
     tiles.multiply<1, 4, 7>();
     tiles.multiply<2, 5, 7>();
     tiles.multiply<3, 5, 6>();
   }
-  using Sums = std::int32_t[4][16][kLanes];
-  void store_sums(Sums& to) {
-    tiles.store<0>(to[0], 64);
-    tiles.store<1>(to[1], 64);
-    tiles.store<2>(to[2], 64);
-    tiles.store<3>(to[3], 64);
-  }
-  static V whole_codes(const Sums& s, std::int64_t r) {
+  static V whole_codes(const TileSums& s, std::int64_t r) {
     const I high = add_ints(shift_left(load_ints(s[0][r]), 8), add_ints(load_ints(s[1][r]), load_ints(s[3][r])));
     return fma(to_floats(high), set1(256), to_floats(load_ints(s[2][r])));
   }
-  static V bytes_and_codes(const Sums& s, std::int64_t r) {
+  static V bytes_and_codes(const TileSums& s, std::int64_t r) {
     const I high = shift_left(add_ints(load_ints(s[0][r]), load_ints(s[2][r])), 8);
     return mul(to_floats(add_ints(high, add_ints(load_ints(s[1][r]), load_ints(s[3][r])))), set1(256));
   }
-  V whole(const Sums& s, std::int64_t r) const { return whole_bytes ? bytes_and_codes(s, r) : whole_codes(s, r); }
+  V whole(const TileSums& s, std::int64_t r) const { return whole_bytes ? bytes_and_codes(s, r) : whole_codes(s, r); }
 
   // 16 rows from j on and query tile t.
   void multiply_latents(std::int64_t j, std::int64_t t) {
-    clear_sums();
+    tiles.clear_sums();
     if (whole_bytes) {
       for (std::int64_t step = 0; step < kLatentSteps; step += 2) {
         for (const std::int64_t k : {step, step + 1}) {
@@ -258,10 +250,10 @@ struct AmxAttend {
 
   void score_tile(std::int64_t page, std::int64_t j, std::int64_t t) {
     multiply_latents(j, t);
-    store_sums(sums[0]);
-    clear_sums();
+    tiles.store_sums(sums[0]);
+    tiles.clear_sums();
     load_and_multiply(j, t, kLatentSteps);
-    store_sums(sums[1]);
+    tiles.store_sums(sums[1]);
     const V latent = load(q.scales[0] + t * 16), rotary = load(q.scales[1] + t * 16);
     I v[16];
 #pragma GCC unroll 4
@@ -285,19 +277,16 @@ struct AmxAttend {
   // Columns from `begin` to `end`, whole pages, have scores.
   void encode_weights(std::int64_t i, std::int64_t first, std::int64_t last, std::int64_t begin, std::int64_t end) {
     float* s = scores[i];
-    V highest = set1(kLowest);
+    V tops = set1(kLowest);
     for (std::int64_t j = begin; j < end; j += kLanes) {
       if (j < first || j + kLanes > last) {
         for (std::int64_t c = j; c < j + kLanes; ++c) {
           if (c < first || c >= last) s[c] = kLowest;
         }
       }
-      highest = larger(load(s + j), highest);
+      tops = larger(load(s + j), tops);
     }
-    float tops[kLanes];
-    store(tops, highest);
-    float top = tops[0];
-    for (int c = 1; c < kLanes; ++c) top = tops[c] > top ? tops[c] : top;
+    const float top = highest(tops);
     V total = zero(), most = zero();
     for (std::int64_t j = begin; j < end; j += kLanes) {
       V e = exp(sub(load(s + j), set1(top)));
@@ -316,10 +305,7 @@ struct AmxAttend {
     }
     a.out.top[i] = top;
     a.out.sum[i] = sum(total);
-    float most_of[kLanes];
-    store(most_of, most);
-    float high = most_of[0];
-    for (int c = 1; c < kLanes; ++c) high = most_of[c] > high ? most_of[c] : high;
+    const float high = highest(most);
     const bool any = high > kTiniest;
     by[i] = any ? high / kByteCodeMost : 0;
     const float inverse = any ? kByteCodeMost / high : 0;
@@ -331,7 +317,7 @@ struct AmxAttend {
 
   // Part `part` of the columns [64 step, 64 step + 64) of 16 queries.
   void multiply_values(std::int64_t t, std::int64_t step, std::int64_t part, std::int64_t from, std::int64_t to) {
-    clear_sums();
+    tiles.clear_sums();
     for (std::int64_t page = from; page < to; ++page) {
       tiles.load<4>(weights[0][page][t * 16], kPageTokens);
       tiles.load<5>(weights[1][page][t * 16], kPageTokens);
@@ -354,7 +340,7 @@ struct AmxAttend {
     for (std::int64_t step = 0; step < kLatentSteps; ++step) {
       for (int part = 0; part < 4; ++part) {
         multiply_values(t, step, part, from, to);
-        store_sums(sums[part]);
+        tiles.store_sums(sums[part]);
       }
       for (std::int64_t r = 0; r < count; ++r) {
         const V scale = set1(by[t * 16 + r]);
@@ -372,19 +358,9 @@ struct AmxAttend {
   static constexpr std::int64_t kSoonRowLines = 64;
   static constexpr std::int64_t kFetchQueries = 32;  // more: a prompt, whose blocks read the same rows again and again
 
-  const char* page_at(std::int64_t position) const {
-    return static_cast<const char*>(a.pages.base) + a.page_table[position / kPageTokens] * a.pages.page_stride_bytes;
-  }
-
   void run() {
     if (!a.again) encode_queries();
-    std::int64_t from = a.first[0], to = a.last[0];  // the union: queries of one sequence have contiguous positions
-    for (std::int64_t i = 1; i < a.n; ++i) {
-      from = a.first[i] < from ? a.first[i] : from;
-      to = a.last[i] > to ? a.last[i] : to;
-    }
-    from = from > a.begin ? from : a.begin;
-    to = to < a.end ? to : a.end;
+    const auto [from, to] = seen_positions(a);
     if (from >= to) {
       for (std::int64_t i = 0; i < a.n; ++i) {
         a.out.top[i] = kLowest;
@@ -400,8 +376,8 @@ struct AmxAttend {
       const std::int64_t at = a.begin + page * kPageTokens;
       const std::int64_t lo = from > at ? from - at : 0;
       const std::int64_t hi = to - at < kPageTokens ? to - at : kPageTokens;
-      const char* next = page + 1 < end_page ? page_at(at + kPageTokens) : nullptr;
-      encode_page(page_at(at), next, lo, hi, value_scales + page * kPageTokens);
+      const char* next = page + 1 < end_page ? page_at(a, at + kPageTokens) : nullptr;
+      encode_page(page_at(a, at), next, lo, hi, value_scales + page * kPageTokens);
       turn_values(page);
       score_page(page, lo, hi);
     }
@@ -429,7 +405,7 @@ struct AmxAttend {
 
 void attend_amx(const AttendArgs& a) {
   // The exact cache, which others are measured against; and rows of 16 bits for few heads, which do not pay for their
-  // turning (5 heads: 9.6 µs a page, 7.2 by vectors; 20: 12.8 and 16.6).
+  // turning (5 heads: 9.6 µs a page, 7.2 by vectors; 20: 11.8 and 16.6).
   const bool few = a.heads < kManyHeads && a.pages.codec != KvCodec::kInt8;
   if (a.pages.codec == KvCodec::kF32 || few) return g_base->attend(a);
   AmxAttend attend(a);

@@ -133,13 +133,10 @@ struct CodedPage {
       for (int j = 0; j < 4; ++j) q_scales->latent[i][j] = latent, q_scales->rotary[i][j] = rotary;
     }
   }
-  const char* page_at(std::int64_t position) const {
-    return static_cast<const char*>(a.pages.base) + a.page_table[position / kPageTokens] * a.pages.page_stride_bytes;
-  }
   void open(std::int64_t position, std::int64_t, std::int64_t hi) {
-    rows = page_at(position);
+    rows = page_at(a, position);
     const bool more = hi == kPageTokens && position + kPageTokens < (a.last[a.n - 1] < a.end ? a.last[a.n - 1] : a.end);
-    next_rows = more ? page_at(position + kPageTokens) : nullptr;
+    next_rows = more ? page_at(a, position + kPageTokens) : nullptr;
   }
   // How often fetch() is called for a group: in each tile of scores, and for each row if these tiles are few.
   std::int64_t stops() const {

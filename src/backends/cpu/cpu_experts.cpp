@@ -8,8 +8,6 @@
 namespace glint::cpu {
 namespace {
 
-std::int64_t row_tiles(std::int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
-
 constexpr double kSigmoidWork = 64;  // of an expert and row, in the units of for_items: about 8 ns
 
 // The experts of row t by its scores [n_experts], which become sigmoids.

@@ -102,9 +102,9 @@ void CpuOps::size_workspace() {
   const auto packed_all = [&](std::int64_t n, std::int64_t cols) {
     return 2 * packed_few_or_many(n, cols) + (kPackKinds - 2) * codes(n, cols);
   };
-  // Rows of x for each expert, in two kinds; up to 15 rows of each may be missing in its last tile.
+  // Tiles of the rows of each expert; up to 15 rows may be missing in its last tile.
   const auto gathered = [&](std::int64_t n, std::int64_t groups, std::int64_t cols) {
-    return tiles ? 2 * (n + groups * kRowTile) * (tile_floats(kRowTile, cols) / kRowTile + 1) : 0;
+    return tiles ? (n + groups * kRowTile) * (tile_floats(kRowTile, cols) / kRowTile + 1) : 0;
   };
   // An inner activation as values and as codes.
   const auto inner = [](std::int64_t cols) { return packed_floats(1, cols) + 2 * kBlock + code_floats(1, cols); };
@@ -113,7 +113,7 @@ void CpuOps::size_workspace() {
       2 * packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
   const std::int64_t choices = rows * (l.top_k + 1);
   const std::int64_t moe = packed_all(rows, l.hidden) + choices * inner(l.expert_inner) + 4 * choices +
-                           128 * (l.n_experts + 8) + gathered(choices, l.n_experts + 1, l.hidden) +
+                           128 * (l.n_experts + 8) + 2 * gathered(choices, l.n_experts + 1, l.hidden) +
                            gathered(choices, l.n_experts + 1, l.expert_inner);
   const std::int64_t mlp =
       packed_all(rows, l.hidden) + rows * inner(l.dense_inner) + gathered(rows, 1, l.dense_inner) + 1024;
@@ -146,7 +146,7 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
   if (rows < kGemmRows && cols % table_.lanes == 0 && kind.index() == 0)  // the kernels only read through data
     return {.data = const_cast<float*>(x), .rows = rows, .cols = cols, .block = cols, .bf16 = false};
   const Packed to = make_packed(arena, rows, cols, kind);
-  for_items((rows + kRowTile - 1) / kRowTile, static_cast<double>(rows * cols), [&](std::int64_t item, int) {
+  for_items(row_tiles(rows), static_cast<double>(rows * cols), [&](std::int64_t item, int) {
     const std::int64_t m = item * kRowTile;
     pack_rows(to, x + m * cols, m, std::min(rows, m + kRowTile));
   });

@@ -162,6 +162,8 @@ inline constexpr std::int64_t kAttendRows = 256;
 // Floats of the workspace of mla_attend.
 std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads, std::int64_t block);
 
+constexpr std::int64_t row_tiles(std::int64_t rows) { return (rows + kRowTile - 1) / kRowTile; }
+
 // The equal chunks of at most kRowChunk that `rows` rows are cut into; where x has tiles, of at most kTileChunk and
 // whole tiles.
 constexpr std::int64_t row_chunks(std::int64_t rows, bool tiled = false) {
@@ -170,8 +172,7 @@ constexpr std::int64_t row_chunks(std::int64_t rows, bool tiled = false) {
 }
 constexpr std::int64_t chunk_begin(std::int64_t rows, std::int64_t chunk, bool tiled = false) {
   if (!tiled) return rows * chunk / row_chunks(rows);
-  const std::int64_t tiles = (rows + kRowTile - 1) / kRowTile;
-  return std::min(rows, tiles * chunk / row_chunks(rows, true) * kRowTile);
+  return std::min(rows, row_tiles(rows) * chunk / row_chunks(rows, true) * kRowTile);
 }
 
 }  // namespace glint::cpu

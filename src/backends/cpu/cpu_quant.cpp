@@ -72,7 +72,7 @@ bool CpuOps::has_tiles(std::int64_t rows, PackKind kind) const {
 }
 
 void CpuOps::make_tiles(Arena& arena, Packed& p) const {
-  const std::int64_t tiles = (p.rows + kRowTile - 1) / kRowTile;
+  const std::int64_t tiles = row_tiles(p.rows);
   p.scale_stride = scale_stride(p.cols, p.quant);
   p.tile_stride = kRowTile * p.cols;
   p.tiles = arena.take<std::int8_t>(tiles * p.tile_stride);
@@ -87,7 +87,7 @@ std::int64_t code_floats(std::int64_t rows, std::int64_t cols) {
 
 std::int64_t tile_floats(std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t kRounding = 3 * 16;
-  const std::int64_t whole = (rows + kRowTile - 1) / kRowTile * kRowTile;
+  const std::int64_t whole = row_tiles(rows) * kRowTile;
   return whole * ((cols + 3) / 4 + 2 * scale_stride(cols, 16)) + kRounding;
 }
 

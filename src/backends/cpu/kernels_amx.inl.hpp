@@ -36,6 +36,8 @@ const Table* g_base = nullptr;  // for all else
 
 #include "backends/cpu/attend_rows.inl.hpp"
 
+#include "backends/cpu/attend_positions.inl.hpp"
+
 #include "backends/cpu/attend_amx.inl.hpp"
 
 #include "backends/cpu/words_encode.inl.hpp"
@@ -45,7 +47,7 @@ const Table* g_base = nullptr;  // for all else
 #include "backends/cpu/absorbed_amx.inl.hpp"
 
 void dot(const DotArgs& a) {
-  if (a.x->words && a.w.format == WeightFormat::kI8 && a.m1 - a.m0 >= kWholeFrom) return dot_whole_amx(a);
+  if (a.x->words && a.w.format == WeightFormat::kI8 && a.m1 - a.m0 >= kTilesFrom) return dot_whole_amx(a);
   if (a.x->tiles == nullptr || a.index != nullptr || a.m0 % kRowTile != 0) return g_base->dot(a);
   switch (a.w.format) {
     case WeightFormat::kI4:
@@ -72,7 +74,7 @@ inline Table make_table(const char* name, const Table& base) {
   t.attend = attend_amx;
   t.query_block = kMostQueries;
   t.tile_codes = tile_codes;
-  t.tile_from = kAmxFrom;
+  t.tile_from = kTilesFrom;
   return t;
 }
 

@@ -1,5 +1,6 @@
 // Many rows of x against codes by AMX: the sums of quant_vnni.inl.hpp, which says in which order they are added, with
-// a block's integers multiplied as tiles of 16 rows of x, 16 rows of W and up to 64 columns. Included by isa_amx.cpp.
+// a block's integers multiplied as tiles of 16 rows of x, 16 rows of W and up to 64 columns. Included by
+// kernels_amx.inl.hpp.
 //
 // A tile product is 16,384 multiply-adds in 16 cycles; its 256 sums must each be stored, converted, scaled and added,
 // which takes 16 and 37. The two hardly overlap, but a product's latency is hidden: while blocks of one pair are
@@ -7,7 +8,6 @@
 
 inline constexpr int kAmxRows = static_cast<int>(kRowTile);
 inline constexpr int kAmxBlocks = 2;  // blocks whose sums wait at a time: neighbouring leaves of the tree
-inline constexpr int kAmxFrom = 8;    // rows of x from which tiles are faster than vectors
 
 template <int Width>
 struct AmxShape {
@@ -58,8 +58,8 @@ struct AmxSquare {
 };
 
 struct AmxScratch {
-  alignas(64) std::int32_t sums[2][kAmxBlocks][4][kAmxRows][kLanes];  // of two pairs of blocks by turns
-  alignas(64) float tree[4][4][kAmxRows][kLanes];                     // sums of 2, 4 and 8 blocks that wait, and of all
+  alignas(64) TileSums sums[2][kAmxBlocks];        // of two pairs of blocks by turns
+  alignas(64) float tree[4][4][kAmxRows][kLanes];  // sums of 2, 4 and 8 blocks that wait, and of all
 };
 
 // Blocks of a pair, of one tile.
@@ -159,10 +159,7 @@ template <int Width, bool Mins>
     const bool multiplies = leaf < kStepBlocks && kLeaves[leaf] < t.blocks;
     fetch_next(t);
     if (multiplies) {
-      tiles.clear<0>();
-      tiles.clear<1>();
-      tiles.clear<2>();
-      tiles.clear<3>();
+      tiles.clear_sums();
       amx_multiply(tiles, s);
       if constexpr (S::kParts == 2) {
         amx_load<Width, 1>(tiles, s, block(leaf));
@@ -173,13 +170,7 @@ template <int Width, bool Mins>
       amx_pair<Mins>(s, scratch, q - 1, 2 * half);
       if (s.two) amx_pair<Mins>(s, scratch, q - 1, 2 * half + 1);
     }
-    if (multiplies) {
-      auto& sums = scratch.sums[q % 2][half];
-      tiles.store<0>(sums[0], 64);
-      tiles.store<1>(sums[1], 64);
-      tiles.store<2>(sums[2], 64);
-      tiles.store<3>(sums[3], 64);
-    }
+    if (multiplies) { tiles.store_sums(scratch.sums[q % 2][half]); }
     if (leaf + 1 < kStepBlocks && kLeaves[leaf + 1] < t.blocks) amx_load<Width, 0>(tiles, s, block(leaf + 1));
   }
   const DotArgs& a = *t.a;
@@ -253,20 +244,13 @@ void codes_amx(const DotArgs& a) {
   AmxScratch scratch;
   Tiles tiles;
   const CodesMatrix<Width> matrix(a);
-  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
-  const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
-    // The strip that comes next, which lies behind this one or where the caller says.
-    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
-    const char* next = static_cast<const char*>(follows);
-    t.next = &next;
-    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
     t.groups = (t.count + kLanes - 1) / kLanes;
     const std::int64_t squares = (a.m1 - a.m0 + 2 * kAmxRows - 1) / (2 * kAmxRows) * ((t.groups + 1) / 2);
-    const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-    t.next_bytes = (kStrip * row_bytes / (squares * (kStepBlocks + kAmxBlocks) * steps) / 64 + 1) * 64;
+    const char* next;
+    look_ahead<F, Width>(t, next, squares * (kStepBlocks + kAmxBlocks));
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
@@ -274,11 +258,7 @@ void codes_amx(const DotArgs& a) {
         for (std::int64_t i = 0; i < t.count; ++i) matrix.scales.fetch(n + i);
       }
       fill_bytes<F, Width>(t);
-      fill_factors(t, matrix.scales, matrix.unit, factors);
-      if (a.w.mins != nullptr) {
-        fill_factors(t, matrix.mins, set1(1), mins);
-        t.mins = mins;
-      }
+      fill_factors(t, matrix, factors, mins);
       amx_rows<Width>(t, tiles, scratch);
     }
   }

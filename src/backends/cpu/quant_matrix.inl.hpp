@@ -1,5 +1,5 @@
 // A matrix of codes as the kernels with 512-bit integers read it: its format's codes, its scales, the shape of a step.
-// Included by quant_vnni.inl.hpp and isa_amx.cpp.
+// Included by quant_vnni.inl.hpp and kernels_amx.inl.hpp.
 
 struct Int4Codes {
   static constexpr bool kNibbles = true;

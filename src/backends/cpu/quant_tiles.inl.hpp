@@ -1,5 +1,5 @@
 // A tile of a matrix of codes: a step of up to 64 rows of W, in groups of 16. Included by quant_vnni_many.inl.hpp and
-// isa_amx.cpp, which have their own layouts of the codes.
+// quant_amx.inl.hpp, which have their own layouts of the codes.
 
 inline constexpr std::int64_t kTileGroups = kStrip / kLanes;
 
@@ -71,6 +71,29 @@ inline void fill_factors(const CodesTile& t, const Factors<Width>& table, V unit
   }
 }
 
+// A step's scales, and mins if W has them.
+template <int Width>
+inline void fill_factors(CodesTile& t, const CodesMatrix<Width>& matrix, float* factors, float* mins) {
+  fill_factors(t, matrix.scales, matrix.unit, factors);
+  if (!matrix.has_mins) return;
+  fill_factors(t, matrix.mins, set1(1), mins);
+  t.mins = mins;
+}
+
+// What fetch_next, called `asks` times a step, is to bring while a strip is used: the one that comes next, which lies
+// behind it or where the caller says. `next` goes through it.
+template <typename F, int Width>
+inline void look_ahead(CodesTile& t, const char*& next, std::int64_t asks) {
+  const DotArgs& a = *t.a;
+  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
+  const std::int64_t after = t.n + kStrip;
+  const void* follows = after < a.n1 ? static_cast<const char*>(a.w.data) + after * row_bytes : a.next;
+  next = static_cast<const char*>(follows);
+  t.next = &next;
+  t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
+  const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
+  t.next_bytes = (kStrip * row_bytes / (asks * steps) / 64 + 1) * 64;
+}
 inline void fetch_next(const CodesTile& t) {
   const char* next = *t.next;
   const char* end = next + t.next_bytes < t.next_end ? next + t.next_bytes : t.next_end;

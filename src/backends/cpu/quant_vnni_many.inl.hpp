@@ -206,28 +206,17 @@ void codes_many(const DotArgs& a) {
   alignas(64) float factors[kStepBlocks * kStrip];
   alignas(64) float mins[kStepBlocks * kStrip];
   const CodesMatrix<Width> matrix(a);
-  const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
-  const char* w = static_cast<const char*>(a.w.data);
   for (std::int64_t n = a.n0; n < a.n1; n += kStrip) {
     CodesTile t{.a = &a, .n = n, .zero_point = matrix.zero_point, .codes = codes, .factors = factors};
     t.count = a.n1 - n < kStrip ? a.n1 - n : kStrip;
-    // The strip that comes next, which lies behind this one or where the caller says.
-    const void* follows = n + kStrip < a.n1 ? w + (n + kStrip) * row_bytes : a.next;
-    const char* next = static_cast<const char*>(follows);
-    t.next = &next;
-    t.next_end = next == nullptr ? next : next + kStrip * row_bytes;
     t.groups = kTileGroups;  // of fewer rows as well, the last one repeated: a path of their own would be seldom taken
     const std::int64_t tiles = (a.m1 - a.m0 + kMostTileRows - 1) / kMostTileRows;
-    const std::int64_t steps = (a.w.cols / Width + kStepBlocks - 1) / kStepBlocks;
-    t.next_bytes = (kStrip * row_bytes / (tiles * kStepBlocks * steps) / 64 + 1) * 64;
+    const char* next;
+    look_ahead<F, Width>(t, next, tiles * kStepBlocks);
     for (t.b = 0; t.b * Width < a.w.cols; t.b += kStepBlocks) {
       const std::int64_t left = a.w.cols / Width - t.b;
       t.blocks = left < kStepBlocks ? left : kStepBlocks;
-      fill_factors(t, matrix.scales, matrix.unit, factors);
-      if (a.w.mins != nullptr) {
-        fill_factors(t, matrix.mins, set1(1), mins);
-        t.mins = mins;
-      }
+      fill_factors(t, matrix, factors, mins);
       fill_codes<F, Width>(t);
       tile_rows_of_codes<F, Width>(t);
     }

@@ -55,6 +55,10 @@ inline TileShapes whole_tiles() {
   return shapes;
 }
 
+using TileSums = std::int32_t[4][16][kLanes];
+
+inline constexpr std::int64_t kTilesFrom = 8;  // rows of x from which tiles are faster than vectors
+
 #ifndef SIMDE_ENABLE_NATIVE_ALIASES
 
 // Not the intrinsics: GCC 12 makes their numbers part of the text, so that they cannot be a template's.
@@ -78,6 +82,19 @@ class Tiles {
   template <int T>
   void store(void* to, std::int64_t stride) const {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
+  }
+  // The sums of a product, tiles 0 to 3: to zero, and to memory.
+  void clear_sums() {
+    clear<0>();
+    clear<1>();
+    clear<2>();
+    clear<3>();
+  }
+  void store_sums(TileSums& to) const {
+    store<0>(to[0], 64);
+    store<1>(to[1], 64);
+    store<2>(to[2], 64);
+    store<3>(to[3], 64);
   }
   // C += A · B: signed bytes of a row of A times those of B, whose word k holds rows 4k … 4k + 3 of a column.
   template <int C, int A, int B>
@@ -115,6 +132,18 @@ class Tiles {
   void store(void* to, std::int64_t stride) const {
     for (int i = 0; i < shapes_.rows[T]; ++i)
       __builtin_memcpy(static_cast<char*>(to) + i * stride, data_[T][i], shapes_.bytes[T]);
+  }
+  void clear_sums() {
+    clear<0>();
+    clear<1>();
+    clear<2>();
+    clear<3>();
+  }
+  void store_sums(TileSums& to) const {
+    store<0>(to[0], 64);
+    store<1>(to[1], 64);
+    store<2>(to[2], 64);
+    store<3>(to[3], 64);
   }
   template <int C, int A, int B>
   void multiply() {
