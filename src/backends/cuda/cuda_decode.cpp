@@ -145,7 +145,7 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
       {&s.low, s.q_lora},
       {&s.kv, kKvRow},
       {&s.q, heads * kQk},
-      {&s.query, heads * kLatent},
+      {&s.query, kStepJoinParts * heads * kLatent},
       {&s.partial, n * heads * kLatent},
       {reinterpret_cast<float**>(&s.partial_ml), n * heads * 2},
       {&s.latent, heads * kLatent},

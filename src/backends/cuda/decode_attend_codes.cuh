@@ -110,10 +110,10 @@ __device__ __forceinline__ void code_product(float (&c)[4], const std::uint32_t 
 }
 
 // The queries, a row a head, and what a head's scores are to be multiplied by.
-template <KvCodec kCodec, int kEights>
+template <KvCodec kCodec, int kEights, bool kJoined>
 __device__ __forceinline__ void stage_code_queries() {
   const int lane = threadIdx.x % 32;
-  for_queries<kCodec, kEights>([&](int h, const float(&v)[16], float2 rotary) {
+  for_queries<kCodec, kEights, kJoined>([&](int h, const float(&v)[16], float2 rotary) {
     HalfUnit unit{1, 1};
     if constexpr (kIsHalf<kCodec>) {
       float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
@@ -301,7 +301,7 @@ __device__ __forceinline__ void add_rows(float (&acc)[4][kEights][4], std::uint3
 // This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
 // but their own columns, which nobody reads. Rows outside the context have a weight of zero and, if their codes may be
 // no numbers (FP8), are cleared; and so are rows of runs that are not there.
-template <KvCodec kCodec, int kEights>
+template <KvCodec kCodec, int kEights, bool kJoined>
 __device__ __forceinline__ void attend_codes(int layer) {
   using Layout = CodeLayout<kCodec, kEights>;
   using Softmax = PieceSoftmax<kEights, Layout::kRuns>;
@@ -330,8 +330,9 @@ __device__ __forceinline__ void attend_codes(int layer) {
   };
   load_until(c.end);
   grid_wait();  // for the queries, and for this token's row of the cache
+  if (kJoined && runs.end >= c.end) wait_for_row(layer);
   load_until(1 << 30);
-  stage_code_queries<kCodec, kEights>();
+  stage_code_queries<kCodec, kEights, kJoined>();
   step_sync();
   c.end = min(c.end, runs.end);
   const int m = warp % 2 * 16, part = warp / 2;

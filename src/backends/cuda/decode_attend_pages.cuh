@@ -174,7 +174,7 @@ __device__ __forceinline__ void stage_page_queries(std::uint32_t to, PageNumbers
           pack(rotary.x, rotary.y));
     if (lane == 0) n.by[h] = unit.back * kStepScale;
   };
-  for_queries<kCodec, PagesLayout::kN8>(put);
+  for_queries<kCodec, PagesLayout::kN8, false>(put);
   constexpr float kZeros[16] = {};
 #pragma unroll 1
   for (int h = static_cast<int>(threadIdx.x / 32); h < PagesLayout::kPairs; h += kStepWarps) {

@@ -57,6 +57,7 @@ __device__ __forceinline__ void work_stage(StepStage s, const LayerView<P>& v, S
     return;
   }
   finish(s, v, out, s == StepStage::kSharedDown ? experts : 0.0F);
+  if (P::kJoined && s == StepStage::kQuery) leave_part();
   if constexpr (P::kKnown) {
     if (s == StepStage::kExpertUp) finish(StepStage::kSharedUp, v, kept, 0.0F);
   }
@@ -70,8 +71,10 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
                                          StepOutput& kept) {
   step.s.trace.enter(static_cast<int>(s));
   if (s == StepStage::kKeys) {
-    latent_query(v.at);
-    grid_arrive();
+    if constexpr (!P::kJoined) {
+      latent_query(v.at);
+      grid_arrive();
+    }
     step_sync();  // attention's tiles lie where its sums do
     if (l + 1 < step.s.p.n_layers) fetch_layer(l + 1);
   } else if (s == StepStage::kAttend) {
@@ -86,6 +89,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
   } else if (s == StepStage::kQuery && blockIdx.x == gridDim.x - 1) {  // this token's row of the cache
     append_row<P>(l);
   } else if (has_stage(s, v)) {
+    if (P::kJoined && s == StepStage::kQuery) fetch_join(v.at);
     work_stage(s, v, ring, experts, kept);
   }
 }
@@ -167,7 +171,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     const StepLayer& layer = p.layers[tid < kStepStages ? 0 : p.n_layers - 1];
     const int stage = tid % kStepStages;
     const LayerView<AnyStep> v{layer, layer.n_experts > 0};
-    plan_stage(static_cast<StepStage>(stage), v, work_of(static_cast<StepStage>(stage), v.routed));
+    plan_stage(static_cast<StepStage>(stage), v, P::kJoined, work_of(static_cast<StepStage>(stage), v.routed));
   }
   for (int i = tid; i < 256; i += kStepBlock) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
   if (tid < 32) {
@@ -181,7 +185,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     if (tid < kStepThreads + 32) {
       load_all<P>(&pages);
     } else if (tid < kStepThreads + 64) {
-      carry_messages();
+      carry_messages<P>();
     }
   } else {
     more_registers<kWorkerRegisters>();
@@ -191,6 +195,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     if (tid == 0 && atomicAdd(step.s.p.counters + 1, 1U) == gridDim.x - 1) {
       step.s.p.counters[0] = 0;
       step.s.p.counters[1] = 0;
+      step.s.p.counters[kRowCounter] = 0;
     }
   }
 #endif

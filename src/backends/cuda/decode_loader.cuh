@@ -194,17 +194,17 @@ template <class P>
 __device__ __forceinline__ void load_all(const CUtensorMap* pages) {
   StepRing ring;
   unsigned epoch = 0;  // of the last barrier of the layer before
-  const unsigned merges = step.s.context.merge ? 1 : 0;
+  const auto others = static_cast<unsigned>(other_barriers<P>());
   const int n_layers = step.s.p.n_layers;
   load_table(0);
 #pragma unroll 1
   for (int l = 0; l < n_layers; ++l) {
     const StepLayer& layer = step.s.ahead[l & 1];
-    const unsigned scored = epoch + (kScoreBarrier + merges) * gridDim.x;
+    const unsigned scored = epoch + (kScoreBarrier + others) * gridDim.x;
     const unsigned barriers = layer.n_experts > 0 ? kRoutedBarriers : kDenseBarriers;
     prefetch_keys(layer);
     load_layer<P>(l, layer, scored, ring, pages);
-    epoch += (barriers + merges) * gridDim.x;
+    epoch += (barriers + others) * gridDim.x;
   }
 }
 

@@ -51,6 +51,13 @@ struct StepKeys {
   std::int32_t rows, more;      // of a part; parts that have one more
 };
 
+// Where W_UK is joined to W_qb (decode_join.cuh): the rows of a head's 192 that are this block's, and how many blocks
+// have some.
+struct StepJoin {
+  std::int32_t head, part, parts;
+  std::int32_t first, rows;
+};
+
 // The context, and this block's piece of it; see decode_pieces.cuh.
 struct StepContext {
   std::int32_t seq;
@@ -89,7 +96,8 @@ using MlpStages =
                           static_cast<int>(StepStage::kExpertDown), static_cast<int>(StepStage::kSharedDown)>;
 using OwnStages = std::conditional_t<kStepShares, MlpStages, AllStages>;  // of each kind
 __device__ __forceinline__ bool is_attention(StepStage s) { return s <= StepStage::kOut; }
-// Barriers of the grid in a layer, where attention's pieces are not merged, and which of them the scores are behind.
+// Barriers of the grid in a layer, where W_UK has a stage and attention's pieces are not merged, and which of them the
+// scores are behind.
 constexpr unsigned kRoutedBarriers = 9, kDenseBarriers = 8, kScoreBarrier = 7;
 
 // A block's rows in a stage, in tiles of sixteen, and how they come: a chunk, what a slot holds, is some whole tiles,
@@ -116,6 +124,7 @@ struct StepShared {
   alignas(16) DecodeStep p;
   StepContext context;
   StepKeys keys;
+  StepJoin join;
   float2 rope[32];  // cosine and sine of the row's position
   float router_bias[kStepExperts];
   StepWork work[2][kStepStages];  // of a dense layer, and what differs in one with experts
@@ -191,6 +200,9 @@ __device__ __forceinline__ void grid_wait() {
   meet_at(Meeting::kWait);
   step.s.trace.note(StepPart::kWait);
 }
+
+// Of DecodeStep::counters: blocks that arrived, blocks that are done, and whose row of the cache is written.
+constexpr int kRowCounter = 32;
 
 // By one thread: announces its block; waits until so many blocks have arrived.
 __device__ __forceinline__ void grid_announce() {

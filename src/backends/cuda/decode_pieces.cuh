@@ -4,7 +4,7 @@
 // latent numbers of each head. Here is what pieces are, the softmax, and how many pieces become one; decode_attend.cuh,
 // decode_attend_codes.cuh and, of all heads and whole pages, decode_attend_pages.cuh make them.
 
-#include "backends/cuda/decode_work.cuh"
+#include "backends/cuda/decode_join.cuh"
 
 namespace glint::cuda {
 
@@ -104,12 +104,42 @@ struct QueryPart {
   float4 latent[4];
   float2 rotary;
 };
+template <bool kJoined>
 __device__ __forceinline__ QueryPart query_part(int head) {
   const int lane = threadIdx.x % 32;
-  const float* latent = step.s.p.query + head * kLatentWidth;
+  const auto* latent = reinterpret_cast<const float4*>(step.s.p.query + head * kLatentWidth) + lane;
   QueryPart q;
+  if constexpr (kJoined) {  // the sum of what the head's blocks left
+    const int parts = step.s.join.parts, stride = step.s.p.heads * (kLatentWidth / 4);
+    constexpr int kAtOnce = 3;
+    static_assert(kStepJoinParts % kAtOnce == 0);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(reinterpret_cast<const float4*>(latent) + lane + 32 * i);
+    for (float4& v : q.latent) v = {};
+#pragma unroll 1
+    for (int first = 0; first < parts; first += kAtOnce) {
+      float4 part[kAtOnce][4];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          part[k][i] = {};
+          if (first + k < parts) part[k][i] = __ldcg(latent + (first + k) * stride + 32 * i);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float4& sum = q.latent[i];
+          const float4& v = part[k][i];
+          sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+        }
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(latent + 32 * i);
+  }
   q.rotary = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + head * kQkWidth + kNopeWidth) + lane);
   return q;
 }
@@ -137,7 +167,7 @@ __device__ __forceinline__ void query_hadamard(float (&v)[16], int lane) {
 
 // put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. Under H
 // in a loop: this code runs once a layer, and instructions that are not in the cache take longer than the work.
-template <KvCodec kCodec, int kEights, typename Put>
+template <KvCodec kCodec, int kEights, bool kJoined, typename Put>
 __device__ __forceinline__ void for_queries(const Put& put) {
   const int lane = threadIdx.x % 32, heads = step.s.context.heads, first = step.s.context.first_head;
   int h = static_cast<int>(threadIdx.x / 32);
@@ -154,19 +184,19 @@ __device__ __forceinline__ void for_queries(const Put& put) {
   if constexpr (!is_rotated(kCodec)) {
     QueryPart q[kEights];
 #pragma unroll
-    for (int j = 0; j < kEights; ++j) q[j] = query_part(first + min(h + j * kStepWarps, heads - 1));
+    for (int j = 0; j < kEights; ++j) q[j] = query_part<kJoined>(first + min(h + j * kStepWarps, heads - 1));
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
       if (h + j * kStepWarps < heads) hand_over(h + j * kStepWarps, q[j]);
     }
   } else {
     if (h >= heads) return;
-    QueryPart q = query_part(first + h);
+    QueryPart q = query_part<kJoined>(first + h);
 #pragma unroll 1
     while (true) {
       const QueryPart now = q;
       const int next = h + kStepWarps;
-      if (next < heads) q = query_part(first + next);
+      if (next < heads) q = query_part<kJoined>(first + next);
       hand_over(h, now);
       if (next >= heads) break;
       h = next;

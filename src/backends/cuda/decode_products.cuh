@@ -10,6 +10,7 @@
 //               of its own codes, whose scale is one number: codes enter the product exactly, and scales the sums in
 //               fp32, whatever the group. Integers are multiplied as such, with x in two bytes (m16n8k32).
 
+#include "backends/cuda/decode_join.cuh"
 #include "backends/cuda/decode_staging.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -176,6 +177,7 @@ __device__ __forceinline__ StepOutput output_of(StepStage stage, const LayerView
       o.to = row < v.q_lora() ? p.low + row : p.kv + (row - v.q_lora());
       break;
     case StepStage::kQuery:
+      if (P::kJoined && row % kQkWidth < kNopeWidth) break;
       o.to = p.q + row;
       if (row % kQkWidth >= kNopeWidth) o.rope = step.s.rope[(row % kQkWidth - kNopeWidth) / 2];
       break;
@@ -422,6 +424,8 @@ __device__ __forceinline__ void finish(StepStage stage, const LayerView<P>& v, c
     const float other = __shfl_xor_sync(0xffffffffU, sum, 1);
     sum = threadIdx.x % 2 == 0 ? sum * o.rope.x - other * o.rope.y : other * o.rope.y + sum * o.rope.x;
   }
+  if (P::kJoined && stage == StepStage::kQuery && o.sums != 0)
+    sts32(join_value(place_of(stage, v.routed)), __float_as_uint(sum));
   if (o.to != nullptr) *o.to = o.old + (sum + more);
 }
 

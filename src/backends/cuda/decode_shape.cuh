@@ -8,7 +8,7 @@
 namespace glint::cuda {
 
 struct AnyStep {
-  static constexpr bool kKnown = false;
+  static constexpr bool kKnown = false, kJoined = false;
 };
 
 // A format as the kernel reads it; scales are BF16.
@@ -23,6 +23,9 @@ struct StepCodes {
 template <StepCodes kAttention, StepCodes kShared, StepCodes kExperts, KvCodec kCache, bool kFarContext>
 struct FlashStep {
   static constexpr bool kKnown = true, kFar = kFarContext;
+  // W_UK with the stage before it (decode_join.cuh): not where every block would add up the parts of all heads, nor
+  // where a row of the cache takes longer to encode than the stage.
+  static constexpr bool kJoined = !kFarContext && kCache != KvCodec::kInt4;
   static constexpr KvCodec kCodec = kCache;
   static constexpr int kHeads = 20, kHidden = 2048, kQLora = 768, kDense = 10240, kInner = 1536, kTopK = 4;
 

@@ -72,7 +72,7 @@ __device__ __forceinline__ void encode_by_warps(unsigned char* to) {
 }
 
 // The token's latent, normed, and its rotary key go into the cache. By one block, which arrives before it encodes a
-// short codec: others make their latent queries meanwhile, and attention is two barriers away.
+// short codec: others make their latent queries meanwhile, and attention is two barriers away, or waits for the row.
 template <class P>
 __device__ __forceinline__ void append_row(int layer) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
@@ -93,6 +93,19 @@ __device__ __forceinline__ void append_row(int layer) {
   step_sync();
   const std::int32_t slot = step.s.p.slots[0];
   const KvCodec codec = cache_codec<P>();
+  if constexpr (P::kJoined) {
+    grid_arrive();
+    if (slot >= 0) {
+      if constexpr (is_short(P::kCodec)) {
+        encode_by_warps<P::kCodec>(cache_row<P::kCodec>(layer, slot));
+      } else {
+        auto* to = reinterpret_cast<__nv_bfloat162*>(cache_row<KvCodec::kBF16>(layer, slot));
+        for (int i = tid; i < kRowWidth / 2; i += kStepThreads)
+          to[i] = __floats2bfloat162_rn(step.s.kv_row[2 * i], step.s.kv_row[2 * i + 1]);
+      }
+    }
+    return announce_row(layer);
+  }
   if (!is_short(codec)) {
     if (slot >= 0) {
       auto* to = reinterpret_cast<__nv_bfloat16*>(cache_row<KvCodec::kBF16>(layer, slot));
@@ -113,13 +126,13 @@ template <class P, int kEights>
 __device__ __forceinline__ void attend_piece_of(int layer) {
   switch (cache_codec<P>()) {
     case KvCodec::kFp8:
-      return attend_codes<KvCodec::kFp8, kEights>(layer);
+      return attend_codes<KvCodec::kFp8, kEights, P::kJoined>(layer);
     case KvCodec::kInt8:
-      return attend_codes<KvCodec::kInt8, kEights>(layer);
+      return attend_codes<KvCodec::kInt8, kEights, P::kJoined>(layer);
     case KvCodec::kInt4:
-      return attend_codes<KvCodec::kInt4, kEights>(layer);
+      return attend_codes<KvCodec::kInt4, kEights, P::kJoined>(layer);
     default:
-      return attend_piece<kEights>(layer);
+      return attend_piece<kEights, P::kJoined>(layer);
   }
 }
 // Of all heads.
@@ -134,7 +147,7 @@ __device__ __forceinline__ void attend_all_of(int layer) {
     case KvCodec::kInt4:
       return attend_pages<KvCodec::kInt4>(layer);
     default:
-      return attend_piece<kEights>(layer);
+      return attend_piece<kEights, false>(layer);
   }
 }
 template <class P>
@@ -156,6 +169,7 @@ __device__ __forceinline__ void attend_piece_any(int layer) {
 
 // By one thread, once a step.
 __device__ __noinline__ void plan_keys() {
+  plan_join();
   constexpr int kPerHead = kLatentWidth / 8;
   const Range mine = share_of_head(kPerHead, 1);
   StepKeys& k = step.s.keys;
@@ -237,16 +251,17 @@ __device__ __forceinline__ void latent_query(const StepLayer& layer) {
 }
 
 // The messenger, from beginning to end; decode_memory.cuh says what for.
+template <class P>
 __device__ __forceinline__ void carry_messages() {
   const bool leads = threadIdx.x % 32 == 0;
-  const int merges = step.s.context.merge ? 1 : 0, n_layers = step.s.p.n_layers;
+  const int others = other_barriers<P>(), n_layers = step.s.p.n_layers;
   unsigned epoch = 0;
   meet_at(Meeting::kWait);
 #pragma unroll 1
   for (int l = 0; l < n_layers; ++l) {
     const int n_experts = step.s.layers[l & 1].n_experts;
-    const int scored = n_experts > 0 ? static_cast<int>(kScoreBarrier) - 1 + merges : -1,
-              n = static_cast<int>(n_experts > 0 ? kRoutedBarriers : kDenseBarriers) + merges;
+    const int scored = n_experts > 0 ? static_cast<int>(kScoreBarrier) - 1 + others : -1,
+              n = static_cast<int>(n_experts > 0 ? kRoutedBarriers : kDenseBarriers) + others;
 #pragma unroll 1
     for (int i = 0; i < n; ++i) {
       epoch += gridDim.x;

@@ -6,6 +6,7 @@
 #include "backends/cuda/decode_attend.cuh"
 #include "backends/cuda/decode_attend_codes.cuh"
 #include "backends/cuda/decode_attend_pages.cuh"
+#include "backends/cuda/decode_join.cuh"
 #include "backends/cuda/decode_memory.cuh"
 #include "backends/cuda/decode_shape.cuh"
 #include "backends/cuda/page_tensor.hpp"
@@ -13,8 +14,9 @@
 namespace glint::cuda {
 namespace {
 
-const void* kernel_of(const DecodeStep& s) {
-  switch (s.top_k == FlashBf16<KvCodec::kBF16, false>::kTopK ? s.known : StepModel::kAny) {
+const void* kernel_of(const DecodeStep& s, int blocks) {
+  const bool fits = s.top_k == FlashBf16<KvCodec::kBF16, false>::kTopK && joins(blocks, s.heads);
+  switch (fits ? s.known : StepModel::kAny) {
     case StepModel::kBf16:
       return step_kernel_bf16(s.cache.codec, s.far);
     case StepModel::kInt8:
@@ -82,7 +84,8 @@ StepSizes sizes_for(const Launch& l, const DecodeStep& s) {
   StepSizes z{};
   const int values = rows(1, kLatentWidth) + kStepWarps * kLatentWidth * 4;
   // Attention has no notes: they lie behind what the other stages need.
-  z.note_at = std::max({kKeyBytes, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
+  z.note_at = std::max(
+      {kKeyBytes, kJoinBytes, down, values, rows(1, s.heads * kQkWidth), rows(2, s.hidden), rows(1, s.q_lora)});
   z.note_at = (z.note_at + 127) / 128 * 128;
   z.x_bytes = (std::max(attend, z.note_at + kNotes) + 127) / 128 * 128;
   // Tiles of a block at most: of pairs of gate and up, of other rows.
@@ -172,10 +175,10 @@ StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers) {
 
 int step_blocks(const Launch& l, const DecodeStep& s) {
   if (l.smem_limit < (200 << 10) || s.top_k + 1 > kStepSlots) return 0;
-  if (s.heads > std::min(kStepHeadsMost, l.n_sms) || s.hidden > 8 * kStepThreads || s.q_lora > 8 * kStepThreads)
+  if (s.heads > std::min(kStepHeadsMost, l.n_sms - 1) || s.hidden > 8 * kStepThreads || s.q_lora > 8 * kStepThreads)
     return 0;
   // A block's columns of W_UK: units of eight, and loads of a thread.
-  const int per = l.n_sms / s.heads, units = (kLatentWidth / 8 + per - 1) / per;
+  const int per = (l.n_sms - 1) / s.heads, units = (kLatentWidth / 8 + per - 1) / per;
   if (units > kKeyUnits || (kNopeWidth + kStepThreads / units - 1) / (kStepThreads / units) > kKeyLoads) return 0;
   return sizes_for(l, s).slots >= 2 ? l.n_sms : 0;
 }
@@ -188,7 +191,7 @@ void decode_step(const Launch& l, const DecodeStep& given) {
           (l.wgmma || !codes);  // all heads of a page of codes: decode_attend_pages.cuh
   StepTraceBuffer trace(l, &s);
   const StepSizes sizes = sizes_for(l, s);
-  const void* kernel = kernel_of(s);
+  const void* kernel = kernel_of(s, l.n_sms);
   allow_shared_memory(kernel, static_cast<std::size_t>(sizes.bytes));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;

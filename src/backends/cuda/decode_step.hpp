@@ -11,7 +11,8 @@ namespace glint::cuda {
 inline constexpr int kStepExperts = 64;  // experts of a layer at most
 inline constexpr int kStepSlots = 8;     // experts of a token at most, and the shared one
 inline constexpr int kStepHeadsMost = 24;
-inline constexpr int kWholeRow = 30;  // group_shift where a row has one scale
+inline constexpr int kStepJoinParts = 6;  // blocks that a head's rows of W_UK are with, at most (decode_join.cuh)
+inline constexpr int kWholeRow = 30;      // group_shift where a row has one scale
 
 // A matrix with all that the kernel would otherwise work out for each tile. A row of it has scales of its own.
 struct StepMat {
@@ -71,7 +72,7 @@ struct DecodeStep {
   float* low = nullptr;          // [q_lora]
   float* kv = nullptr;           // [576]
   float* q = nullptr;            // [N, 256]
-  float* query = nullptr;        // [N, 512]
+  float* query = nullptr;        // [N, 512], or parts of it: [kStepJoinParts, N, 512]
   float* partial = nullptr;      // [n_blocks, N, 512]
   float2* partial_ml = nullptr;  // [n_blocks, N]
   float* latent = nullptr;       // [N, 512]

@@ -102,6 +102,12 @@ __device__ __forceinline__ bool merges_pieces() {
   return step.s.context.merge;
 }
 
+// Barriers of the grid that a layer has fewer or more than k…Barriers say.
+template <class P>
+__device__ __forceinline__ int other_barriers() {
+  return (merges_pieces<P>() ? 1 : 0) - (P::kJoined ? 1 : 0);
+}
+
 // Whether such a layer has this stage, of those with weights.
 template <class P>
 __device__ __forceinline__ bool has_stage(StepStage s, const LayerView<P>& v) {
@@ -119,17 +125,19 @@ __device__ __forceinline__ Range share(int total, int unit, int blocks) {
   return {static_cast<int>(units * b / n) * unit, static_cast<int>(units * (b + 1) / n) * unit};
 }
 
-// Of rows (or columns) that each head has `n` of, so that a block has those of one head only: as many blocks a head.
+// Of rows (or columns) that each head has `n` of, so that a block has those of one head only: as many blocks a head,
+// and never the last one, which fills the cache.
+__device__ __forceinline__ int blocks_of_head() { return (static_cast<int>(gridDim.x) - 1) / step.s.p.heads; }
 __device__ __forceinline__ Range share_of_head(int n, int unit) {
-  const int per = static_cast<int>(gridDim.x) / step.s.p.heads, head = static_cast<int>(blockIdx.x) / per,
+  const int per = blocks_of_head(), head = static_cast<int>(blockIdx.x) / per,
             i = static_cast<int>(blockIdx.x) - head * per, units = n / unit;
   if (head >= step.s.p.heads) return {0, 0};
   return {head * n + units * i / per * unit, head * n + units * (i + 1) / per * unit};
 }
 
-// By one thread; `v`: any layer of its kind.
+// By one thread; `v`: any layer of its kind. `joined`: see decode_join.cuh.
 template <class P>
-__device__ __noinline__ void plan_stage(StepStage s, const LayerView<P>& v, StepWork& w) {
+__device__ __noinline__ void plan_stage(StepStage s, const LayerView<P>& v, bool joined, StepWork& w) {
   const StepMat m = v.mat(s);
   const int blocks = static_cast<int>(gridDim.x);
   int total = m.rows, used = blocks, unit = 8;
@@ -140,7 +148,8 @@ __device__ __noinline__ void plan_stage(StepStage s, const LayerView<P>& v, Step
   if (s == StepStage::kExpertDown) w.items = v.top_k() + (v.down_joined() ? 1 : 0);
   // Few rows: four each of gate and up, where their scales can be copied.
   if (s == StepStage::kSharedUp && m.row_bytes % 4 == 0 && m.scale_row_bytes % 4 == 0) unit = 4;
-  const Range r = s == StepStage::kValues ? share_of_head(kQkWidth, unit) : share(total, unit, used);
+  const bool of_head = s == StepStage::kValues || (s == StepStage::kQuery && joined);
+  const Range r = of_head ? share_of_head(kQkWidth, unit) : share(total, unit, used);
   w.begin = r.begin;
   w.rows = r.end - r.begin;
   w.tiles = is_pair(s) ? (w.rows + 7) / 8 : (w.rows + 15) / 16;
