@@ -104,43 +104,32 @@ struct QueryPart {
   float4 latent[4];
   float2 rotary;
 };
+// kJoined: the sum of what the head's blocks left, all of it on its way at once.
 template <bool kJoined>
 __device__ __forceinline__ QueryPart query_part(int head) {
-  const int lane = threadIdx.x % 32;
-  const auto* latent = reinterpret_cast<const float4*>(step.s.p.query + head * kLatentWidth) + lane;
-  QueryPart q;
-  if constexpr (kJoined) {  // the sum of what the head's blocks left
-    const int parts = step.s.join.parts, stride = step.s.p.heads * (kLatentWidth / 4);
-    constexpr int kAtOnce = 3;
-    static_assert(kStepJoinParts % kAtOnce == 0);
+  constexpr int kParts = kJoined ? kStepJoinParts : 1;
+  const int lane = threadIdx.x % 32, parts = kJoined ? step.s.join.parts : 1, stride = step.s.p.heads * kLatentWidth;
+  const float* latent = step.s.p.query + head * kLatentWidth + 4 * lane;
+  float4 part[kParts][4];
 #pragma unroll
-    for (float4& v : q.latent) v = {};
-#pragma unroll 1
-    for (int first = 0; first < parts; first += kAtOnce) {
-      float4 part[kAtOnce][4];
+  for (int k = 0; k < kParts; ++k) {
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          part[k][i] = {};
-          if (first + k < parts) part[k][i] = __ldcg(latent + (first + k) * stride + 32 * i);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          float4& sum = q.latent[i];
-          const float4& v = part[k][i];
-          sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-        }
-      }
+    for (int i = 0; i < 4; ++i) {
+      part[k][i] = {};
+      if (!kJoined || k < parts) part[k][i] = __ldcg(reinterpret_cast<const float4*>(latent + k * stride + 128 * i));
     }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) q.latent[i] = __ldcg(latent + 32 * i);
   }
+  QueryPart q;
   q.rotary = __ldcg(reinterpret_cast<const float2*>(step.s.p.q + head * kQkWidth + kNopeWidth) + lane);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    q.latent[i] = part[0][i];
+#pragma unroll
+    for (int k = 1; k < kParts; ++k) {
+      const float4& v = part[k][i];
+      q.latent[i].x += v.x, q.latent[i].y += v.y, q.latent[i].z += v.z, q.latent[i].w += v.w;
+    }
+  }
   return q;
 }
 // H over a head's latent values as a lane has them: of a block's number, value / 16, three bits are the lane's. The
@@ -196,9 +185,9 @@ __device__ __forceinline__ void for_queries(const Put& put) {
     while (true) {
       const QueryPart now = q;
       const int next = h + kStepWarps;
-      if (next < heads) q = query_part<kJoined>(first + next);
+      if (kEights > 1 && next < heads) q = query_part<kJoined>(first + next);
       hand_over(h, now);
-      if (next >= heads) break;
+      if (kEights == 1 || next >= heads) break;
       h = next;
     }
   }
