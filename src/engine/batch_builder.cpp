@@ -21,17 +21,19 @@ BatchBuilder::BatchBuilder(Ops& ops, const BatchLimits& limits)
   context_tokens_ = row_offsets_ + limits.max_seqs + 1;
   page_table_ = context_tokens_ + limits.max_seqs;
   sequences_.reserve(static_cast<std::size_t>(limits.max_seqs));
+  token_rows_.reserve(static_cast<std::size_t>(limits.max_seqs));
 }
 
 void BatchBuilder::begin() {
   sequences_.clear();
+  token_rows_.clear();
   n_rows_ = 0;
   n_logits_ = 0;
   row_offsets_[0] = 0;
 }
 
 std::int64_t BatchBuilder::add(const KvPlan& plan, const SequenceRows& rows) {
-  const auto n = static_cast<std::int64_t>(rows.ids.size());
+  const auto n = rows.token ? 1 : static_cast<std::int64_t>(rows.ids.size());
   const std::int64_t end = rows.first_position + n;
   CHECK(n > 0 && n_rows_ + n <= limits_.max_rows, std::to_string(n_rows_ + n) + " rows");
   CHECK(rows.n_logits >= 0 && rows.n_logits <= n && n_logits_ + rows.n_logits <= limits_.max_logits);
@@ -42,10 +44,19 @@ std::int64_t BatchBuilder::add(const KvPlan& plan, const SequenceRows& rows) {
   for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t position = rows.first_position + i;
     const std::int64_t row = n_rows_ + i;
-    ids_[row] = rows.ids[static_cast<std::size_t>(i)];
+    ids_[row] = rows.token ? 0 : rows.ids[static_cast<std::size_t>(i)];
     positions_[row] = static_cast<std::int32_t>(position);
     slots_[row] = pages[static_cast<std::size_t>(position / kPageTokens)] * kPageTokens +
                   static_cast<std::int32_t>(position % kPageTokens);
+  }
+  if (rows.token) {
+    const bool next = !token_rows_.empty() && token_rows_.back().row + token_rows_.back().n == n_rows_ &&
+                      token_rows_.back().token + token_rows_.back().n == *rows.token;
+    if (next) {
+      ++token_rows_.back().n;
+    } else {
+      token_rows_.push_back({.row = n_rows_, .token = *rows.token, .n = 1});
+    }
   }
   const std::int64_t first_logits = n_logits_;
   for (std::int64_t i = n - rows.n_logits; i < n; ++i) {
@@ -58,7 +69,8 @@ std::int64_t BatchBuilder::add(const KvPlan& plan, const SequenceRows& rows) {
   return first_logits;
 }
 
-const Batch& BatchBuilder::finish(const KvPlan& plan) {
+const Batch& BatchBuilder::finish(const KvPlan& plan, const std::int32_t* tokens) {
+  CHECK(token_rows_.empty() || tokens != nullptr);
   // Tables are packed at the width of the longest sequence, so that the upload is no larger than it must be.
   std::size_t stride = 1;
   for (const SequenceId id : sequences_) stride = std::max(stride, plan.pages(id).size());
@@ -71,6 +83,10 @@ const Batch& BatchBuilder::finish(const KvPlan& plan) {
     table += stride;
   }
   ops_.upload(device_.data(), host_.data(), static_cast<std::size_t>(table - host_.data()) * sizeof(std::int32_t));
+
+  for (const TokenRows& t : token_rows_)
+    ops_.copy(static_cast<std::int32_t*>(device_.data()) + t.row, tokens + t.token,
+              static_cast<std::size_t>(t.n) * sizeof(std::int32_t));
 
   const auto* base = static_cast<const std::int32_t*>(device_.data());
   const auto on_device = [&](const std::int32_t* p) { return base + (p - host_.data()); };

@@ -3,6 +3,7 @@
 // memory. Every array has its full size from the start, so that a step allocates nothing.
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct SequenceRows {
   std::span<const std::int32_t> ids;  // read by add() only
   std::int64_t first_position = 0;
   std::int64_t n_logits = 0;  // the last n_logits rows want logits
+  // Set: the only row's id is not known here yet; it will be this one of the tokens that finish() is given.
+  std::optional<std::int64_t> token = std::nullopt;
 };
 
 class BatchBuilder {
@@ -36,8 +39,9 @@ class BatchBuilder {
   std::int64_t add(const KvPlan& plan, const SequenceRows& rows);
   std::int64_t n_rows() const { return n_rows_; }
   std::int64_t n_logits() const { return n_logits_; }
-  // Uploads. The batch is valid until the next begin(); `plan` must be as it was at add().
-  const Batch& finish(const KvPlan& plan);
+  // Uploads. The batch is valid until the next begin(); `plan` must be as it was at add(). `tokens`: in the backend's
+  // memory, for rows whose ids are there only.
+  const Batch& finish(const KvPlan& plan, const std::int32_t* tokens = nullptr);
 
  private:
   BatchLimits limits_;
@@ -55,6 +59,10 @@ class BatchBuilder {
   std::int32_t* context_tokens_;
   std::int32_t* page_table_;
   std::vector<SequenceId> sequences_;
+  struct TokenRows {  // neighbours on both sides
+    std::int64_t row, token, n;
+  };
+  std::vector<TokenRows> token_rows_;
   std::int64_t n_rows_ = 0;
   std::int64_t n_logits_ = 0;
   Batch batch_;

@@ -15,9 +15,18 @@ LogitsBuffer::LogitsBuffer(Ops& ops, std::int64_t max_rows, std::int64_t vocab, 
   fetched_.resize(static_cast<std::size_t>(max_rows));
 }
 
-void LogitsBuffer::renew() {
-  if (on_host()) ops_.synchronize();
-  std::fill(fetched_.begin(), fetched_.end(), false);
+View LogitsBuffer::view_from(std::int64_t first) const {
+  CHECK(first >= 0 && first < n_rows(), std::to_string(first));
+  return {view_.as<float>() + first * view_.shape[1], DType::kF32, {n_rows() - first, view_.shape[1]}};
+}
+
+void LogitsBuffer::renew(std::int64_t first, std::int64_t n) {
+  CHECK(first >= 0 && n >= 0 && first + n <= n_rows(), std::to_string(first) + " + " + std::to_string(n));
+  if (on_host()) {
+    ops_.synchronize();
+  } else {
+    std::fill_n(fetched_.begin() + first, n, false);
+  }
 }
 
 std::span<float> LogitsBuffer::row(std::int64_t r) {
@@ -56,16 +65,17 @@ Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& op
   sample_masks_ =
       ops.allocate(rows * static_cast<std::size_t>(mask_words(weights.config.vocab)) * sizeof(std::uint64_t));
   sample_tokens_ = ops.allocate(rows * sizeof(std::int32_t));
-  tokens_.resize(rows);
+  for (Tokens& t : tokens_) t.ids.resize(rows);
 }
 
-void Runtime::forward(const KvPlan& plan) {
-  model_.forward(batch_.finish(plan), store_, logits_.view());
-  logits_.renew();
+void Runtime::forward(const KvPlan& plan, std::int64_t first_logits) {
+  const Batch& batch = batch_.finish(plan, static_cast<const std::int32_t*>(sample_tokens_.data()));
+  model_.forward(batch, store_, logits_.view_from(first_logits));
+  logits_.renew(first_logits, batch.n_logits);
 }
 
-std::span<const std::int32_t> Runtime::sample(const SampleBatch& batch) {
-  if (logits_.on_host() || batch.rows.empty()) return {};
+bool Runtime::sample(const SampleBatch& batch, std::int64_t first_logits) {
+  if (logits_.on_host() || batch.rows.empty()) return false;
   const auto upload = [this](const Buffer& to, const auto& from) {
     const std::size_t bytes = from.size() * sizeof from[0];
     CHECK(bytes <= to.bytes(), std::to_string(bytes));
@@ -75,15 +85,26 @@ std::span<const std::int32_t> Runtime::sample(const SampleBatch& batch) {
   upload(sample_edits_, batch.edits);
   upload(sample_masks_, batch.masks);
   auto* tokens = static_cast<std::int32_t*>(sample_tokens_.data());
+  const auto n = static_cast<std::int64_t>(batch.rows.size());
   const bool offered = ops_.sample({.tag = {"sample"},
-                                    .logits = logits_.view().first(static_cast<std::int64_t>(batch.rows.size())),
+                                    .logits = logits_.view_from(first_logits).first(n),
                                     .rows = static_cast<const SampleRow*>(sample_rows_.data()),
                                     .edits = static_cast<const SampleEdit*>(sample_edits_.data()),
                                     .masks = static_cast<const std::uint64_t*>(sample_masks_.data()),
                                     .tokens = tokens});
-  if (!offered) return {};
-  ops_.download(tokens_.data(), tokens, batch.rows.size() * sizeof(std::int32_t));
-  return std::span(tokens_).first(batch.rows.size());
+  if (!offered) return false;
+  Tokens& to = tokens_[next_tokens_];
+  next_tokens_ = (next_tokens_ + 1) % Ops::kFetches;
+  to.n = batch.rows.size();
+  ops_.start_download(to.ids.data(), tokens, to.n * sizeof(std::int32_t));
+  return true;
+}
+
+std::span<const std::int32_t> Runtime::take_tokens() {
+  ops_.finish_download();
+  const Tokens& from = tokens_[oldest_tokens_];
+  oldest_tokens_ = (oldest_tokens_ + 1) % Ops::kFetches;
+  return std::span(from.ids).first(from.n);
 }
 
 void Runtime::logits_of_rows(std::int64_t first_row, std::int64_t n_rows) {

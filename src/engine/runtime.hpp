@@ -32,9 +32,13 @@ class LogitsBuffer {
  public:
   LogitsBuffer(Ops& ops, std::int64_t max_rows, std::int64_t vocab, Placement placement);
   View view() const { return view_; }
+  // The rows from `first` on.
+  View view_from(std::int64_t first) const;
+  std::int64_t n_rows() const { return view_.shape[0]; }
   bool on_host() const { return staging_.empty(); }
-  // The backend has been told to write other logits.
-  void renew();
+  // The backend has been told to write other logits, to the n rows from `first` on (default: to all).
+  void renew() { renew(0, n_rows()); }
+  void renew(std::int64_t first, std::int64_t n);
   // Row r, fetched if it is not there yet; the sampler may write to it.
   std::span<float> row(std::int64_t r);
 
@@ -57,10 +61,13 @@ class Runtime {
   BatchBuilder& batch() { return batch_; }
   LogitsBuffer& logits() { return logits_; }
 
-  // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass.
-  void forward(const KvPlan& plan);
-  // Tokens of the rows of logits, by the backend (ops/sample.hpp); none: they are the caller's to sample.
-  std::span<const std::int32_t> sample(const SampleBatch& batch);
+  // The batch that was built since batch().begin(), with its sequences' page tables from `plan`: forward pass. Its
+  // logits are rows from `first_logits` on. Ids that the batch takes from tokens are of the last sample().
+  void forward(const KvPlan& plan, std::int64_t first_logits = 0);
+  // Has the backend draw the tokens of those rows of logits (ops/sample.hpp); false: they are the caller's to sample.
+  // Two calls may be under way; take_tokens() waits for the older one.
+  bool sample(const SampleBatch& batch, std::int64_t first_logits = 0);
+  std::span<const std::int32_t> take_tokens();
   static constexpr std::size_t kMaxEdits = std::size_t{1} << 17;  // of one call: 1 MB
   // Logits of those rows of the last forward pass become rows [0, n_rows).
   void logits_of_rows(std::int64_t first_row, std::int64_t n_rows);
@@ -72,7 +79,12 @@ class Runtime {
   BatchBuilder batch_;
   LogitsBuffer logits_;
   Buffer sample_rows_, sample_edits_, sample_masks_, sample_tokens_;  // in the backend's memory
-  std::vector<std::int32_t> tokens_;
+  struct Tokens {
+    std::vector<std::int32_t> ids;
+    std::size_t n = 0;
+  };
+  Tokens tokens_[Ops::kFetches];
+  int next_tokens_ = 0, oldest_tokens_ = 0;  // places that sample() and take_tokens() go on with
 };
 
 }  // namespace glint

@@ -22,17 +22,21 @@ StepLoop::StepLoop(Runtime& runtime, StepLoopOptions options)
   const auto n = static_cast<std::size_t>(options.scheduler.max_running);
   allowed_.resize(static_cast<std::size_t>(sampler_.vocab() + 63) / 64);
   outcomes_.reserve(n);
-  logits_rows_.reserve(n);
   sample_batch_.rows.reserve(n);
   outgoing_.reserve(2 * n);
   if (options.disk && prefix_cache_)
     disk_ = std::make_unique<DiskTier>(scheduler_, runtime_.store(), std::move(*options.disk));
 }
 
-RequestState& StepLoop::at(RequestId id) {
+RequestState* StepLoop::find(RequestId id) {
   const auto it = requests_.find(id);
-  CHECK(it != requests_.end(), "request " + std::to_string(id));
-  return *it->second;
+  return it == requests_.end() ? nullptr : it->second.get();
+}
+
+RequestState& StepLoop::at(RequestId id) {
+  RequestState* request = find(id);
+  CHECK(request != nullptr, "request " + std::to_string(id));
+  return *request;
 }
 
 void StepLoop::admit(std::unique_ptr<RequestState> request) {
@@ -97,91 +101,188 @@ void StepLoop::cancel_all() {
 bool StepLoop::step() noexcept {
   constexpr std::chrono::milliseconds kDiskWait{1};
   const bool loaded = collect_loaded();
-  if (scheduler_.idle()) {
+  if (scheduler_.idle() && !flight_) {
     if (!disk_ || !disk_->busy()) return loaded;
     disk_->wait(kDiskWait);
     return true;
   }
   const double begin = now_s();
-  const StepPlan& plan = scheduler_.plan(to_us(begin));
-  outcomes_.clear();
-  const bool worked = !plan.empty() || !plan.expired.empty();
-  expire(plan);
-  if (!plan.empty()) {
-    for (const RequestId id : plan.started) {
-      RequestState& request = at(id);
-      if (request.started_s == 0) request.started_s = begin;
-    }
-    try {
-      run(plan);
-    } catch (const std::exception& e) { fail_step(plan, e.what()); }
+  bool worked = true;
+  if (!flight_) worked = start_step(begin);
+  if (flight_) {
+    if (may_look_ahead(*flight_)) look_ahead(begin);
+    collect();
+    ++stats_.steps;
+    stats_.step_s += now_s() - begin;
   }
-  scheduler_.commit(outcomes_);
-  save_ended();
   if (!worked && disk_ && disk_->busy()) {  // it may be their pages that are missing
     disk_->wait(kDiskWait);
     return true;
   }
-  if (!plan.empty()) {
-    ++stats_.steps;
-    stats_.step_s += now_s() - begin;
-  }
   return worked;
+}
+
+// Plans a step and launches it, if there is anything to do. False: there was nothing, nor did anything end.
+bool StepLoop::start_step(double begin) {
+  const StepPlan& plan = scheduler_.plan(to_us(begin));
+  const bool worked = !plan.empty() || !plan.expired.empty();
+  expire(plan);
+  if (plan.empty()) {
+    outcomes_.clear();
+    commit();
+    return worked;
+  }
+  for (const RequestId id : plan.started) {
+    RequestState& request = at(id);
+    if (request.started_s == 0) request.started_s = begin;
+  }
+  launch(plan, 0, nullptr);
+  return worked;
+}
+
+// The plan's step on its way, as flight_ or, behind one, as next_. `before`: whose tokens are not known yet.
+void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Flight* before) {
+  std::optional<Flight>& to = before == nullptr ? flight_ : next_;
+  Flight& flight = to.emplace();
+  flight.first_logits = first_logits;
+  flight.items.reserve(plan.items.size());
+  for (const StepItem& item : plan.items) flight.items.push_back({.step = item});
+  try {
+    build(plan, flight, before);
+    runtime_.forward(scheduler_.kv(), first_logits);
+    sample_on_backend(flight, before);
+  } catch (const std::exception& e) {
+    fail(flight, e.what());
+    commit();
+    to.reset();
+  }
+}
+
+// Whether what follows can be planned before this step's tokens are known: they are on the backend, every request goes
+// on but for what its token says, and what the next tokens depend on does not hang on these.
+bool StepLoop::may_look_ahead(const Flight& flight) {
+  const std::int64_t most = runtime_.logits().n_rows() / 2;  // two steps' logits are there at a time
+  if (!flight.sampled || disk_ || scheduler_.n_running() + scheduler_.n_waiting() > most) return false;
+  return std::all_of(flight.items.begin(), flight.items.end(), [this](const Flight::Item& item) {
+    const RequestState* r = find(item.step.request);
+    if (r == nullptr || !item.step.samples) return r != nullptr && r->scores == nullptr;
+    return r->scores == nullptr && item.drawn && !r->constraint && !r->sampling.needs_counts() &&
+           r->generated() + 1 < r->max_tokens;
+  });
+}
+
+void StepLoop::look_ahead(double begin) {
+  outcomes_.clear();
+  for (const Flight::Item& item : flight_->items) {
+    if (item.step.samples) outcomes_.push_back({.request = item.step.request, .n_sampled = 1});
+  }
+  scheduler_.commit(outcomes_);
+  flight_->committed = true;
+  const StepPlan& plan = scheduler_.plan(to_us(begin));
+  expire(plan);
+  for (const RequestId id : plan.started) {
+    RequestState& request = at(id);
+    if (request.started_s == 0) request.started_s = begin;
+  }
+  if (plan.empty()) {
+    outcomes_.clear();
+    return commit();
+  }
+  const std::int64_t half = runtime_.logits().n_rows() / 2;
+  launch(plan, flight_->first_logits == 0 ? half : 0, &*flight_);
+  if (next_) ++steps_ahead_;
+}
+
+// What came out of flight_; then next_ is what is on its way.
+void StepLoop::collect() {
+  outcomes_.clear();
+  try {
+    take_all(*flight_);
+  } catch (const std::exception& e) { fail(*flight_, e.what()); }
+  if (flight_->committed) {
+    save_ended();
+  } else {
+    commit();
+  }
+  flight_ = std::move(next_);
+  next_.reset();
+}
+
+void StepLoop::commit() {
+  scheduler_.commit(outcomes_);
+  save_ended();
 }
 
 void StepLoop::expire(const StepPlan& plan) {
   for (const RequestId id : plan.expired) finish(id, at(id).end(Finish::kTimeout, ""));
 }
 
-void StepLoop::build(const StepPlan& plan) {
+namespace {
+// The request's row of logits in the step before, whose token is not known yet.
+template <typename Items>
+std::optional<std::int64_t> pending_token(const Items& items, RequestId id) {
+  for (const auto& item : items) {
+    if (item.step.request == id && item.step.samples) return item.logits_row;
+  }
+  return std::nullopt;
+}
+}  // namespace
+
+void StepLoop::build(const StepPlan& plan, Flight& flight, const Flight* before) {
   BatchBuilder& batch = runtime_.batch();
   batch.begin();
-  logits_rows_.clear();
-  for (const StepItem& item : plan.items) {
-    if (item.copy) runtime_.store().copy_page(*item.copy);
-    RequestState& request = at(item.request);
-    request.cached_tokens = item.cached;
-    const std::span<const std::int32_t> tokens = request.tokens;
-    const bool wants_logits = item.samples && request.scores == nullptr;
-    logits_rows_.push_back(batch.add(scheduler_.kv(), {.sequence = item.sequence,
-                                                       .ids = tokens.subspan(static_cast<std::size_t>(item.start),
-                                                                             static_cast<std::size_t>(item.n_tokens)),
-                                                       .first_position = item.start,
-                                                       .n_logits = wants_logits ? 1 : 0}));
-    (item.prefill ? stats_.prefill_tokens : stats_.decode_tokens) += item.n_tokens;
+  for (Flight::Item& item : flight.items) {
+    const StepItem& s = item.step;
+    if (s.copy) runtime_.store().copy_page(*s.copy);
+    RequestState& request = at(s.request);
+    request.cached_tokens = s.cached;
+    SequenceRows rows{.sequence = s.sequence,
+                      .ids = {},
+                      .first_position = s.start,
+                      .n_logits = s.samples && request.scores == nullptr ? 1 : 0};
+    if (s.start == static_cast<std::int64_t>(request.tokens.size())) {
+      CHECK(before != nullptr && s.n_tokens == 1);
+      rows.token = pending_token(before->items, s.request);
+      CHECK(rows.token.has_value(), "request " + std::to_string(s.request));
+    } else {
+      rows.ids = std::span<const std::int32_t>(request.tokens)
+                     .subspan(static_cast<std::size_t>(s.start), static_cast<std::size_t>(s.n_tokens));
+    }
+    item.logits_row = batch.add(scheduler_.kv(), rows);
+    (s.prefill ? stats_.prefill_tokens : stats_.decode_tokens) += s.n_tokens;
   }
+  CHECK(static_cast<std::int64_t>(plan.items.size()) == static_cast<std::int64_t>(flight.items.size()));
 }
 
-void StepLoop::run(const StepPlan& plan) {
-  build(plan);
-  runtime_.forward(scheduler_.kv());
-  const std::span<const std::int32_t> tokens = sample_on_backend(plan);
+void StepLoop::take_all(Flight& flight) {
+  const std::span<const std::int32_t> tokens =
+      flight.sampled ? runtime_.take_tokens() : std::span<const std::int32_t>{};
+  flight.sampled = false;
   const double now = now_s();
-  for (std::size_t i = 0; i < plan.items.size(); ++i) {
-    const StepItem& item = plan.items[i];
-    if (at(item.request).scores != nullptr) continue;
-    if (item.samples) {
-      const auto row = static_cast<std::size_t>(logits_rows_[i]);
-      const bool drawn = !tokens.empty() && sample_batch_.rows[row].mode != SampleMode::kNone;
-      take(item, logits_rows_[i], drawn ? &tokens[row] : nullptr, now);
+  for (const Flight::Item& item : flight.items) {
+    const RequestState* request = find(item.step.request);
+    if (request == nullptr || request->scores != nullptr) continue;  // ended, or below
+    if (item.step.samples) {
+      const auto row = static_cast<std::size_t>(item.logits_row);
+      take(item.step, flight.first_logits + item.logits_row, item.drawn ? &tokens[row] : nullptr, now);
     } else {
-      report_progress(item);
+      report_progress(item.step);
     }
   }
   // Scored windows last: the logits of their rows take the place of those that were sampled from.
   std::int64_t first_row = 0;
-  for (const StepItem& item : plan.items) {
-    const auto it = requests_.find(item.request);  // ended requests are gone
-    if (it != requests_.end() && it->second->scores != nullptr) score_item(item, first_row);
-    first_row += item.n_tokens;
+  for (const Flight::Item& item : flight.items) {
+    const RequestState* request = find(item.step.request);
+    if (request != nullptr && request->scores != nullptr) score_item(item.step, first_row);
+    first_row += item.step.n_tokens;
   }
 }
 
-// All but the logits. The mask is in allowed_ until the next call.
-SampleInput StepLoop::sample_input(RequestState& request) {
+// All but the logits; `pending`: tokens of it that are not known yet. The mask is in allowed_ until the next call.
+SampleInput StepLoop::sample_input(RequestState& request, std::int64_t pending) {
   SampleInput input{.params = &request.sampling,
                     .counts = &request.counts,
-                    .position = static_cast<std::int64_t>(request.tokens.size())};
+                    .position = static_cast<std::int64_t>(request.tokens.size()) + pending};
   if (request.constraint) {
     request.constraint->mask(allowed_);
     input.allowed_tokens = allowed_;
@@ -189,22 +290,28 @@ SampleInput StepLoop::sample_input(RequestState& request) {
   return input;
 }
 
-// Tokens of the rows of logits, as far as the backend draws them; none where it does not sample.
-std::span<const std::int32_t> StepLoop::sample_on_backend(const StepPlan& plan) {
-  if (runtime_.logits().on_host()) return {};
+// Has the backend draw the tokens of the step, as far as it can.
+void StepLoop::sample_on_backend(Flight& flight, const Flight* before) {
+  if (runtime_.logits().on_host()) return;
   sample_batch_.clear();
-  for (const StepItem& item : plan.items) {
-    RequestState& request = at(item.request);
-    if (!item.samples || request.scores != nullptr) continue;
+  for (const Flight::Item& item : flight.items) {
+    RequestState& request = at(item.step.request);
+    if (!item.step.samples || request.scores != nullptr) continue;
+    const bool pending = before != nullptr && pending_token(before->items, item.step.request).has_value();
     try {
-      add_sample_row(sample_input(request), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
+      add_sample_row(sample_input(request, pending ? 1 : 0), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
     } catch (const std::exception&) { sample_batch_.rows.emplace_back(); }  // take() will meet it, and end this request
   }
-  return runtime_.sample(sample_batch_);
+  flight.sampled = runtime_.sample(sample_batch_, flight.first_logits);
+  if (!flight.sampled) return;
+  for (Flight::Item& item : flight.items) {
+    if (!item.step.samples || at(item.step.request).scores != nullptr) continue;
+    item.drawn = sample_batch_.rows[static_cast<std::size_t>(item.logits_row)].mode != SampleMode::kNone;
+  }
 }
 
 Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {
-  SampleInput input = sample_input(request);
+  SampleInput input = sample_input(request, 0);
   input.logits = runtime_.logits().row(logits_row);
   return sampler_.sample(input);
 }
@@ -227,11 +334,17 @@ void StepLoop::take(const StepItem& item, std::int64_t logits_row, const std::in
     failed = true;
     event = request.end(Finish::kError, e.what());
   }
-  const bool finished = event.finish != Finish::kNone;
-  outcomes_.push_back({.request = item.request, .n_sampled = failed ? 0 : 1, .finished = finished});
-  if (!finished) {
+  if (event.finish == Finish::kNone) {
+    outcomes_.push_back({.request = item.request, .n_sampled = 1});
     outgoing_.push_back({.request = item.request, .event = std::move(event)});
     return;
+  }
+  if (!flight_->committed) {
+    outcomes_.push_back({.request = item.request, .n_sampled = failed ? 0 : 1, .finished = true});
+  } else if (failed) {
+    scheduler_.fail(item.request);
+  } else {
+    scheduler_.cancel(item.request);  // what a row behind the last token computes is for nothing
   }
   finish(item.request, std::move(event));
 }
@@ -266,12 +379,12 @@ void StepLoop::score_item(const StepItem& item, std::int64_t first_row) {
 }
 
 // The forward pass or the memory around it failed: nothing of this step's requests can be trusted.
-void StepLoop::fail_step(const StepPlan& plan, const std::string& error) {
+void StepLoop::fail(const Flight& flight, const std::string& error) {
   outcomes_.clear();
-  for (const StepItem& item : plan.items) {
-    outcomes_.push_back({.request = item.request, .n_sampled = 0, .finished = true});
-    const auto it = requests_.find(item.request);
-    if (it != requests_.end()) finish(item.request, it->second->end(Finish::kError, error));
+  for (const Flight::Item& item : flight.items) {
+    const RequestId id = item.step.request;
+    scheduler_.fail(id);
+    if (RequestState* request = find(id); request != nullptr) finish(id, request->end(Finish::kError, error));
   }
 }
 

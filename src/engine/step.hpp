@@ -1,5 +1,10 @@
 #pragma once
 // The step loop's body: plan → batch → forward → sample → commit. Owned by one thread, the engine's.
+//
+// Where the backend draws the tokens, the host is a step behind: it plans and launches the next step before it knows
+// what came out of the last one, whose tokens the next one takes from the backend's memory. What may end a request then
+// comes a step late, and the row it had in that step is for nothing. So a device never waits for the host, nor for what
+// lies between the two.
 
 #include <cstdint>
 #include <memory>
@@ -40,7 +45,7 @@ class StepLoop {
 
   // One step; false when there was nothing to do. Never throws: what goes wrong ends the requests concerned.
   bool step() noexcept;
-  bool idle() const { return scheduler_.idle() && !(disk_ && disk_->busy()); }
+  bool idle() const { return scheduler_.idle() && !flight_ && !(disk_ && disk_->busy()); }
 
   // What happened since the last call: an event a token, prefill progress, ends. The caller takes and clears them.
   struct Outgoing {
@@ -54,18 +59,40 @@ class StepLoop {
   // running, waiting, steps, tokens, time, cache use. Engine thread only.
   EngineStats stats() const;
   const Scheduler& scheduler() const { return scheduler_; }
+  // Steps that were launched before what came out of the last one was known.
+  std::int64_t steps_ahead() const { return steps_ahead_; }
 
  private:
+  // A step that was launched, and its tokens not yet taken.
+  struct Flight {
+    struct Item {
+      StepItem step;
+      std::int64_t logits_row = 0;  // its first
+      bool drawn = false;           // by the backend
+    };
+    std::vector<Item> items;
+    std::int64_t first_logits = 0;
+    bool sampled = false;    // the backend has tokens for it
+    bool committed = false;  // as if every request went on; a step behind it is on its way
+  };
+
   RequestState& at(RequestId id);
-  void run(const StepPlan& plan);
-  void build(const StepPlan& plan);
-  std::span<const std::int32_t> sample_on_backend(const StepPlan& plan);
-  SampleInput sample_input(RequestState& request);
+  RequestState* find(RequestId id);
+  bool start_step(double begin);
+  void launch(const StepPlan& plan, std::int64_t first_logits, const Flight* before);
+  bool may_look_ahead(const Flight& flight);
+  void look_ahead(double begin);
+  void collect();
+  void take_all(Flight& flight);
+  void build(const StepPlan& plan, Flight& flight, const Flight* before);
+  void sample_on_backend(Flight& flight, const Flight* before);
+  SampleInput sample_input(RequestState& request, std::int64_t pending);
   Sample sample(RequestState& request, std::int64_t logits_row);
   void take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now);
   void score_item(const StepItem& item, std::int64_t first_row);
   void report_progress(const StepItem& item);
-  void fail_step(const StepPlan& plan, const std::string& error);
+  void fail(const Flight& flight, const std::string& error);
+  void commit();
   void finish(RequestId id, Event event);
   void expire(const StepPlan& plan);
   void enqueue(RequestState& request);
@@ -80,9 +107,10 @@ class StepLoop {
   std::unordered_map<RequestId, std::unique_ptr<RequestState>> requests_;
   std::vector<std::unique_ptr<RequestState>> ended_;  // in this step: the scheduler reads their tokens in its commit
   std::vector<StepOutcome> outcomes_;
-  std::vector<std::uint64_t> allowed_;     // scratch: what a constraint allows
-  std::vector<std::int64_t> logits_rows_;  // per item of the plan: its first logits row
+  std::vector<std::uint64_t> allowed_;  // scratch: what a constraint allows
   SampleBatch sample_batch_;
+  std::optional<Flight> flight_, next_;  // next_: behind flight_, only within step()
+  std::int64_t steps_ahead_ = 0;
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;
   std::unique_ptr<DiskTier> disk_;

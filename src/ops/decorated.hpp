@@ -27,6 +27,10 @@ class DecoratedOps : public Ops {
   void upload(void* dst, const void* src, std::size_t bytes) override { inner_->upload(dst, src, bytes); }
   void download(void* dst, const void* src, std::size_t bytes) override { inner_->download(dst, src, bytes); }
   void copy(void* dst, const void* src, std::size_t bytes) override { inner_->copy(dst, src, bytes); }
+  void start_download(void* dst, const void* src, std::size_t bytes) override {
+    inner_->start_download(dst, src, bytes);
+  }
+  void finish_download() override { inner_->finish_download(); }
   void synchronize() override { inner_->synchronize(); }
   void reserve(const OpLimits& limits) override { inner_->reserve(limits); }
   bool host_memory() const override { return inner_->host_memory(); }

@@ -40,6 +40,12 @@ class Ops {
   virtual void upload(void* dst, const void* host_src, std::size_t bytes) = 0;
   virtual void download(void* host_dst, const void* src, std::size_t bytes) = 0;  // waits for the ops before it
   virtual void copy(void* dst, const void* src, std::size_t bytes) = 0;           // within the backend's memory
+  // A download in two halves: the first asks for what the ops before it leave, the second waits for that and for no op
+  // behind it. At most kFetches of kFetchBytes are under way; the second half is of the oldest.
+  static constexpr std::size_t kFetchBytes = std::size_t{16} << 10;
+  static constexpr int kFetches = 2;
+  virtual void start_download(void* host_dst, const void* src, std::size_t bytes) { download(host_dst, src, bytes); }
+  virtual void finish_download() {}
   virtual void synchronize() {}
   virtual void reserve(const OpLimits& limits) = 0;
 

@@ -386,8 +386,7 @@ void Scheduler::commit(std::span<const StepOutcome> outcomes) {
       if (outcome->n_sampled > 0) {
         r.computed = r.n_tokens + outcome->n_sampled - 1;
       } else {
-        if (r.descriptor.tokens != nullptr) kv_.discard(r.first_tokens(r.n_tokens));
-        r.computed = 0;
+        discard(r);
       }
       forget(item.request);
       continue;
@@ -413,6 +412,20 @@ void Scheduler::commit(std::span<const StepOutcome> outcomes) {
 
 void Scheduler::cancel(RequestId id) {
   if (requests_.contains(id)) forget(id);
+}
+
+void Scheduler::fail(RequestId id) {
+  const auto it = requests_.find(id);
+  if (it == requests_.end()) return;
+  discard(it->second);
+  forget(id);
+}
+
+// Of its tokens the last one may not be known yet.
+void Scheduler::discard(Request& r) {
+  const std::vector<std::int32_t>* tokens = r.descriptor.tokens;
+  if (tokens != nullptr) kv_.discard(r.first_tokens(std::min(r.n_tokens, static_cast<std::int64_t>(tokens->size()))));
+  r.computed = 0;
 }
 
 void Scheduler::forget(RequestId id) {

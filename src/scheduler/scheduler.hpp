@@ -60,7 +60,8 @@ struct RequestDescriptor {
   std::int64_t max_chunk_tokens = 0;  // rows of a step at most; 0: no limit of its own
   std::int64_t deadline_us = 0;       // plan(now ≥ deadline) drops the request; 0: none
   std::int64_t priority = 0;          // the smaller goes first
-  // The known tokens, kept by the caller until the request is forgotten; new ones are appended before their commit.
+  // The known tokens, kept by the caller until the request is forgotten; new ones are appended before their commit, or,
+  // where the caller is a step behind, the last one before the next commit.
   // nullptr: the request neither uses nor feeds the prefix cache.
   const std::vector<std::int32_t>* tokens = nullptr;
 };
@@ -123,6 +124,8 @@ class Scheduler {
   // Forgets the request; its pages are free at once. Also between plan and commit (the pages are not given to others
   // before the next plan). Unknown ids are ignored.
   void cancel(RequestId id);
+  // The same, and nothing of what it read stays in the prefix cache: it failed.
+  void fail(RequestId id);
 
   // For the second tier of the prefix cache, which reads and fills pages outside of steps. A sequence that holds what
   // the tree has of the tokens, in whole pages, and n_more pages for those that follow (fewer if running requests need
@@ -200,6 +203,7 @@ class Scheduler {
   bool make_room(const Request& request);
   void preempt(Request& request);
   void drop_item(RequestId id);
+  void discard(Request& r);
   void forget(RequestId id);
   std::int32_t pages_for(std::int64_t n_tokens) const;
 

@@ -21,6 +21,10 @@ class CudaOps final : public Ops {
   Buffer allocate(std::size_t bytes) override { return device_.allocate(bytes); }
   void upload(void* dst, const void* host_src, std::size_t bytes) override { device_.upload(dst, host_src, bytes); }
   void download(void* host_dst, const void* src, std::size_t bytes) override { device_.download(host_dst, src, bytes); }
+  void start_download(void* host_dst, const void* src, std::size_t bytes) override {
+    device_.start_download(host_dst, src, bytes);
+  }
+  void finish_download() override { device_.finish_download(); }
   void copy(void* dst, const void* src, std::size_t bytes) override;
   void synchronize() override { device_.synchronize(); }
   void reserve(const OpLimits& limits) override;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <unordered_map>
 
+#include "base/check.hpp"
 #include "base/error.hpp"
 
 namespace glint {
@@ -104,11 +105,15 @@ Device::Device(const CudaOptions& options) {
 #endif
   launch_.clusters = info_.sm >= 90;
   void* pinned = nullptr;
-  check(cudaMallocHost(&pinned, 2 * kHalf), "pinned memory");
+  check(cudaMallocHost(&pinned, 2 * kHalf + Ops::kFetches * Ops::kFetchBytes), "pinned memory");
   pinned_ = static_cast<std::byte*>(pinned);
   for (int i = 0; i < 2; ++i) {
     halves_[i].data = pinned_ + i * kHalf;
     check(cudaEventCreateWithFlags(&halves_[i].free, cudaEventDisableTiming), "event");
+  }
+  for (int i = 0; i < Ops::kFetches; ++i) {
+    fetches_[i].data = pinned_ + 2 * kHalf + static_cast<std::size_t>(i) * Ops::kFetchBytes;
+    check(cudaEventCreateWithFlags(&fetches_[i].done, cudaEventDisableTiming), "event");
   }
 }
 
@@ -117,6 +122,7 @@ Device::~Device() {
   cudaStreamSynchronize(launch_.stream);
   workspace_ = Buffer();
   for (Half& h : halves_) cudaEventDestroy(h.free);
+  for (Fetch& f : fetches_) cudaEventDestroy(f.done);
   cudaFreeHost(pinned_);
   cudaStreamDestroy(launch_.stream);
 }
@@ -205,6 +211,25 @@ void Device::download(void* dst, const void* src, std::size_t bytes) {
     from += part;
     bytes -= part;
   }
+}
+
+void Device::start_download(void* dst, const void* src, std::size_t bytes) {
+  activate();
+  CHECK(n_fetches_ < Ops::kFetches && bytes <= Ops::kFetchBytes, std::to_string(bytes) + " bytes");
+  Fetch& f = fetches_[(oldest_fetch_ + n_fetches_) % Ops::kFetches];
+  check(cudaMemcpyAsync(f.data, src, bytes, cudaMemcpyDeviceToHost, stream()), "download");
+  check(cudaEventRecord(f.done, stream()), "event");
+  f.to = dst, f.bytes = bytes;
+  ++n_fetches_;
+}
+
+void Device::finish_download() {
+  CHECK(n_fetches_ > 0);
+  const Fetch& f = fetches_[oldest_fetch_];
+  oldest_fetch_ = (oldest_fetch_ + 1) % Ops::kFetches;
+  --n_fetches_;
+  check(cudaEventSynchronize(f.done), "download");
+  std::memcpy(f.to, f.data, f.bytes);
 }
 
 void Device::synchronize() {

@@ -9,6 +9,7 @@
 #include "backends/cuda/cuda.hpp"
 #include "backends/cuda/kernels.hpp"
 #include "base/thread_pool.hpp"
+#include "ops/ops.hpp"
 
 namespace glint::cuda {
 
@@ -46,6 +47,8 @@ class Device {
   Buffer allocate(std::size_t bytes);
   void upload(void* dst, const void* src, std::size_t bytes);
   void download(void* dst, const void* src, std::size_t bytes);
+  void start_download(void* dst, const void* src, std::size_t bytes);
+  void finish_download();
   void synchronize();
 
   // Makes the workspace at least that large. Not within a step.
@@ -61,12 +64,21 @@ class Device {
     cudaEvent_t free = nullptr;
   };
   static constexpr std::size_t kHalf = std::size_t{8} << 20;
+  // A small download on its way, through pinned memory behind the halves.
+  struct Fetch {
+    std::byte* data = nullptr;
+    cudaEvent_t done = nullptr;
+    void* to = nullptr;
+    std::size_t bytes = 0;
+  };
   void stage(std::byte* to, const std::byte* from, std::size_t bytes);
 
   CudaDevice info_;
   Launch launch_;
   Half halves_[2];
   int half_ = 0;
+  Fetch fetches_[Ops::kFetches];
+  int oldest_fetch_ = 0, n_fetches_ = 0;
   std::byte* pinned_ = nullptr;
   std::mutex copies_;
   std::unique_ptr<ThreadPool> copiers_;  // made by the first large upload
