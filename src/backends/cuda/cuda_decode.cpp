@@ -162,6 +162,7 @@ void CudaOps::prepare_decoder(std::span<const LayerWeights> layers) {
     *at = next;
     next += (size + 63) / 64 * 64;
   }
+  load_step_kernels(device_.launch(), s);
   decoder_.shape = s;
   decoder_.layers = layers.data();
   decoder_.n_layers = layers.size();

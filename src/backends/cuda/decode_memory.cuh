@@ -290,17 +290,23 @@ __device__ __forceinline__ HighLow high_low(std::uint32_t a, std::uint32_t b, st
   return {__byte_perm(first, second, 0x7531), __byte_perm(first, second, 0x6420) ^ 0x80808080U};
 }
 constexpr float kMostInteger = 127 * 256;
+// NaN if one of them is.
+__device__ __forceinline__ float larger(float a, float b) {
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
 
 // By a whole warp, neighbouring lanes with neighbouring eights; `row`: the high row's address. A NaN makes the scale
 // one.
 __device__ __forceinline__ void put_bytes(bool nibbles, std::uint32_t row, int stride, int unit, const float (&v)[8],
                                           bool mine) {
-  unsigned most = 0;
+  float top = fabsf(v[0]);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) most = max(most, __float_as_uint(v[i]) & 0x7fffffffU);
-  most = max(most, __shfl_xor_sync(0xffffffffU, most, 1));
-  if (nibbles) most = max(most, __shfl_xor_sync(0xffffffffU, most, 2));
-  const float top = __uint_as_float(most), inverse = top > 0 ? __fdividef(kMostInteger, top) : 0.0F;
+  for (int i = 1; i < 8; ++i) top = larger(top, fabsf(v[i]));
+  top = larger(top, __shfl_xor_sync(0xffffffffU, top, 1));
+  if (nibbles) top = larger(top, __shfl_xor_sync(0xffffffffU, top, 2));
+  const float inverse = top > 0 ? __fdividef(kMostInteger, top) : 0.0F;
   if (!mine) return;
   std::uint32_t bits[8];
 #pragma unroll

@@ -183,6 +183,18 @@ int step_blocks(const Launch& l, const DecodeStep& s) {
   return sizes_for(l, s).slots >= 2 ? l.n_sms : 0;
 }
 
+void load_step_kernels(const Launch& l, const DecodeStep& given) {
+  DecodeStep s = given;
+  for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
+    for (const bool far : {false, true}) {
+      s.cache.codec = codec;
+      s.far = far;
+      cudaFuncAttributes kernel{};
+      check(cudaFuncGetAttributes(&kernel, kernel_of(s, l.n_sms)), "the kernel of a decode step");
+    }
+  }
+}
+
 void decode_step(const Launch& l, const DecodeStep& given) {
   DecodeStep s = given;
   const bool codes = is_short(s.cache.codec);

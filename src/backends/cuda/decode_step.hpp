@@ -107,5 +107,8 @@ StepModel step_model(const DecodeStep& s, std::span<const StepLayer> layers);
 // Blocks that a step of this shape runs with; 0: not on this device, or not of this shape.
 int step_blocks(const Launch& l, const DecodeStep& s);
 void decode_step(const Launch& l, const DecodeStep& s);
+// Has the device load the kernels of such steps, for every codec and length of contexts: when a kernel is first used
+// that takes tens of milliseconds, and an answer's first token would wait for it.
+void load_step_kernels(const Launch& l, const DecodeStep& s);
 
 }  // namespace glint::cuda
