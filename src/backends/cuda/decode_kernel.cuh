@@ -1,11 +1,11 @@
 #pragma once
-// All layers of a decode step of one row in one kernel, a block a multiprocessor, resident to the end. A layer is nine
-// or ten stages with a barrier of the grid after each, since every output of one is an input of all blocks in the next:
+// All layers of a decode step of one row in one kernel, a block a multiprocessor, resident to the end. A layer is eight
+// to ten stages with a barrier of the grid after each, since every output of one is an input of all blocks in the next:
 //
 //   low     RMS, W_qa and W_kva            | attend  pieces of the context        | score    RMS, router; the shared
 //   query   RMS, W_qb, rope; cache write   | (merge  where the pieces are many)   |          expert's gate and up
-//   keys    W_UKᵀ                          | values  W_UV                         | gate/up  choice, experts
-//                                          | out     W_o, into the stream         | down     experts, into the stream
+//   keys    W_UKᵀ (short contexts: within  | values  W_UV                         | gate/up  choice, experts
+//           query, decode_join.cuh)        | out     W_o, into the stream         | down     experts, into the stream
 //
 // Blocks stage x for themselves: what one would write and all read again is computed by all instead. A warp of its own
 // (decode_loader.cuh) keeps the memory busy while the others wait for each other, and another one does the waiting.
