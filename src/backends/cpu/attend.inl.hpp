@@ -4,7 +4,7 @@
 // (decode) pages of plain numbers are used where they lie, since writing and reading the tile would cost more than the
 // products.
 
-#include "backends/cpu/attend_positions.inl.hpp"
+#include "backends/cpu/attend_pages.inl.hpp"
 
 // Rows [lo, hi) of the page that holds `position`, as floats in their places of the tile [64][576].
 inline void load_page(const AttendArgs& a, std::int64_t position, std::int64_t lo, std::int64_t hi, float* tile) {
@@ -28,7 +28,6 @@ inline void score_rows(const float* q, const float* tile, std::int64_t j, float*
   for (int i = 0; i < M; ++i) sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3], s + i * kPageTokens + j);
 }
 
-inline constexpr std::int64_t kFewQueries = 8;
 inline constexpr std::int64_t kFewRows = 16;  // of a page, weighed together: 18 KB of halves and the latents, in L1
 
 // s[i][j] of M queries and the rows [lo, hi) of a page.
@@ -72,59 +71,6 @@ inline void weigh_columns(const float* s, const T* rows, std::int64_t lo, std::i
 #pragma GCC unroll 16
     for (int c = 0; c < N; ++c) store(latent + i * kLatent + column + c * kLanes, acc[i][c]);
   }
-}
-
-inline float exp_one(float x) {
-  float v[kLanes];
-  store(v, exp(set1(x)));
-  return v[0];
-}
-
-inline void scale_latent(float* latent, float by) {
-  if (by == 1.0F) return;  // the same bits, and the usual case: the maximum seldom moves
-  for (std::int64_t c = 0; c < kLatent; c += kLanes) store(latent + c, mul(load(latent + c), set1(by)));
-}
-
-// Scores of one query over a page → exp(s - top), zeros outside [lo, hi); updates the running maximum, sum and latent.
-inline void soften(float* s, std::int64_t lo, std::int64_t hi, float* top, float* total, float* latent) {
-  for (std::int64_t j = 0; j < lo; ++j) s[j] = kLowest;
-  for (std::int64_t j = hi; j < kPageTokens; ++j) s[j] = kLowest;
-  V highest = set1(*top);
-  for (std::int64_t j = 0; j < kPageTokens; j += kLanes) highest = larger(load(s + j), highest);
-  float tops[kLanes];
-  store(tops, highest);
-  float new_top = tops[0];
-  for (int i = 1; i < kLanes; ++i) new_top = tops[i] > new_top ? tops[i] : new_top;
-  V partial = zero();
-  for (std::int64_t j = 0; j < kPageTokens; j += kLanes) {
-    const V e = exp(sub(load(s + j), set1(new_top)));
-    store(s + j, e);
-  }
-  for (std::int64_t j = 0; j < lo; ++j) s[j] = 0;
-  for (std::int64_t j = hi; j < kPageTokens; ++j) s[j] = 0;
-  for (std::int64_t j = 0; j < kPageTokens; j += kLanes) partial = add(partial, load(s + j));
-  const float keep = *total == 0.0F ? 1.0F : exp_one(*top - new_top);  // nothing to keep yet: latent is zero
-  *total = *total * keep + sum(partial);
-  *top = new_top;
-  scale_latent(latent, keep);
-}
-
-// Queries [i, n) in groups of four, two and one: fn<M>(i).
-template <typename Fn>
-inline void for_few(std::int64_t n, const Fn& fn) {
-  std::int64_t i = 0;
-  for (; i + 4 <= n; i += 4) fn.template operator()<4>(i);
-  for (; i + 2 <= n; i += 2) fn.template operator()<2>(i);
-  if (i < n) fn.template operator()<1>(i);
-}
-
-// The same in whole tiles and what is left of them.
-template <typename Fn>
-inline void for_tiles(std::int64_t n, const Fn& fn) {
-  std::int64_t i = 0;
-  for (; whole_tile(n - i); i += kTileM) fn.template operator()<kTileM>(i);
-  for (; i + 2 <= n; i += 2) fn.template operator()<2>(i);
-  if (i < n) fn.template operator()<1>(i);
 }
 
 // A page's rows where they lie, as T.
@@ -177,33 +123,6 @@ struct TiledPage {
     }
   }
 };
-
-template <typename Page>
-inline void attend_pages(const AttendArgs& a, Page page_of) {
-  for (std::int64_t i = 0; i < a.n; ++i) {
-    a.out.top[i] = kLowest;
-    a.out.sum[i] = 0;
-  }
-  __builtin_memset(a.out.latent, 0, static_cast<std::size_t>(a.n * kLatent) * sizeof(float));
-  const auto [from, to] = seen_positions(a);
-  for (std::int64_t page = from / kPageTokens * kPageTokens; page < to; page += kPageTokens) {
-    const std::int64_t lo = from > page ? from - page : 0;
-    const std::int64_t hi = to - page < kPageTokens ? to - page : kPageTokens;
-    page_of.open(page, lo, hi);
-    page_of.score(lo, hi);
-    for (std::int64_t i = 0; i < a.n; ++i) {
-      float* s = page_of.scores + i * kPageTokens;
-      const std::int64_t first = a.first[i] > page + lo ? a.first[i] - page : lo;
-      const std::int64_t last = a.last[i] < page + hi ? a.last[i] - page : hi;
-      if (first < last) {
-        soften(s, first, last, a.out.top + i, a.out.sum + i, a.out.latent + i * kLatent);
-      } else {
-        __builtin_memset(s, 0, kPageTokens * sizeof(float));
-      }
-    }
-    page_of.weigh(lo, hi);
-  }
-}
 
 void attend(const AttendArgs& a) {
   float* scores = a.scratch + kPageTokens * kKvRow;

@@ -407,7 +407,7 @@ void attend_amx(const AttendArgs& a) {
   // The exact cache, which others are measured against; and rows of 16 bits for few heads, which do not pay for their
   // turning (5 heads: 9.6 µs a page, 7.2 by vectors; 20: 11.8 and 16.6).
   const bool few = a.heads < kManyHeads && a.pages.codec != KvCodec::kInt8;
-  if (a.pages.codec == KvCodec::kF32 || few) return g_base->attend(a);
+  if (a.pages.codec == KvCodec::kF32 || few) return attend_codes(a);
   AmxAttend attend(a);
   attend.run();
 }

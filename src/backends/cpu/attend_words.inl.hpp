@@ -22,7 +22,12 @@ static_assert(kPageTokens <= kLaneCodes && kLatent / kLanes <= kLaneCodes && kRo
 
 inline constexpr std::int64_t kStripe = kWeighN * kLanes;  // channels that are weighed together
 inline constexpr int kScoreM = kLanes / 4;                 // queries that meet four rows at once: one vector of scores
-inline constexpr int kSoonLines = 16;                      // of AttendArgs::soon: a line every 25 cycles
+#ifdef GLINT_STREAMED_ROWS
+inline constexpr bool kStreams = true;
+#else
+inline constexpr bool kStreams = false;
+#endif
+inline constexpr int kSoonLines = 16;  // of AttendArgs::soon: a line every 25 cycles
 
 // N values of a query → codes; returns their scale, NaN if a value is not finite.
 template <std::int64_t N>
@@ -104,6 +109,8 @@ template <typename Fn>
 inline void for_weights(std::int64_t n, const Fn& fn) {
   if constexpr (kWeighM == 4) {
     for_few(n, fn);
+  } else if (n < kWeighM) {
+    for_few(n, fn);
   } else {
     for_tiles(n, fn);
   }
@@ -126,6 +133,12 @@ struct CodedPage {
   const char* ahead_end = nullptr;
   std::int64_t lines = 0;  // of it, at a time
 
+  // Of few queries, where kStreams: a page or what a.soon has is asked for while the page before it is worked on,
+  // evenly in each row that becomes codes, each tile of scores and each step of a weighted sum. Asked for in bursts,
+  // lines wait for the few buffers of misses, and the products for them.
+  bool streamed = false;
+  std::int64_t weigh_bytes = 0;  // of it, in each step
+
   void start() {
     for (std::int64_t i = 0; i < a.n; ++i) {
       const float latent = encode_query<kLatent>(a.q + i * kKvRow, q + i * kKvRow);
@@ -137,6 +150,23 @@ struct CodedPage {
     rows = page_at(a, position);
     const bool more = hi == kPageTokens && position + kPageTokens < (a.last[a.n - 1] < a.end ? a.last[a.n - 1] : a.end);
     next_rows = more ? page_at(a, position + kPageTokens) : nullptr;
+    streamed = kStreams && a.n <= kFewQueries;
+    if (streamed) start_stream(position, hi);
+  }
+  void start_stream(std::int64_t position, std::int64_t hi) {
+    const std::int64_t row_bytes = kv_row_bytes(a.pages.codec), left = a.last[a.n - 1] - position - kPageTokens;
+    std::int64_t bytes = 0;
+    if (left > 0) {
+      ahead = page_at(a, position + kPageTokens);
+      bytes = (left < kPageTokens ? left : kPageTokens) * row_bytes;
+    } else if (a.soon.pieces == 1 && a.soon.bytes <= kPageTokens * row_bytes) {
+      ahead = static_cast<const char*>(a.soon.data);
+      bytes = a.soon.bytes;
+    }
+    ahead_end = ahead + bytes;
+    const std::int64_t share = bytes / 64 / (9 * hi);  // a ninth, a row of this page
+    lines = 3 * share + 1;
+    weigh_bytes = bytes > 0 ? (share + 1) * 64 : 0;
   }
   // How often fetch() is called for a group: in each tile of scores, and for each row if these tiles are few.
   std::int64_t stops() const {
@@ -144,6 +174,7 @@ struct CodedPage {
     return a.n <= kFewQueries ? tiles + kGroupRows : tiles;
   }
   void look_ahead(std::int64_t first, std::int64_t hi) {
+    if (streamed) return;
     const std::int64_t row_bytes = kv_row_bytes(a.pages.codec);
     ahead = first < hi ? rows + first * row_bytes : first == kPageTokens ? next_rows : nullptr;
     ahead_end = ahead != nullptr ? ahead + kGroupRows * row_bytes : nullptr;
@@ -193,6 +224,10 @@ struct CodedPage {
       return mul(load(of_query), four_again(of_rows + j));
     };
     fetch();
+    if (streamed) {
+      fetch();
+      fetch();
+    }
     soon.lines(kSoonLines);
     const Code* k = codes + j * kKvRow;
     const V r = mul(dot_codes<M>(x, k, kLatent, kKvRow), by(q_scales->rotary[i], scales->rotary));
@@ -238,6 +273,8 @@ struct CodedPage {
   template <int M>
   void weigh_tile(std::int64_t i, std::int64_t lo, std::int64_t hi, std::int64_t stripe, const float* by) {
     const Code* v = codes + stripe * kStripe;
+    const char* soon_at = ahead < ahead_end ? ahead : rows;
+    const std::int64_t soon_step = kStreams && streamed && ahead < ahead_end ? weigh_bytes : 0;
     const Code* x[M];
     I acc[M][kWeighN];
 #pragma GCC unroll 16
@@ -255,6 +292,11 @@ struct CodedPage {
         __builtin_memcpy(&two, x[m] + j, sizeof two);
         xv[m] = set1_ints(two);
       }
+      if constexpr (kStreams) {
+        __builtin_prefetch(soon_at, 0, 2);
+        __builtin_prefetch(soon_at + soon_step / 2, 0, 2);
+        soon_at += soon_step;
+      }
 #pragma GCC unroll 16
       for (int n = 0; n < kWeighN; ++n) {
         const Code* at = v + j * kKvRow + n / 2 * 2 * kLanes;
@@ -264,6 +306,7 @@ struct CodedPage {
         for (int m = 0; m < M; ++m) acc[m][n] = add_products(acc[m][n], xv[m], r);
       }
     }
+    if (soon_step != 0) ahead = soon_at;
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
       float* latent = a.out.latent + (i + m) * kLatent + stripe * kStripe;
@@ -295,6 +338,8 @@ void attend_codes(const AttendArgs& a) {
   RowScales scales;
   const Fetch soon{static_cast<const char*>(a.soon.data), a.soon.stride, a.soon.bytes, 0, a.soon.pieces};
   CodedPage page{a, a.scratch + kPageTokens * kKvRow, q, codes, weights, &q_scales, &scales, soon};
+  if (kStreams && a.n <= kFewQueries && a.soon.pieces == 1 && a.soon.bytes <= kPageTokens * kv_row_bytes(a.pages.codec))
+    page.soon.rows = 0;  // start_stream() takes it
   page.start();
   attend_pages(a, page);
 }

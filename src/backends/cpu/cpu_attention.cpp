@@ -156,6 +156,19 @@ struct CpuOps::AttendRows {
             .page_table = p->batch.page_table + static_cast<std::int64_t>(b.seq) * p->batch.max_pages,
             .heads = heads};
   }
+  // The first page that a block reads: all that its sequence has of it.
+  Soon first_page(const Block& b) const {
+    const std::int64_t from = first(b.seq, b.pair), row_bytes = kv_row_bytes(p->pages.codec);
+    const std::int64_t page = p->batch.page_table[b.seq * p->batch.max_pages + from / kPageTokens];
+    const std::int64_t end =
+        std::min<std::int64_t>(last(b.seq, b.pair + b.n - 1) - from / kPageTokens * kPageTokens, kPageTokens);
+    const std::int64_t bytes = (end - from % kPageTokens) * row_bytes;
+    return {.data = static_cast<const char*>(p->pages.base) + page * p->pages.page_stride_bytes +
+                    from % kPageTokens * row_bytes,
+            .stride = bytes,
+            .bytes = bytes,
+            .pieces = 1};
+  }
   // Asks for the rows that a block reads first: within a sequence the kernel asks for the next ones itself.
   void fetch(const Block& b) const {
     constexpr std::int64_t kRows = 16;
@@ -194,7 +207,8 @@ std::int64_t attend_floats(std::int64_t rows, std::int64_t heads, int threads, s
   const std::int64_t n = std::min(rows, kAttendRows);
   const std::int64_t block_floats = 8 * (n * heads / kTileAlign + n + 1);
   const std::int64_t state = block * (kLatent + 2) + 64;
-  return n * heads * kKvRow + heads * (packed_floats(n, kLatent) + 64) + block_floats + 32 * heads +
+  const std::int64_t latent = std::max(packed_floats(n, kLatent), twofold_floats(n, kLatent));
+  return n * heads * kKvRow + heads * (latent + 64) + block_floats + 32 * heads +
          threads * (kAttendScratch + 2 * state + (8 + 1) * state + 8 * 16 + 64) + 1024;
 }
 
@@ -282,7 +296,9 @@ void CpuOps::attend_blocks(const AttendRows& a) {
     AttendArgs args = a.args(b, first, last);
     args.scratch = memory;
     const std::int64_t after = item + pool_.size();  // what this thread is likely to do next
-    if (after < a.n_blocks && a.blocks[after].seq != b.seq) a.fetch(a.blocks[after]);
+    const bool other = after < a.n_blocks && a.blocks[after].seq != b.seq;
+    const bool streamed = table_.streams_pages && b.n <= kStreamedQueries;
+    if (other && !streamed) a.fetch(a.blocks[after]);
     for (std::int64_t chunk = a.begin_chunk(b); chunk < a.end_chunk(b); ++chunk) {
       args.begin = chunk * kChunk;
       args.end = args.begin + kChunk;
@@ -290,6 +306,7 @@ void CpuOps::attend_blocks(const AttendRows& a) {
       args.again = chunk > a.begin_chunk(b);
       const std::int64_t chunks = a.end_chunk(b) - a.begin_chunk(b);
       args.soon = a.values(item * chunks + chunk - a.begin_chunk(b), a.n_blocks * chunks);
+      if (other && streamed && chunk + 1 == a.end_chunk(b)) args.soon = a.first_page(a.blocks[after]);
       table_.attend(args);
       if (chunk > a.begin_chunk(b)) table_.attend_merge(run, part, b.n);
     }
@@ -335,29 +352,45 @@ void CpuOps::finish_queries(const AttendRows& a, const AttendState& run, std::in
     const std::int64_t row = (pair + i) / a.heads;
     table_.attend_finish(run, i, latent);
     if (kv_is_rotated(a.p->pages.codec)) table_.hadamard(latent);
-    pack_rows(a.latent[(pair + i) % a.heads], latent, row, row + 1);
+    Packed to = a.latent[(pair + i) % a.heads];
+    to.tiles = nullptr;  // latent_values() makes them: rows are finished in any order
+    pack_rows(to, latent, row, row + 1);
   }
 }
 
 // out = W_UV · latent, a head.
 void CpuOps::latent_values(const AttendRows& a) {
-  const std::int64_t chunks = row_chunks(a.rows);
+  const Packed& any = a.latent[0];
+  const bool tiled = any.tiles != nullptr;
+  if (tiled) {
+    const std::int64_t tiles = row_tiles(a.rows);
+    for_items(a.heads * tiles, static_cast<double>(a.heads * a.rows * kLatent), [&](std::int64_t item, int) {
+      const Packed& x = a.latent[item / tiles];
+      const std::int64_t m = item % tiles * kRowTile;
+      table_.tile_codes(x, nullptr, x, m, std::min(a.rows, m + kRowTile));
+    });
+  }
+  const std::int64_t chunks = row_chunks(a.rows, tiled);
   const std::int64_t width = a.heads * kValue;
-  const std::int64_t strip = std::min<std::int64_t>(strip_rows(width, chunks, a.rows, a.latent[0].words), kValue);
+  const std::int64_t strip =
+      std::min<std::int64_t>(strip_rows(width, chunks, a.rows, any.words || any.twofold), kValue);
   const std::int64_t strips = kValue / strip;
   const double work = static_cast<double>(width * kLatent) * std::max(2.0, static_cast<double>(a.rows) / 4);
   for_items(a.heads * strips * chunks, work, [&](std::int64_t item, int) {
     const std::int64_t h = item / (strips * chunks);
     const std::int64_t n0 = item / chunks % strips * strip;
-    const std::int64_t m0 = chunk_begin(a.rows, item % chunks);
+    const std::int64_t m0 = chunk_begin(a.rows, item % chunks, tiled);
+    const std::int64_t then = chunks == 1 ? item + pool_.size() : 0;  // what this thread is likely to do next
+    const std::int64_t next = then / strips * kHeadRows + kNope + then % strips * strip;
     table_.dot({.x = &a.latent[h],
                 .m0 = m0,
-                .m1 = chunk_begin(a.rows, item % chunks + 1),
+                .m1 = chunk_begin(a.rows, item % chunks + 1, tiled),
                 .w = a.p->kv_b.slice_rows(h * kHeadRows + kNope, kValue),
                 .n0 = n0,
                 .n1 = n0 + strip,
                 .out = a.p->out.as<float>() + (a.row0 + m0) * width + h * kValue + n0,
-                .out_stride = width});
+                .out_stride = width,
+                .next = then > 0 ? rows_of(a.p->kv_b, next) : nullptr});
   });
 }
 

@@ -61,7 +61,8 @@ struct CpuOps::ExpertGroup {
 };
 
 PackKind CpuOps::kind_of(const ExpertGroup& group, const Weight& w) const {
-  return group.rounded ? rounded_kind(w) : pack_kind(w);
+  const bool twofold = pack_kind(group.w->gate).twofold && pack_kind(group.w->up).twofold;  // both have tiles or none
+  return twofold ? pack_kind(w) : group.rounded ? rounded_kind(w) : plain_kind(w);
 }
 
 // Of the routed experts' inner activations. Not 16-bit codes: of a few rows each, W costs more to turn into codes than
@@ -102,7 +103,7 @@ void CpuOps::tile_groups(Arena& arena, std::span<const ExpertGroup> groups, std:
     for (const std::size_t i : {2 * g, 2 * g + 1}) {
       const PackKind kind = i % 2 == 0 ? gate : up;
       const std::int64_t cols = x_by_kind[static_cast<std::size_t>(kind.index())].cols;
-      tiled[i] = {.rows = group.count, .cols = cols, .quant = kind.quant, .split = kind.split};
+      tiled[i] = {.rows = group.count, .cols = cols, .quant = kind.quant, .split = kind.split, .twofold = kind.twofold};
       if (!wanted) continue;
       if (i % 2 != 0 && gate.index() == up.index()) {
         tiled[i] = tiled[i - 1];
@@ -179,8 +180,8 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
     w_rows += groups[g].w->gate.rows * row_chunks(groups[g].count, in_tiles(g));
 
   static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip && kRowChunk <= kTileChunk);  // the items' buffers
-  const bool words = kind_of(groups[0], groups[0].w->gate).words;
-  const std::int64_t strip = strip_rows(w_rows, 1, most, words);
+  const PackKind first_kind = kind_of(groups[0], groups[0].w->gate);
+  const std::int64_t strip = strip_rows(w_rows, 1, most, first_kind.words || first_kind.twofold);
   first_item[0] = 0;
   for (std::int64_t g = 0; g < n_groups; ++g)
     first_item[g + 1] =
@@ -226,7 +227,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   });
   if (codes) quantize_inner(groups, values, inner);
 
-  const std::int64_t out_strip = strip_rows(hidden, 1, most, inner[0].words);
+  const std::int64_t out_strip = strip_rows(hidden, 1, most, inner[0].words || inner[0].twofold);
   for_items((hidden + out_strip - 1) / out_strip, work, [&](std::int64_t item, int) {
     const std::int64_t n0 = item * out_strip;
     const std::int64_t n = std::min(hidden, n0 + out_strip) - n0;

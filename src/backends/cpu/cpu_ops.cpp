@@ -96,7 +96,8 @@ void CpuOps::size_workspace() {
     return code_floats(n, cols) + (tiles ? tile_floats(n, cols) : 0);
   };
   const auto packed_few_or_many = [&](std::int64_t n, std::int64_t cols) {  // rows up to n may be cut either way
-    return std::max({packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols), codes(n, cols)}) + kPad;
+    const std::int64_t values = std::max(packed_floats(n, cols), packed_floats(std::min(n, kGemmRows - 1), cols));
+    return std::max({values, codes(n, cols), table_.dots_twofold ? twofold_floats(n, cols) : 0}) + kPad;
   };
   // One x in every form: experts may differ in theirs.
   const auto packed_all = [&](std::int64_t n, std::int64_t cols) {
@@ -104,10 +105,13 @@ void CpuOps::size_workspace() {
   };
   // Tiles of the rows of each expert; up to 15 rows may be missing in its last tile.
   const auto gathered = [&](std::int64_t n, std::int64_t groups, std::int64_t cols) {
-    return tiles ? (n + groups * kRowTile) * (tile_floats(kRowTile, cols) / kRowTile + 1) : 0;
+    const std::int64_t tile = std::max(tile_floats(kRowTile, cols), kRowTile * cols);
+    return tiles ? (n + groups * kRowTile) * (tile / kRowTile + 1) : 0;
   };
   // An inner activation as values and as codes.
-  const auto inner = [](std::int64_t cols) { return packed_floats(1, cols) + 2 * kBlock + code_floats(1, cols); };
+  const auto inner = [](std::int64_t cols) {
+    return packed_floats(1, cols) + 2 * kBlock + std::max(code_floats(1, cols), twofold_floats(1, cols));
+  };
   const std::int64_t linear = packed_few_or_many(rows, widest);
   const std::int64_t project =
       2 * packed_few_or_many(rows, l.hidden) + packed_few_or_many(rows, l.q_lora) + rows * l.q_lora;
@@ -153,10 +157,10 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
   return to;
 }
 
-std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows, bool words) const {
+std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows, bool groups) const {
   const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
   std::int64_t strip = x_rows <= kFewRowsOfX ? kLongStrip : kStrip;
-  while (strip > (words ? kWordStrip : 8) && w_rows * chunks < enough * strip) strip /= 2;
+  while (strip > (groups ? kGroupStrip : 8) && w_rows * chunks < enough * strip) strip /= 2;
   return strip;
 }
 
@@ -175,7 +179,7 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
     w_rows += j.w.rows;
     work += work_of(j.w, j.x.rows);
   }
-  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows, jobs[0].x.words);
+  const std::int64_t strip = strip_rows(w_rows, chunks, jobs[0].x.rows, jobs[0].x.words || jobs[0].x.twofold);
   std::int64_t strips = 0;
   for (const DotJob& j : jobs) strips += (j.w.rows + strip - 1) / strip;
   for_items(strips * chunks, work, [&](std::int64_t item, int) {
@@ -256,7 +260,7 @@ void CpuOps::lm_head(const LmHeadParams& p) {
   if (rows == 0) return;
   fit({.max_logits = rows, .hidden = hidden});
   Arena arena(workspace_);
-  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w).words ? pack_kind(p.w) : rounded_kind(p.w));
+  const Packed x = make_packed(arena, rows, hidden, pack_kind(p.w).index() != 0 ? pack_kind(p.w) : rounded_kind(p.w));
   for (std::int64_t r = 0; r < rows; ++r)
     pack_rows(x, p.x.as<float>() + (p.rows != nullptr ? p.rows[r] : r) * hidden, r, r + 1);
   const DotJob job{x, p.w.slice_rows(0, valid), p.logits.as<float>(), vocab};

@@ -46,13 +46,15 @@ struct PackKind {
   std::int64_t quant = 0;  // columns of a block of codes: 16, 32, 64, 128, or 0 for values
   bool split = false;      // codes in the order of nibbles
   bool words = false;      // 16-bit codes
+  bool twofold = false;    // two bfloat16 numbers a value, `quant` columns a tile
   int index() const {
+    if (twofold) return 11;
     if (words) return 10;
     if (quant == 0) return bf16 ? 1 : 0;
     return 2 + 2 * (quant == 16 ? 0 : quant == 32 ? 1 : quant == 64 ? 2 : 3) + (split ? 1 : 0);
   }
 };
-inline constexpr int kPackKinds = 11;
+inline constexpr int kPackKinds = 12;
 
 class CpuOps final : public Ops {
  public:
@@ -97,8 +99,10 @@ class CpuOps final : public Ops {
   // Bytes of weights, or flops / 8, below which waking another core costs more than it saves (about 10 µs).
   static constexpr double kSharedWork = 96 << 10;
 
-  // How the kernels that read `w` want x: as floats, or as int8 codes (cpu_quant.cpp).
+  // How the kernels that read `w` want x: as floats, twofold, or as codes (cpu_quant.cpp).
   PackKind pack_kind(const Weight& w) const;
+  // The same, but not twofold.
+  PackKind plain_kind(const Weight& w) const;
   // The same where x may be rounded to bfloat16.
   PackKind rounded_kind(const Weight& w) const;
   // Rows of x in that form: where they lie if possible, else a packed copy.
@@ -114,10 +118,10 @@ class CpuOps final : public Ops {
 
   void dot(std::span<const DotJob> jobs);
   // Rows of W an item takes, so that there are enough items for the threads. One or two rows of x take longer strips:
-  // what is read lies in longer pieces. 16-bit codes take no shorter ones than kWordStrip: their tiles are two groups
-  // of 16 rows or more.
-  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks, std::int64_t x_rows, bool words) const;
-  static constexpr std::int64_t kWordStrip = 32;
+  // what is read lies in longer pieces. 16-bit codes and twofold values take no shorter ones than kGroupStrip: their
+  // tiles are two groups of 16 rows or more.
+  std::int64_t strip_rows(std::int64_t w_rows, std::int64_t row_chunks, std::int64_t x_rows, bool groups) const;
+  static constexpr std::int64_t kGroupStrip = 32;
   void norm_rows(const NormArgs& first, std::int64_t rows, std::int64_t out_stride);
 
   struct ExpertGroup;
@@ -156,6 +160,7 @@ const void* rows_of(const Weight& w, std::int64_t n);
 std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);
 std::int64_t code_floats(std::int64_t rows, std::int64_t cols);
 std::int64_t tile_floats(std::int64_t rows, std::int64_t cols);
+std::int64_t twofold_floats(std::int64_t rows, std::int64_t cols);  // with its tiles
 
 // Rows that one pass of mla_attend handles: bounds its workspace (q and latents: 22 MB at 20 heads).
 inline constexpr std::int64_t kAttendRows = 256;

@@ -25,11 +25,13 @@ inline constexpr std::int64_t kGemmRows = 28;    // from here on, W is converted
 inline constexpr std::int64_t kChunk = 256;      // cache positions of an attention chunk, at multiples of it
 inline constexpr std::int64_t kQueryBlock =
     48;  // (row, head) pairs that share one pass over the cache, for most tables
-inline constexpr std::int64_t kMostQueries = 96;  // the same for any
-inline constexpr std::int64_t kManyHeads = 12;    // from here on a table may have blocks of more than kQueryBlock
-inline constexpr std::int64_t kWordBlock = 64;    // values of x that share a scale when they meet BF16 weights as codes
-inline constexpr std::int64_t kTileAlign = 6;     // a whole number of every table's tiles
-inline constexpr float kLowest = -3.0e38F;        // below every score that can occur
+inline constexpr std::int64_t kMostQueries = 96;     // the same for any
+inline constexpr std::int64_t kStreamedQueries = 8;  // of a block: see Table::streams_pages
+inline constexpr std::int64_t kManyHeads = 12;       // from here on a table may have blocks of more than kQueryBlock
+inline constexpr std::int64_t kTwofoldStep = 32;     // columns of a tile of values that are two bfloat16 numbers
+inline constexpr std::int64_t kWordBlock = 64;  // values of x that share a scale when they meet BF16 weights as codes
+inline constexpr std::int64_t kTileAlign = 6;   // a whole number of every table's tiles
+inline constexpr float kLowest = -3.0e38F;      // below every score that can occur
 
 // Rows of x as the dot kernels read them: value (m, k) lies at (k / block) · rows · block + m · block + k % block.
 // One block is plain row-major. bf16: values are rounded to bfloat16, for the kernels that multiply those.
@@ -48,6 +50,10 @@ struct Packed {
   // int16 codes, a scale every `quant` columns: kWordBlock for BF16 weights, all of a latent for a kv_b in INT8. No
   // sums and no counts.
   bool words = false;
+  // Each value as two bfloat16 numbers that are added: row m has its upper ones at m · code_stride, its lower ones
+  // `cols` after them. `tiles`: of each 16 rows the steps of kTwofoldStep columns, of each step the upper ones and the
+  // lower ones, of these the 16 pairs of columns, of a pair the rows. No scales.
+  bool twofold = false;
   std::int64_t code_stride = 0;
   std::int64_t scale_stride = 0;  // a multiple of 16
   float* scales = nullptr;
@@ -135,11 +141,12 @@ struct NormArgs {
 struct Table {
   const char* name = "";
   int lanes = 0;
-  bool dots_bf16 = false;   // BF16 weights meet activations rounded to bf16
-  bool dots_words = false;  // BF16 weights and what they meet become 16-bit codes
+  bool dots_bf16 = false;     // BF16 weights meet activations rounded to bf16
+  bool dots_words = false;    // BF16 weights and what they meet become 16-bit codes
+  bool dots_twofold = false;  // what BF16 weights meet becomes two bfloat16 numbers a value
 
   void (*pack)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
-  // The same for a matrix of codes (Packed::quant).
+  // The same for a matrix of codes, or of values that are twofold.
   void (*quantize)(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) = nullptr;
   // Rows index[m] (null: m) of codes → rows m of the tiles of `to`, for m in [m0, m1); m0 is a whole number of tiles.
   // Null if this table has no use for them.
@@ -153,6 +160,9 @@ struct Table {
   // values [576] → a cache row of F16 or one of the short codecs (ops/kv_codec.hpp), and kv_hadamard().
   void (*kv_encode)(KvCodec codec, const float* values, void* row) = nullptr;
   void (*hadamard)(float* latent) = nullptr;
+  // attend() asks for AttendArgs::soon evenly while it computes, if it is one piece of a page's rows at most and there
+  // are no more queries than kStreamedQueries.
+  bool streams_pages = false;
   std::int64_t query_block = kQueryBlock;  // most queries of one attend, with kManyHeads heads or more
   // Rows of INT8 and INT4 pages are used as they lie: q and the answer are then under the Hadamard transform.
   void (*attend)(const AttendArgs& a) = nullptr;

@@ -34,9 +34,12 @@ const Table* g_base = nullptr;  // for all else
 
 #include "backends/cpu/kv_codec.inl.hpp"
 
-#include "backends/cpu/attend_rows.inl.hpp"
+#include "backends/cpu/attend_pages.inl.hpp"
 
-#include "backends/cpu/attend_positions.inl.hpp"
+void attend(const AttendArgs& a) { g_base->attend(a); }
+
+#define GLINT_STREAMED_ROWS 1
+#include "backends/cpu/attend_words.inl.hpp"
 
 #include "backends/cpu/attend_amx.inl.hpp"
 
@@ -46,7 +49,20 @@ const Table* g_base = nullptr;  // for all else
 
 #include "backends/cpu/absorbed_amx.inl.hpp"
 
+#include "backends/cpu/twofold_amx.inl.hpp"
+
+void quantize_any(const Packed& to, const float* x, std::int64_t x_stride, std::int64_t m0, std::int64_t m1) {
+  (to.twofold ? encode_twofold : g_base->quantize)(to, x, x_stride, m0, m1);
+}
+
+void tile_any(const Packed& from, const std::int32_t* index, const Packed& to, std::int64_t m0, std::int64_t m1) {
+  (to.twofold ? turn_twofold : tile_codes)(from, index, to, m0, m1);
+}
+
+void combine_any(const CombineArgs& a) { return combines_twofold(a) ? combine_twofold(a) : combine_amx(a); }
+
 void dot(const DotArgs& a) {
+  if (a.x->twofold) return dot_twofold(a);
   if (a.x->words && a.w.format == WeightFormat::kI8 && a.m1 - a.m0 >= kTilesFrom) return dot_whole_amx(a);
   if (a.x->tiles == nullptr || a.index != nullptr || a.m0 % kRowTile != 0) return g_base->dot(a);
   switch (a.w.format) {
@@ -70,10 +86,13 @@ inline Table make_table(const char* name, const Table& base) {
   Table t = base;
   t.name = name;
   t.dot = dot;
-  t.combine = combine_amx;
+  t.dots_twofold = true;
+  t.quantize = quantize_any;
+  t.combine = combine_any;
   t.attend = attend_amx;
+  t.streams_pages = true;
   t.query_block = kMostQueries;
-  t.tile_codes = tile_codes;
+  t.tile_codes = tile_any;
   t.tile_from = kTilesFrom;
   return t;
 }

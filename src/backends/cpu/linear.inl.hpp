@@ -253,10 +253,6 @@ void dot_few(const DotArgs& a) {
 
 inline constexpr std::int64_t kTileRows = 8;  // rows of W in a tile
 
-// Whether a whole tile is the best for `left` rows: four are two and two rather than three and one, which alone has too
-// few chains.
-inline bool whole_tile(std::int64_t left) { return left >= kTileM && left != 4; }
-
 #include "backends/cpu/fetch.inl.hpp"
 
 // One block of up to 8 rows of W against all rows of x; `lanes` carries the accumulators [M][8] between blocks.

@@ -28,3 +28,7 @@ inline void widen(const void* from, float* to, std::int64_t n) {
   for (std::int64_t i = 0; i < n; i += kLanes)
     store_some(to + i, load_some(static_cast<const T*>(from) + i, n - i), n - i);
 }
+
+// Whether a whole tile is the best for `left` rows: four are two and two rather than three and one, which alone has too
+// few chains.
+inline bool whole_tile(std::int64_t left) { return left >= kTileM && left != 4; }

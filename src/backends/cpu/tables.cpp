@@ -61,7 +61,7 @@ Features detect() {
   f.avx2 = (b & bit_AVX2) != 0 && fma && f16c;
   constexpr unsigned kAvx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && (b & kAvx512) == kAvx512;
-  constexpr unsigned kAmx = (1U << 24) | (1U << 25);  // EDX: tiles, their int8 products
+  constexpr unsigned kAmx = (1U << 22) | (1U << 24) | (1U << 25);  // EDX: bfloat16 products, tiles, int8 products
   const bool amx = (d & kAmx) == kAmx && (state & kTiles) == kTiles;
   const bool vnni = (c & (1U << 11)) != 0;  // every CPU with BF16 dot products has it
   constexpr unsigned kBf16 = 1U << 5;       // leaf 7.1, EAX
