@@ -148,7 +148,7 @@ void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Fli
   flight.items.reserve(plan.items.size());
   for (const StepItem& item : plan.items) flight.items.push_back({.step = item});
   try {
-    build(plan, flight, before);
+    build(flight, before);
     runtime_.forward(scheduler_.kv(), first_logits);
     sample_on_backend(flight, before);
   } catch (const std::exception& e) {
@@ -228,7 +228,7 @@ std::optional<std::int64_t> pending_token(const Items& items, RequestId id) {
 }
 }  // namespace
 
-void StepLoop::build(const StepPlan& plan, Flight& flight, const Flight* before) {
+void StepLoop::build(Flight& flight, const Flight* before) {
   BatchBuilder& batch = runtime_.batch();
   batch.begin();
   for (Flight::Item& item : flight.items) {
@@ -251,7 +251,6 @@ void StepLoop::build(const StepPlan& plan, Flight& flight, const Flight* before)
     item.logits_row = batch.add(scheduler_.kv(), rows);
     (s.prefill ? stats_.prefill_tokens : stats_.decode_tokens) += s.n_tokens;
   }
-  CHECK(static_cast<std::int64_t>(plan.items.size()) == static_cast<std::int64_t>(flight.items.size()));
 }
 
 void StepLoop::take_all(Flight& flight) {

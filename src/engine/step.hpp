@@ -84,7 +84,7 @@ class StepLoop {
   void look_ahead(double begin);
   void collect();
   void take_all(Flight& flight);
-  void build(const StepPlan& plan, Flight& flight, const Flight* before);
+  void build(Flight& flight, const Flight* before);
   void sample_on_backend(Flight& flight, const Flight* before);
   SampleInput sample_input(RequestState& request, std::int64_t pending);
   Sample sample(RequestState& request, std::int64_t logits_row);
