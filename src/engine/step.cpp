@@ -141,9 +141,9 @@ bool StepLoop::start_step(double begin) {
 }
 
 // The plan's step on its way, as flight_ or, behind one, as next_. `before`: whose tokens are not known yet.
-void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Flight* before) {
-  std::optional<Flight>& to = before == nullptr ? flight_ : next_;
-  Flight& flight = to.emplace();
+void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const StepFlight* before) {
+  std::optional<StepFlight>& to = before == nullptr ? flight_ : next_;
+  StepFlight& flight = to.emplace();
   flight.first_logits = first_logits;
   flight.items.reserve(plan.items.size());
   for (const StepItem& item : plan.items) flight.items.push_back({.step = item});
@@ -160,10 +160,10 @@ void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Fli
 
 // Whether what follows can be planned before this step's tokens are known: they are on the backend, every request goes
 // on but for what its token says, and what the next tokens depend on does not hang on these.
-bool StepLoop::may_look_ahead(const Flight& flight) {
+bool StepLoop::may_look_ahead(const StepFlight& flight) {
   const std::int64_t most = runtime_.logits().n_rows() / 2;  // two steps' logits are there at a time
   if (!flight.sampled || disk_ || scheduler_.n_running() + scheduler_.n_waiting() > most) return false;
-  return std::all_of(flight.items.begin(), flight.items.end(), [this](const Flight::Item& item) {
+  return std::all_of(flight.items.begin(), flight.items.end(), [this](const StepFlight::Item& item) {
     const RequestState* r = find(item.step.request);
     if (r == nullptr || !item.step.samples) return r != nullptr && r->scores == nullptr;
     return r->scores == nullptr && item.drawn && !r->constraint && !r->sampling.needs_counts() &&
@@ -173,7 +173,7 @@ bool StepLoop::may_look_ahead(const Flight& flight) {
 
 void StepLoop::look_ahead(double begin) {
   outcomes_.clear();
-  for (const Flight::Item& item : flight_->items) {
+  for (const StepFlight::Item& item : flight_->items) {
     if (item.step.samples) outcomes_.push_back({.request = item.step.request, .n_sampled = 1});
   }
   scheduler_.commit(outcomes_);
@@ -228,10 +228,10 @@ std::optional<std::int64_t> pending_token(const Items& items, RequestId id) {
 }
 }  // namespace
 
-void StepLoop::build(Flight& flight, const Flight* before) {
+void StepLoop::build(StepFlight& flight, const StepFlight* before) {
   BatchBuilder& batch = runtime_.batch();
   batch.begin();
-  for (Flight::Item& item : flight.items) {
+  for (StepFlight::Item& item : flight.items) {
     const StepItem& s = item.step;
     if (s.copy) runtime_.store().copy_page(*s.copy);
     RequestState& request = at(s.request);
@@ -253,12 +253,12 @@ void StepLoop::build(Flight& flight, const Flight* before) {
   }
 }
 
-void StepLoop::take_all(Flight& flight) {
+void StepLoop::take_all(StepFlight& flight) {
   const std::span<const std::int32_t> tokens =
       flight.sampled ? runtime_.take_tokens() : std::span<const std::int32_t>{};
   flight.sampled = false;
   const double now = now_s();
-  for (const Flight::Item& item : flight.items) {
+  for (const StepFlight::Item& item : flight.items) {
     const RequestState* request = find(item.step.request);
     if (request == nullptr || request->scores != nullptr) continue;  // ended, or below
     if (item.step.samples) {
@@ -270,7 +270,7 @@ void StepLoop::take_all(Flight& flight) {
   }
   // Scored windows last: the logits of their rows take the place of those that were sampled from.
   std::int64_t first_row = 0;
-  for (const Flight::Item& item : flight.items) {
+  for (const StepFlight::Item& item : flight.items) {
     const RequestState* request = find(item.step.request);
     if (request != nullptr && request->scores != nullptr) score_item(item.step, first_row);
     first_row += item.step.n_tokens;
@@ -290,10 +290,10 @@ SampleInput StepLoop::sample_input(RequestState& request, std::int64_t pending) 
 }
 
 // Has the backend draw the tokens of the step, as far as it can.
-void StepLoop::sample_on_backend(Flight& flight, const Flight* before) {
+void StepLoop::sample_on_backend(StepFlight& flight, const StepFlight* before) {
   if (runtime_.logits().on_host()) return;
   sample_batch_.clear();
-  for (const Flight::Item& item : flight.items) {
+  for (const StepFlight::Item& item : flight.items) {
     RequestState& request = at(item.step.request);
     if (!item.step.samples || request.scores != nullptr) continue;
     const bool pending = before != nullptr && pending_token(before->items, item.step.request).has_value();
@@ -303,7 +303,7 @@ void StepLoop::sample_on_backend(Flight& flight, const Flight* before) {
   }
   flight.sampled = runtime_.sample(sample_batch_, flight.first_logits);
   if (!flight.sampled) return;
-  for (Flight::Item& item : flight.items) {
+  for (StepFlight::Item& item : flight.items) {
     if (!item.step.samples || at(item.step.request).scores != nullptr) continue;
     item.drawn = sample_batch_.rows[static_cast<std::size_t>(item.logits_row)].mode != SampleMode::kNone;
   }
@@ -378,9 +378,9 @@ void StepLoop::score_item(const StepItem& item, std::int64_t first_row) {
 }
 
 // The forward pass or the memory around it failed: nothing of this step's requests can be trusted.
-void StepLoop::fail(const Flight& flight, const std::string& error) {
+void StepLoop::fail(const StepFlight& flight, const std::string& error) {
   outcomes_.clear();
-  for (const Flight::Item& item : flight.items) {
+  for (const StepFlight::Item& item : flight.items) {
     const RequestId id = item.step.request;
     scheduler_.fail(id);
     if (RequestState* request = find(id); request != nullptr) finish(id, request->end(Finish::kError, error));

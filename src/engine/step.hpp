@@ -31,6 +31,19 @@ struct StepLoopOptions {
   std::optional<KvDiskOptions> disk;  // the prefix cache's second tier
 };
 
+// A step that was launched, and its tokens not yet taken.
+struct StepFlight {
+  struct Item {
+    StepItem step;
+    std::int64_t logits_row = 0;  // its first
+    bool drawn = false;           // by the backend
+  };
+  std::vector<Item> items;
+  std::int64_t first_logits = 0;
+  bool sampled = false;    // the backend has tokens for it
+  bool committed = false;  // as if every request went on; a step behind it is on its way
+};
+
 class StepLoop {
  public:
   StepLoop(Runtime& runtime, StepLoopOptions options);
@@ -63,35 +76,22 @@ class StepLoop {
   std::int64_t steps_ahead() const { return steps_ahead_; }
 
  private:
-  // A step that was launched, and its tokens not yet taken.
-  struct Flight {
-    struct Item {
-      StepItem step;
-      std::int64_t logits_row = 0;  // its first
-      bool drawn = false;           // by the backend
-    };
-    std::vector<Item> items;
-    std::int64_t first_logits = 0;
-    bool sampled = false;    // the backend has tokens for it
-    bool committed = false;  // as if every request went on; a step behind it is on its way
-  };
-
   RequestState& at(RequestId id);
   RequestState* find(RequestId id);
   bool start_step(double begin);
-  void launch(const StepPlan& plan, std::int64_t first_logits, const Flight* before);
-  bool may_look_ahead(const Flight& flight);
+  void launch(const StepPlan& plan, std::int64_t first_logits, const StepFlight* before);
+  bool may_look_ahead(const StepFlight& flight);
   void look_ahead(double begin);
   void collect();
-  void take_all(Flight& flight);
-  void build(Flight& flight, const Flight* before);
-  void sample_on_backend(Flight& flight, const Flight* before);
+  void take_all(StepFlight& flight);
+  void build(StepFlight& flight, const StepFlight* before);
+  void sample_on_backend(StepFlight& flight, const StepFlight* before);
   SampleInput sample_input(RequestState& request, std::int64_t pending);
   Sample sample(RequestState& request, std::int64_t logits_row);
   void take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now);
   void score_item(const StepItem& item, std::int64_t first_row);
   void report_progress(const StepItem& item);
-  void fail(const Flight& flight, const std::string& error);
+  void fail(const StepFlight& flight, const std::string& error);
   void commit();
   void finish(RequestId id, Event event);
   void expire(const StepPlan& plan);
@@ -109,7 +109,7 @@ class StepLoop {
   std::vector<StepOutcome> outcomes_;
   std::vector<std::uint64_t> allowed_;  // scratch: what a constraint allows
   SampleBatch sample_batch_;
-  std::optional<Flight> flight_, next_;  // next_: behind flight_, only within step()
+  std::optional<StepFlight> flight_, next_;  // next_: behind flight_, only within step()
   std::int64_t steps_ahead_ = 0;
   std::vector<Outgoing> outgoing_;
   EngineStats stats_;

@@ -107,13 +107,10 @@ inline void for_scores(std::int64_t n, const Fn& fn) {
 }
 template <typename Fn>
 inline void for_weights(std::int64_t n, const Fn& fn) {
-  if constexpr (kWeighM == 4) {
-    for_few(n, fn);
-  } else if (n < kWeighM) {
-    for_few(n, fn);
-  } else {
-    for_tiles(n, fn);
+  if constexpr (kWeighM != 4) {
+    if (n >= kWeighM) return for_tiles(n, fn);
   }
+  for_few(n, fn);
 }
 
 // A page's rows as codes; rows kGroupRows at a time for the scores, then all for the weighted sum, which interleaves
