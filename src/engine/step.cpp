@@ -125,23 +125,22 @@ bool StepLoop::step() noexcept {
 // Plans a step and launches it, if there is anything to do. False: there was nothing, nor did anything end.
 bool StepLoop::start_step(double begin) {
   const StepPlan& plan = scheduler_.plan(to_us(begin));
-  const bool worked = !plan.empty() || !plan.expired.empty();
+  launch(plan, begin, 0, nullptr);
+  return !plan.empty() || !plan.expired.empty();
+}
+
+// The plan's step on its way, if it is not empty, as flight_ or, behind one, as next_. `before`: whose tokens are not
+// known yet.
+void StepLoop::launch(const StepPlan& plan, double begin, std::int64_t first_logits, const StepFlight* before) {
   expire(plan);
-  if (plan.empty()) {
-    outcomes_.clear();
-    commit();
-    return worked;
-  }
   for (const RequestId id : plan.started) {
     RequestState& request = at(id);
     if (request.started_s == 0) request.started_s = begin;
   }
-  launch(plan, 0, nullptr);
-  return worked;
-}
-
-// The plan's step on its way, as flight_ or, behind one, as next_. `before`: whose tokens are not known yet.
-void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const StepFlight* before) {
+  if (plan.empty()) {
+    outcomes_.clear();
+    return commit();
+  }
   std::optional<StepFlight>& to = before == nullptr ? flight_ : next_;
   StepFlight& flight = to.emplace();
   flight.first_logits = first_logits;
@@ -150,7 +149,7 @@ void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Ste
   try {
     build(flight, before);
     runtime_.forward(scheduler_.kv(), first_logits);
-    sample_on_backend(flight, before);
+    sample_on_backend(flight);
   } catch (const std::exception& e) {
     fail(flight, e.what());
     commit();
@@ -161,13 +160,12 @@ void StepLoop::launch(const StepPlan& plan, std::int64_t first_logits, const Ste
 // Whether what follows can be planned before this step's tokens are known: they are on the backend, every request goes
 // on but for what its token says, and what the next tokens depend on does not hang on these.
 bool StepLoop::may_look_ahead(const StepFlight& flight) {
-  const std::int64_t most = runtime_.logits().n_rows() / 2;  // two steps' logits are there at a time
-  if (!flight.sampled || disk_ || scheduler_.n_running() + scheduler_.n_waiting() > most) return false;
+  if (!flight.sampled || disk_ || scheduler_.n_running() + scheduler_.n_waiting() > half_of_logits()) return false;
   return std::all_of(flight.items.begin(), flight.items.end(), [this](const StepFlight::Item& item) {
     const RequestState* r = find(item.step.request);
-    if (r == nullptr || !item.step.samples) return r != nullptr && r->scores == nullptr;
-    return r->scores == nullptr && item.drawn && !r->constraint && !r->sampling.needs_counts() &&
-           r->generated() + 1 < r->max_tokens;
+    if (r == nullptr || r->scores != nullptr) return false;
+    return !item.step.samples ||
+           (item.drawn && !r->constraint && !r->sampling.needs_counts() && r->generated() + 1 < r->max_tokens);
   });
 }
 
@@ -178,18 +176,7 @@ void StepLoop::look_ahead(double begin) {
   }
   scheduler_.commit(outcomes_);
   flight_->committed = true;
-  const StepPlan& plan = scheduler_.plan(to_us(begin));
-  expire(plan);
-  for (const RequestId id : plan.started) {
-    RequestState& request = at(id);
-    if (request.started_s == 0) request.started_s = begin;
-  }
-  if (plan.empty()) {
-    outcomes_.clear();
-    return commit();
-  }
-  const std::int64_t half = runtime_.logits().n_rows() / 2;
-  launch(plan, flight_->first_logits == 0 ? half : 0, &*flight_);
+  launch(scheduler_.plan(to_us(begin)), begin, flight_->first_logits == 0 ? half_of_logits() : 0, &*flight_);
   if (next_) ++steps_ahead_;
 }
 
@@ -217,17 +204,6 @@ void StepLoop::expire(const StepPlan& plan) {
   for (const RequestId id : plan.expired) finish(id, at(id).end(Finish::kTimeout, ""));
 }
 
-namespace {
-// The request's row of logits in the step before, whose token is not known yet.
-template <typename Items>
-std::optional<std::int64_t> pending_token(const Items& items, RequestId id) {
-  for (const auto& item : items) {
-    if (item.step.request == id && item.step.samples) return item.logits_row;
-  }
-  return std::nullopt;
-}
-}  // namespace
-
 void StepLoop::build(StepFlight& flight, const StepFlight* before) {
   BatchBuilder& batch = runtime_.batch();
   batch.begin();
@@ -241,9 +217,12 @@ void StepLoop::build(StepFlight& flight, const StepFlight* before) {
                       .first_position = s.start,
                       .n_logits = s.samples && request.scores == nullptr ? 1 : 0};
     if (s.start == static_cast<std::int64_t>(request.tokens.size())) {
+      // Its token is one of the step before, and not known yet.
       CHECK(before != nullptr && s.n_tokens == 1);
-      rows.token = pending_token(before->items, s.request);
-      CHECK(rows.token.has_value(), "request " + std::to_string(s.request));
+      const auto drawn = std::find_if(before->items.begin(), before->items.end(),
+                                      [&](const StepFlight::Item& i) { return i.step.request == s.request; });
+      CHECK(drawn != before->items.end() && drawn->drawn, "request " + std::to_string(s.request));
+      rows.token = drawn->logits_row;
     } else {
       rows.ids = std::span<const std::int32_t>(request.tokens)
                      .subspan(static_cast<std::size_t>(s.start), static_cast<std::size_t>(s.n_tokens));
@@ -277,11 +256,9 @@ void StepLoop::take_all(StepFlight& flight) {
   }
 }
 
-// All but the logits; `pending`: tokens of it that are not known yet. The mask is in allowed_ until the next call.
-SampleInput StepLoop::sample_input(RequestState& request, std::int64_t pending) {
-  SampleInput input{.params = &request.sampling,
-                    .counts = &request.counts,
-                    .position = static_cast<std::int64_t>(request.tokens.size()) + pending};
+// All but the logits, of the token behind the item's rows. The mask is in allowed_ until the next call.
+SampleInput StepLoop::sample_input(RequestState& request, const StepItem& item) {
+  SampleInput input{.params = &request.sampling, .counts = &request.counts, .position = item.start + item.n_tokens};
   if (request.constraint) {
     request.constraint->mask(allowed_);
     input.allowed_tokens = allowed_;
@@ -290,15 +267,14 @@ SampleInput StepLoop::sample_input(RequestState& request, std::int64_t pending) 
 }
 
 // Has the backend draw the tokens of the step, as far as it can.
-void StepLoop::sample_on_backend(StepFlight& flight, const StepFlight* before) {
+void StepLoop::sample_on_backend(StepFlight& flight) {
   if (runtime_.logits().on_host()) return;
   sample_batch_.clear();
   for (const StepFlight::Item& item : flight.items) {
     RequestState& request = at(item.step.request);
     if (!item.step.samples || request.scores != nullptr) continue;
-    const bool pending = before != nullptr && pending_token(before->items, item.step.request).has_value();
     try {
-      add_sample_row(sample_input(request, pending ? 1 : 0), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
+      add_sample_row(sample_input(request, item.step), sampler_.vocab(), Runtime::kMaxEdits, sample_batch_);
     } catch (const std::exception&) { sample_batch_.rows.emplace_back(); }  // take() will meet it, and end this request
   }
   flight.sampled = runtime_.sample(sample_batch_, flight.first_logits);
@@ -309,8 +285,8 @@ void StepLoop::sample_on_backend(StepFlight& flight, const StepFlight* before) {
   }
 }
 
-Sample StepLoop::sample(RequestState& request, std::int64_t logits_row) {
-  SampleInput input = sample_input(request, 0);
+Sample StepLoop::sample(RequestState& request, const StepItem& item, std::int64_t logits_row) {
+  SampleInput input = sample_input(request, item);
   input.logits = runtime_.logits().row(logits_row);
   return sampler_.sample(input);
 }
@@ -321,7 +297,7 @@ void StepLoop::take(const StepItem& item, std::int64_t logits_row, const std::in
   Event event;
   bool failed = true;
   try {
-    const Sample drawn = token != nullptr ? sampled(*token) : sample(request, logits_row);
+    const Sample drawn = token != nullptr ? sampled(*token) : sample(request, item, logits_row);
     failed = drawn.status != SampleStatus::kOk;
     CHECK(failed || !request.constraint || request.constraint->accept(drawn.token), "the mask allowed it");
     event = failed ? request.end(Finish::kError, sample_status_text(drawn.status)) : request.take(drawn, eos_ids_, now);

@@ -79,15 +79,17 @@ class StepLoop {
   RequestState& at(RequestId id);
   RequestState* find(RequestId id);
   bool start_step(double begin);
-  void launch(const StepPlan& plan, std::int64_t first_logits, const StepFlight* before);
+  void launch(const StepPlan& plan, double begin, std::int64_t first_logits, const StepFlight* before);
+  // The logits of two steps are there at a time.
+  std::int64_t half_of_logits() const { return runtime_.logits().n_rows() / 2; }
   bool may_look_ahead(const StepFlight& flight);
   void look_ahead(double begin);
   void collect();
   void take_all(StepFlight& flight);
   void build(StepFlight& flight, const StepFlight* before);
-  void sample_on_backend(StepFlight& flight, const StepFlight* before);
-  SampleInput sample_input(RequestState& request, std::int64_t pending);
-  Sample sample(RequestState& request, std::int64_t logits_row);
+  void sample_on_backend(StepFlight& flight);
+  SampleInput sample_input(RequestState& request, const StepItem& item);
+  Sample sample(RequestState& request, const StepItem& item, std::int64_t logits_row);
   void take(const StepItem& item, std::int64_t logits_row, const std::int32_t* token, double now);
   void score_item(const StepItem& item, std::int64_t first_row);
   void report_progress(const StepItem& item);

@@ -289,8 +289,7 @@ TEST(StepSampling, AHostThatIsAStepBehindChangesNothing) {
 
 // A device that breaks while two steps are under way ends the requests of both, once each.
 TEST(StepSampling, ADeviceThatFailsAStepAheadEndsItsRequests) {
-  auto owned = std::make_unique<Faulty>(make_reference_ops());
-  Faulty& ops = *owned;
+  Faulty ops(make_reference_ops());
   const ModelWeights weights = load_weights("models/tiny", ops);
   for (const bool poison : {false, true}) {
     Runtime runtime(weights, ops,

@@ -19,7 +19,7 @@ struct WholeBytes {
   }
   // 16 rows from m on against two columns of tiles of W, each [Depth / 64] tiles one after the other.
   void multiply(Tiles& tiles, std::int64_t m, const std::int8_t* w0, const std::int8_t* w1) const {
-    tiles.clear_sums();
+    clear_sums(tiles);
     for (std::int64_t k = 0; k < Depth; k += 64) {
       tiles.load<4>(bytes[0][m] + k, Depth);
       tiles.load<5>(bytes[1][m] + k, Depth);
@@ -67,7 +67,7 @@ void dot_whole_amx(const DotArgs& a) {
       for (std::int64_t g = 0; g < groups; g += 2) {
         const std::int64_t other = g + 1 < groups ? g + 1 : g;
         x.multiply(tiles, m, w[g][0][0], w[other][0][0]);
-        tiles.store_sums(sums);
+        store_sums(tiles, sums);
         for (std::int64_t r = 0; r < some; ++r) {
           const V scale = set1(a.x->scales[(a.m0 + m + r) * a.x->scale_stride]);
           float* out = a.out + (m + r) * a.out_stride + (n - a.n0) + g * kLanes;
@@ -109,7 +109,7 @@ void combine_whole_amx(const CombineArgs& a) {
       const std::int64_t some = a.rows - m < 16 ? a.rows - m : 16;
       for (int half = 0; half < 2; ++half) {
         x.multiply(tiles, m, w[2 * half][0][0], w[2 * half + 1][0][0]);
-        tiles.store_sums(sums[half]);
+        store_sums(tiles, sums[half]);
       }
       for (std::int64_t r = 0; r < some; ++r) {
         const V scale = set1(by[m + r]);

@@ -220,7 +220,7 @@ struct AmxAttend {
 
   // 16 rows from j on and query tile t.
   void multiply_latents(std::int64_t j, std::int64_t t) {
-    tiles.clear_sums();
+    clear_sums(tiles);
     if (whole_bytes) {
       for (std::int64_t step = 0; step < kLatentSteps; step += 2) {
         for (const std::int64_t k : {step, step + 1}) {
@@ -250,10 +250,10 @@ struct AmxAttend {
 
   void score_tile(std::int64_t page, std::int64_t j, std::int64_t t) {
     multiply_latents(j, t);
-    tiles.store_sums(sums[0]);
-    tiles.clear_sums();
+    store_sums(tiles, sums[0]);
+    clear_sums(tiles);
     load_and_multiply(j, t, kLatentSteps);
-    tiles.store_sums(sums[1]);
+    store_sums(tiles, sums[1]);
     const V latent = load(q.scales[0] + t * 16), rotary = load(q.scales[1] + t * 16);
     I v[16];
 #pragma GCC unroll 4
@@ -317,7 +317,7 @@ struct AmxAttend {
 
   // Part `part` of the columns [64 step, 64 step + 64) of 16 queries.
   void multiply_values(std::int64_t t, std::int64_t step, std::int64_t part, std::int64_t from, std::int64_t to) {
-    tiles.clear_sums();
+    clear_sums(tiles);
     for (std::int64_t page = from; page < to; ++page) {
       tiles.load<4>(weights[0][page][t * 16], kPageTokens);
       tiles.load<5>(weights[1][page][t * 16], kPageTokens);
@@ -340,7 +340,7 @@ struct AmxAttend {
     for (std::int64_t step = 0; step < kLatentSteps; ++step) {
       for (int part = 0; part < 4; ++part) {
         multiply_values(t, step, part, from, to);
-        tiles.store_sums(sums[part]);
+        store_sums(tiles, sums[part]);
       }
       for (std::int64_t r = 0; r < count; ++r) {
         const V scale = set1(by[t * 16 + r]);

@@ -3,6 +3,7 @@
 #include "backends/cpu/attend_positions.inl.hpp"
 
 inline constexpr std::int64_t kFewQueries = kStreamedQueries;
+
 inline float exp_one(float x) {
   float v[kLanes];
   store(v, exp(set1(x)));

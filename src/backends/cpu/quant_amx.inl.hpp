@@ -159,7 +159,7 @@ template <int Width, bool Mins>
     const bool multiplies = leaf < kStepBlocks && kLeaves[leaf] < t.blocks;
     fetch_next(t);
     if (multiplies) {
-      tiles.clear_sums();
+      clear_sums(tiles);
       amx_multiply(tiles, s);
       if constexpr (S::kParts == 2) {
         amx_load<Width, 1>(tiles, s, block(leaf));
@@ -170,7 +170,7 @@ template <int Width, bool Mins>
       amx_pair<Mins>(s, scratch, q - 1, 2 * half);
       if (s.two) amx_pair<Mins>(s, scratch, q - 1, 2 * half + 1);
     }
-    if (multiplies) { tiles.store_sums(scratch.sums[q % 2][half]); }
+    if (multiplies) { store_sums(tiles, scratch.sums[q % 2][half]); }
     if (leaf + 1 < kStepBlocks && kLeaves[leaf + 1] < t.blocks) amx_load<Width, 0>(tiles, s, block(leaf + 1));
   }
   const DotArgs& a = *t.a;

@@ -83,23 +83,15 @@ class Tiles {
   void store(void* to, std::int64_t stride) const {
     __asm__ volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
   }
-  // The sums of a product, tiles 0 to 3: to zero, and to memory.
-  void clear_sums() {
-    clear<0>();
-    clear<1>();
-    clear<2>();
-    clear<3>();
-  }
-  void store_sums(TileSums& to) const {
-    store<0>(to[0], 64);
-    store<1>(to[1], 64);
-    store<2>(to[2], 64);
-    store<3>(to[3], 64);
-  }
   // C += A · B: signed bytes of a row of A times those of B, whose word k holds rows 4k … 4k + 3 of a column.
   template <int C, int A, int B>
   void multiply() {
     __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  }
+  // The same with unsigned bytes of A.
+  template <int C, int A, int B>
+  void multiply_unsigned() {
+    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
   // C += A · B in fp32, bfloat16 numbers: word k of a row of A is a pair, row k of B has the pairs of the columns. The
   // sums of the even and of the odd numbers of a pair are made apart, added, and then added to C, numbers too small to
@@ -107,11 +99,6 @@ class Tiles {
   template <int C, int A, int B>
   void multiply_pairs() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-  // The same with unsigned bytes of A.
-  template <int C, int A, int B>
-  void multiply_unsigned() {
-    __asm__ volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
   }
 };
 
@@ -139,18 +126,6 @@ class Tiles {
   void store(void* to, std::int64_t stride) const {
     for (int i = 0; i < shapes_.rows[T]; ++i)
       __builtin_memcpy(static_cast<char*>(to) + i * stride, data_[T][i], shapes_.bytes[T]);
-  }
-  void clear_sums() {
-    clear<0>();
-    clear<1>();
-    clear<2>();
-    clear<3>();
-  }
-  void store_sums(TileSums& to) const {
-    store<0>(to[0], 64);
-    store<1>(to[1], 64);
-    store<2>(to[2], 64);
-    store<3>(to[3], 64);
   }
   template <int C, int A, int B>
   void multiply() {
@@ -204,3 +179,17 @@ class Tiles {
 };
 
 #endif
+
+// The sums of a product, tiles 0 to 3: to zero, and to memory.
+inline void clear_sums(Tiles& tiles) {
+  tiles.clear<0>();
+  tiles.clear<1>();
+  tiles.clear<2>();
+  tiles.clear<3>();
+}
+inline void store_sums(const Tiles& tiles, TileSums& to) {
+  tiles.store<0>(to[0], 64);
+  tiles.store<1>(to[1], 64);
+  tiles.store<2>(to[2], 64);
+  tiles.store<3>(to[3], 64);
+}

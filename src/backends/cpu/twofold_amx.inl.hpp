@@ -74,7 +74,7 @@ struct TwofoldTiles {
 // 16 Groups rows of W · Count tiles of rows of x. Sums of group g and tile t: tile 2 g + t.
 template <int Groups, int Count>
 inline void multiply_twofold(Tiles& tiles, const TwofoldRows& w, TwofoldTiles x) {
-  tiles.clear_sums();
+  clear_sums(tiles);
   for (std::int64_t s = 0; s < w.steps; ++s, x.x += x.step) {
     tiles.load<4>(w.group(0, s), w.row_bytes);
     if constexpr (Groups == 2) tiles.load<5>(w.group(1, s), w.row_bytes);
