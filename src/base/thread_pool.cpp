@@ -21,6 +21,23 @@ constexpr int kSpins = 1000;
 
 constexpr std::uint64_t kLowHalf = 0xffffffffU;
 
+constexpr std::uint64_t pack(std::int64_t next, std::int64_t end) {
+  return static_cast<std::uint64_t>(end) << 32 | static_cast<std::uint64_t>(next);
+}
+
+// Claims the first of `items` or, for another thread's, the last; -1: none is left.
+std::int64_t claim(std::atomic<std::uint64_t>& items, bool own) {
+  std::uint64_t now = items.load(std::memory_order_acquire);
+  while (true) {
+    const std::uint64_t next = now & kLowHalf, end = now >> 32;
+    if (next >= end) return -1;
+    const std::uint64_t then = own ? now + 1 : now - (kLowHalf + 1);
+    if (items.compare_exchange_weak(now, then, std::memory_order_acq_rel, std::memory_order_acquire)) {
+      return static_cast<std::int64_t>(own ? next : end - 1);
+    }
+  }
+}
+
 }  // namespace
 
 int available_cores() {
@@ -34,6 +51,7 @@ ThreadPool::ThreadPool(int threads) {
   const int cores = available_cores();
   size_ = threads > 0 ? threads : cores;
   spins_ = size_ <= cores ? kSpins : 0;
+  shares_ = std::make_unique<Share[]>(static_cast<std::size_t>(size_));
   workers_.reserve(static_cast<std::size_t>(size_ - 1));
   for (int i = 1; i < size_; ++i) workers_.emplace_back([this, i] { work(i); });
 }
@@ -45,17 +63,27 @@ ThreadPool::~ThreadPool() {
   for (std::thread& t : workers_) t.join();
 }
 
-// Claims one item and runs it; false when none is left.
-bool ThreadPool::run_one(int thread) {
-  std::uint64_t job = job_.load(std::memory_order_acquire);
-  do {
-    if ((job & kLowHalf) >= job >> 32) return false;
-  } while (!job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+// Runs one item; false when none is left.
+bool ThreadPool::take(int thread) {
+  std::int64_t item = claim(shares_[static_cast<std::size_t>(thread)].items, true);
+  for (int i = 1; item < 0 && i < size_; ++i)
+    item = claim(shares_[static_cast<std::size_t>((thread + i) % size_)].items, false);
+  if (item < 0) return false;
   // The claim keeps the job open, so its fields are those of this job, even if this thread slept through others.
-  call_(context_, static_cast<std::int64_t>(job & kLowHalf), thread);
-  const std::uint32_t finished = done_.fetch_add(1) + 1;
-  if (thread != 0 && finished == job >> 32 && caller_asleep_.load()) done_.notify_one();
+  call_(context_, item, thread);
+  std::atomic<std::uint32_t>& done = shares_[static_cast<std::size_t>(thread)].done;
+  done.store(done.load(std::memory_order_relaxed) + 1);
+  if (thread != 0 && caller_asleep_.load()) {
+    finished_.fetch_add(1);
+    finished_.notify_one();
+  }
   return true;
+}
+
+bool ThreadPool::all_done(std::uint32_t count) const {
+  std::uint32_t done = 0;
+  for (int t = 0; t < size_; ++t) done += shares_[static_cast<std::size_t>(t)].done.load();
+  return done == count;
 }
 
 void ThreadPool::run(std::int64_t count, Call call, const void* context) {
@@ -66,19 +94,24 @@ void ThreadPool::run(std::int64_t count, Call call, const void* context) {
   }
   call_ = call;
   context_ = context;
-  done_.store(0, std::memory_order_relaxed);
-  job_.store(static_cast<std::uint64_t>(count) << 32, std::memory_order_release);
+  for (int t = 0; t < size_; ++t) shares_[static_cast<std::size_t>(t)].done.store(0, std::memory_order_relaxed);
+  const auto begin = [&](std::int64_t t) {
+    return (count * t + size_ - 1) / size_;
+  };  // the caller's share has one if any
+  for (int t = 0; t < size_; ++t) {
+    shares_[static_cast<std::size_t>(t)].items.store(pack(begin(t), begin(t + 1)), std::memory_order_release);
+  }
   epoch_.fetch_add(1);
   if (asleep_.load() > 0) epoch_.notify_all();
 
-  while (run_one(0)) {}
+  while (take(0)) {}
   const auto all = static_cast<std::uint32_t>(count);
   for (int i = 0; i < spins_; ++i) {
-    if (done_.load(std::memory_order_acquire) == all) return;
+    if (all_done(all)) return;
     relax();
   }
   caller_asleep_.store(true);
-  for (std::uint32_t now = done_.load(); now != all; now = done_.load()) done_.wait(now);
+  for (std::uint32_t now = finished_.load(); !all_done(all); now = finished_.load()) finished_.wait(now);
   caller_asleep_.store(false);
 }
 
@@ -98,7 +131,7 @@ void ThreadPool::work(int thread) {
     }
     seen = now;
     if (stop_.load()) return;
-    while (run_one(thread)) {}
+    while (take(thread)) {}
   }
 }
 

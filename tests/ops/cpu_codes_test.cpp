@@ -85,6 +85,36 @@ TEST(CpuCodes, TilesGiveTheBitsOfVectors) {
   if (compared == 0) GTEST_SKIP() << "no table with tiles here";
 }
 
+// One row alone, whose last step of columns may be known to the compiler, against the same row among others: every bit.
+// The parts of a step that are left over are those of groups of 16 to 128, eight steps are read at a time, and the last
+// row's factors are the end of their table.
+TEST(CpuCodes, ARowEndsAnywhereInAStep) {
+  constexpr std::int64_t kRows = 5, kOutputs = 11;
+  std::vector<std::string> names = cpu_isas();
+  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  for (const std::int64_t cols : {128, 384, 512, 768, 1280, 1536, 1792, 2048, 8960, 10240}) {
+    const std::vector<float> values = normal_values(kOutputs * cols, 0.1F, 9);
+    std::vector<float> x = normal_values(kRows * cols, 1, 10);
+    for (const QuantSpec& spec : kSpecs) {
+      const QuantizedWeight q = quantize_rtn(spec, values.data(), kOutputs, cols);
+      for (const std::string& isa : names) {
+        const auto ops = make_cpu_ops({.isa = isa, .threads = 1});
+        std::vector<float> together(kRows * kOutputs), alone(kOutputs);
+        ops->linear({.x = {x.data(), DType::kF32, {kRows, cols}},
+                     .w = q.w,
+                     .out = {together.data(), DType::kF32, {kRows, kOutputs}}});
+        for (std::int64_t m = 0; m < kRows; ++m) {
+          ops->linear({.x = {x.data() + m * cols, DType::kF32, {1, cols}},
+                       .w = q.w,
+                       .out = {alone.data(), DType::kF32, {1, kOutputs}}});
+          EXPECT_EQ(0, std::memcmp(alone.data(), together.data() + m * kOutputs, kOutputs * sizeof(float)))
+              << isa << ", " << spec.name() << ", " << cols << " columns, row " << m;
+        }
+      }
+    }
+  }
+}
+
 TEST(CpuCodes, ExactInputsLoseNothing) {
   const std::vector<float> values = normal_values(kWRows * kCols, 0.1F, 6);
   std::vector<std::string> names = cpu_isas();

@@ -295,7 +295,7 @@ void CpuOps::attend_blocks(const AttendRows& a) {
     std::int64_t last[kMostQueries];
     AttendArgs args = a.args(b, first, last);
     args.scratch = memory;
-    const std::int64_t after = item + pool_.size();  // what this thread is likely to do next
+    const std::int64_t after = item + 1;  // what this thread is likely to do next
     const bool other = after < a.n_blocks && a.blocks[after].seq != b.seq;
     const bool streamed = table_.streams_pages && b.n <= kStreamedQueries;
     if (other && !streamed) a.fetch(a.blocks[after]);
@@ -380,7 +380,7 @@ void CpuOps::latent_values(const AttendRows& a) {
     const std::int64_t h = item / (strips * chunks);
     const std::int64_t n0 = item / chunks % strips * strip;
     const std::int64_t m0 = chunk_begin(a.rows, item % chunks, tiled);
-    const std::int64_t then = chunks == 1 ? item + pool_.size() : 0;  // what this thread is likely to do next
+    const std::int64_t then = chunks == 1 ? item + 1 : 0;  // what this thread is likely to do next
     const std::int64_t next = then / strips * kHeadRows + kNope + then % strips * strip;
     table_.dot({.x = &a.latent[h],
                 .m0 = m0,
@@ -390,7 +390,7 @@ void CpuOps::latent_values(const AttendRows& a) {
                 .n1 = n0 + strip,
                 .out = a.p->out.as<float>() + (a.row0 + m0) * width + h * kValue + n0,
                 .out_stride = width,
-                .next = then > 0 ? rows_of(a.p->kv_b, next) : nullptr});
+                .next = then > 0 ? rows_of(a.p->kv_b, next) : SoonRows{}});
   });
 }
 

@@ -182,27 +182,31 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
   static_assert(kFewRowsOfX * kLongStrip <= kRowChunk * kStrip && kRowChunk <= kTileChunk);  // the items' buffers
   const PackKind first_kind = kind_of(groups[0], groups[0].w->gate);
   const std::int64_t strip = strip_rows(w_rows, 1, most, first_kind.words || first_kind.twofold);
+  // The last group first, the shared expert, which has most rows: no long item at the end.
+  const auto group_at = [&](std::int64_t place) { return n_groups - 1 - place; };
   first_item[0] = 0;
-  for (std::int64_t g = 0; g < n_groups; ++g)
-    first_item[g + 1] =
-        first_item[g] + (groups[g].w->gate.rows + strip - 1) / strip * row_chunks(groups[g].count, in_tiles(g));
+  for (std::int64_t i = 0; i < n_groups; ++i) {
+    const ExpertGroup& group = groups[group_at(i)];
+    first_item[i + 1] =
+        first_item[i] + (group.w->gate.rows + strip - 1) / strip * row_chunks(group.count, in_tiles(group_at(i)));
+  }
   const std::int64_t items = first_item[n_groups];
   struct Place {
     std::int64_t g, chunk, n0;
   };
   const auto place = [&](std::int64_t item) {
-    const std::int64_t g = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
+    const std::int64_t i = std::upper_bound(first_item, first_item + n_groups + 1, item) - first_item - 1;
+    const std::int64_t g = group_at(i);
     const std::int64_t chunks = row_chunks(groups[g].count, in_tiles(g));
-    return Place{g, (item - first_item[g]) % chunks, (item - first_item[g]) / chunks * strip};
+    return Place{g, (item - first_item[i]) % chunks, (item - first_item[i]) / chunks * strip};
   };
   for_items(items, 2 * work, [&](std::int64_t item, int) {
-    item = items - 1 - item;  // the shared expert, which has most rows, first: no long item at the end
     const auto [g, chunk, n0] = place(item);
     const ExpertGroup& group = groups[g];
     const ExpertWeights& w = *group.w;
     const bool tiles = in_tiles(g);
-    const std::int64_t after = item - pool_.size();  // what this thread is likely to do next
-    const Place then = after >= 0 ? place(after) : Place{g, 0, w.gate.rows};
+    const std::int64_t after = item + 1;  // what this thread is likely to do next
+    const Place then = after < items ? place(after) : Place{g, 0, w.gate.rows};
     const std::int64_t n1 = std::min(w.gate.rows, n0 + strip);
     alignas(64) float gate[kTileChunk * kStrip];
     alignas(64) float up[kTileChunk * kStrip];
@@ -248,7 +252,7 @@ void CpuOps::run_experts(Arena& arena, std::span<const ExpertGroup> groups, cons
                     .n1 = n0 + n,
                     .out = y,
                     .out_stride = out_strip,
-                    .next = g + 1 < n_groups ? rows_of(groups[g + 1].w->down, n0) : nullptr});
+                    .next = g + 1 < n_groups ? rows_of(groups[g + 1].w->down, n0) : SoonRows{}});
         for (std::int64_t m = m0; m < m1; ++m)
           table_.add_scaled(columns + (group.index != nullptr ? group.index[m] : m) * hidden, y + (m - m0) * out_strip,
                             group.weights != nullptr ? group.weights[m] : 1.0F, n);

@@ -158,15 +158,21 @@ Packed CpuOps::packed(Arena& arena, const float* x, std::int64_t rows, std::int6
 }
 
 std::int64_t CpuOps::strip_rows(std::int64_t w_rows, std::int64_t chunks, std::int64_t x_rows, bool groups) const {
-  const std::int64_t enough = 8 * static_cast<std::int64_t>(pool_.size());
+  const std::int64_t enough = (x_rows <= kFewRowsOfX ? 4 : 8) * static_cast<std::int64_t>(pool_.size());
   std::int64_t strip = x_rows <= kFewRowsOfX ? kLongStrip : kStrip;
   while (strip > (groups ? kGroupStrip : 8) && w_rows * chunks < enough * strip) strip /= 2;
   return strip;
 }
 
 // Where row n lies, null if there is none.
-const void* rows_of(const Weight& w, std::int64_t n) {
-  return n < w.rows ? static_cast<const std::byte*>(w.data) + n * w.row_bytes() : nullptr;
+SoonRows rows_of(const Weight& w, std::int64_t n) {
+  if (n >= w.rows) return {};
+  SoonRows rows{static_cast<const std::byte*>(w.data) + n * w.row_bytes()};
+  if (w.scales != nullptr && w.group_rows == 1) {
+    const std::int64_t size = w.scale_dtype == DType::kF32 ? 4 : 2;
+    rows.scales = static_cast<const std::byte*>(w.scales) + n * w.groups_a_row() * size;
+  }
+  return rows;
 }
 
 void CpuOps::dot(std::span<const DotJob> jobs) {
@@ -200,7 +206,7 @@ void CpuOps::dot(std::span<const DotJob> jobs) {
                 .n1 = std::min(j->w.rows, n0 + strip),
                 .out = j->out + m0 * j->out_stride + n0,
                 .out_stride = j->out_stride,
-                .next = rows_of(j->w, n0 + strip * (chunks == 1 ? pool_.size() : 1))});
+                .next = rows_of(j->w, n0 + strip)});
   });
 }
 

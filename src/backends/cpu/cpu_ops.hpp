@@ -154,7 +154,7 @@ class CpuOps final : public Ops {
 };
 
 // Where row n of a matrix lies, null if it has no such row.
-const void* rows_of(const Weight& w, std::int64_t n);
+SoonRows rows_of(const Weight& w, std::int64_t n);
 
 // Floats of a packed matrix of that size: of values, of codes, of their tiles.
 std::int64_t packed_floats(std::int64_t rows, std::int64_t cols);

@@ -73,6 +73,12 @@ struct Packed {
   }
 };
 
+// Rows of W that are read soon, and their scales.
+struct SoonRows {
+  const void* data = nullptr;
+  const void* scales = nullptr;  // null as well if they lie in blocks of rows
+};
+
 // out[m - m0][n - n0] = x[index[m]] · w[n] for m in [m0, m1), n in [n0, n1).
 struct DotArgs {
   const Packed* x = nullptr;
@@ -82,7 +88,7 @@ struct DotArgs {
   std::int64_t n0 = 0, n1 = 0;
   float* out = nullptr;
   std::int64_t out_stride = 0;
-  const void* next = nullptr;  // rows of codes, as wide as w's, that are likely read after these: fetched ahead
+  SoonRows next;  // as wide as w's, likely read after these: fetched ahead
 };
 
 // out[m][n] = scale · Σ_k a[m][k] w[k][n] for n < w.cols, k < w.rows: W read along its rows (W_UKᵀ q). kI8 with one

@@ -87,7 +87,7 @@ inline void look_ahead(CodesTile& t, const char*& next, std::int64_t asks) {
   const DotArgs& a = *t.a;
   const std::int64_t row_bytes = Codes<F, Width>::bytes(a.w.cols);
   const std::int64_t after = t.n + kStrip;
-  const void* follows = after < a.n1 ? static_cast<const char*>(a.w.data) + after * row_bytes : a.next;
+  const void* follows = after < a.n1 ? static_cast<const char*>(a.w.data) + after * row_bytes : a.next.data;
   next = static_cast<const char*>(follows);
   t.next = &next;
   t.next_end = next == nullptr ? next : next + kStrip * row_bytes;

@@ -28,39 +28,38 @@ alignas(64) inline constexpr std::int32_t kBlocksOf2[kLanes] = {0, 1, 4, 5, 8, 9
 alignas(64) inline constexpr std::int32_t kBlocksOf4[kLanes] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 alignas(64) inline constexpr std::int32_t kBlocksOf8[kLanes] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
 
-// Sums of the columns of vector i, spread over its lanes. Stored: W is fetched ahead.
-template <typename F, int Width, bool Stored, bool Whole>
+inline constexpr int kAnyVectors = 0;
+// Sums of the columns of vector i, spread over its lanes. Stored: W is fetched ahead. Vectors: of a step, or
+// kAnyVectors, as many as s.cols fill.
+template <typename F, int Width, bool Stored, int Vectors>
 [[gnu::always_inline]] inline I code_sums(const RowStep& s, int i) {
   using C = Codes<F, Width>;
   const std::int64_t at = i * C::kCols;
-  if constexpr (!Whole) {
-    if (at >= s.cols) return zero_ints();
-  }
+  if (Vectors == kAnyVectors ? at >= s.cols : i >= Vectors) return zero_ints();
   const std::int8_t* x = s.x + at;
   if constexpr (Stored) {
     const std::uint8_t* w = s.w + C::bytes(at);
-    __builtin_prefetch(w + s.ahead, 0, 2);
+    if (i % C::kFetchedVectors == 0) __builtin_prefetch(w + s.ahead, 0, 2);
     if constexpr (F::kNibbles) {
-      const bool half = !Whole && s.cols - at < C::kCols;
+      const bool half = Vectors == kAnyVectors && s.cols - at < C::kCols;
       const I v = once(half ? load_half(w) : load_ints(w));
-      return dot_bytes(dot_bytes(zero_ints(), F::even(v), load_ints(x)), F::odd(v), load_ints(x + 64));
+      return dot_bytes_at(dot_bytes_at(zero_ints(), F::even(v), x), F::odd(v), x + 64);
     } else {
-      const I sums = dot_bytes(zero_ints(), F::even(load_ints(w)), load_ints(x));
+      const I sums = dot_bytes_at(zero_ints(), F::even(load_ints(w)), x);
       if constexpr (C::kCols == 64) return sums;
-      __builtin_prefetch(w + 64 + s.ahead, 0, 2);
-      return dot_bytes(sums, F::even(load_ints(w + 64)), load_ints(x + 64));
+      if (C::kFetchedVectors == 1) __builtin_prefetch(w + 64 + s.ahead, 0, 2);
+      return dot_bytes_at(sums, F::even(load_ints(w + 64)), x + 64);
     }
   } else {
-    const I sums = dot_bytes(zero_ints(), load_ints(s.w + at), load_ints(x));
+    const I sums = dot_bytes_at(zero_ints(), load_ints(s.w + at), x);
     if constexpr (C::kCols == 64) return sums;
-    return dot_bytes(sums, load_ints(s.w + at + 64), load_ints(x + 64));
+    return dot_bytes_at(sums, load_ints(s.w + at + 64), x + 64);
   }
 }
 
-// The sums of 16 blocks, block b in lane b.
-template <typename F, int Width, bool Stored, bool Whole>
-[[gnu::always_inline]] inline I block_sums(const RowStep& s) {
-  const auto sums = [&](int i) __attribute__((always_inline)) { return code_sums<F, Width, Stored, Whole>(s, i); };
+// The sums of 16 blocks, block b in lane b; sums(i) gives those of vector i, spread over its lanes.
+template <typename F, int Width, typename Sums>
+[[gnu::always_inline]] inline I tree_of_sums(const Sums& sums) {
   // Each in a statement of its own: W is to be read in ascending order, which the hardware's prefetch follows.
   const auto pair = [&](int i) __attribute__((always_inline)) {
     const I a = sums(i);
@@ -86,6 +85,12 @@ template <typename F, int Width, bool Stored, bool Whole>
     const I b = eight(8);
     return quad_pair_sums(a, b);
   }
+}
+template <typename F, int Width, bool Stored, int Vectors>
+[[gnu::always_inline]] inline I block_sums(const RowStep& s) {
+  return tree_of_sums<F, Width>([&](int i) __attribute__((always_inline)) {
+    return code_sums<F, Width, Stored, Vectors>(s, i);
+  });
 }
 
 // A row of W as bytes in the order of x.
@@ -119,7 +124,7 @@ template <typename F, int Width>
   const std::int64_t left = a.w.cols - k;
   const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, 0};
   const std::int64_t blocks = s.cols / Width;
-  I sums = left >= C::kStep ? block_sums<F, Width, false, true>(s) : block_sums<F, Width, false, false>(s);
+  I sums = left >= C::kStep ? block_sums<F, Width, false, C::kVectors>(s) : block_sums<F, Width, false, kAnyVectors>(s);
   sums = sub_ints(sums, multiply_ints(load_ints(x_counts(a, r.m) + r.b), set1_ints(matrix.zero_point)));
   const V factors = mul(matrix.scales.at(r.n, r.b, blocks), matrix.unit);
   V p = mul(to_floats(sums), mul(factors, load(x_factors(a, a.x->scales, r.m, r.b))));
@@ -135,7 +140,7 @@ struct Ahead {
   Ahead(const DotArgs& args, std::int64_t of_a_row, std::int64_t bytes)
       : a(&args), row_bytes(of_a_row), rows((bytes + of_a_row - 1) / of_a_row), follows(0) {
     const auto* end = static_cast<const char*>(args.w.data) + args.n1 * row_bytes;
-    if (args.next != nullptr) follows = static_cast<const char*>(args.next) - end;
+    if (args.next.data != nullptr) follows = static_cast<const char*>(args.next.data) - end;
   }
   std::int64_t of(std::int64_t n) const { return rows * row_bytes + (n + rows < a->n1 ? 0 : follows); }
 };

@@ -128,8 +128,8 @@ struct TwofoldDot {
   // What is asked for next: rows of W from n on, at most `most`, or those that follow these.
   void look_ahead(std::int64_t n, std::int64_t most) {
     const bool more = n < a.n1;
-    const std::int64_t left = more ? a.n1 - n : a.next != nullptr ? most : 0;
-    fetch = {.row = more ? static_cast<const char*>(a.w.data) + n * row_bytes : static_cast<const char*>(a.next),
+    const std::int64_t left = more ? a.n1 - n : a.next.data != nullptr ? most : 0;
+    fetch = {.row = more ? static_cast<const char*>(a.w.data) + n * row_bytes : static_cast<const char*>(a.next.data),
              .stride = row_bytes,
              .bytes = row_bytes,
              .rows = left < most ? left : most};

@@ -265,7 +265,7 @@ void dot_words_once(const DotArgs& a) {
     for (std::int64_t j = 0; j < kLanes; ++j)
       rows[j] = static_cast<const BF16*>(a.w.data) + (n + (j < count ? j : count - 1)) * a.w.cols;
     const char* next = n + kLanes < a.n1 ? reinterpret_cast<const char*>(rows[0] + kLanes * a.w.cols)
-                                         : static_cast<const char*>(a.next);
+                                         : static_cast<const char*>(a.next.data);
     scale_rows(rows, a.w.cols, scales, inverses);
     V total = zero();
     for (std::int64_t k = 0; k < a.w.cols; k += kWordBlock) {
