@@ -62,7 +62,8 @@ TEST(CpuCodes, TilesGiveTheBitsOfVectors) {
   int compared = 0;
   for (const std::string& tiles : names) {
     if (!tiles.starts_with("amx")) continue;
-    const std::string vectors = "avx512bf16" + tiles.substr(3);
+    std::string vectors = "avx512bf16" + tiles.substr(3);
+    if (std::find(names.begin(), names.end(), vectors) == names.end()) vectors = "avx512bf16";  // emulated upon it
     const auto by_tiles = make_cpu_ops({.isa = tiles, .threads = 1});
     const auto by_vectors = make_cpu_ops({.isa = vectors, .threads = 1});
     for (const QuantSpec& spec : kSpecs) {

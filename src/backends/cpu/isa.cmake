@@ -49,21 +49,28 @@ endif()
 # The AVX-512 kernels built from the same source on top of SIMDe, for tests on machines without AVX-512. Linking the
 # object library registers the tables "avx512(emulated)", "avx512bf16(emulated)" and "amx(emulated)". At -O1: SIMDe's nested inline functions
 # take GCC over a minute a file at -O3, and nobody waits for these kernels.
-# Where the machine has the instructions the tests run the kernels themselves.
+# Where the machine has the instructions the tests run the kernels themselves: with AVX-512 BF16 only AMX is emulated.
 find_path(GLINT_SIMDE simde/x86/avx512.h)
 set(_emulated ${GLINT_EMULATED})
+set(_emulated_files avx512 avx512bf16 amx)
 if(_emulated STREQUAL "AUTO")
   set(_emulated ON)
   if(EXISTS /proc/cpuinfo)
-    file(STRINGS /proc/cpuinfo _native REGEX "^flags.* amx_int8( |$)" LIMIT_COUNT 1)
-    if(_native MATCHES " avx512f " AND _native MATCHES " avx512_bf16( |$)")
-      set(_emulated OFF)
+    file(STRINGS /proc/cpuinfo _native REGEX "^flags.* avx512_bf16( |$)" LIMIT_COUNT 1)
+    if(_native MATCHES " avx512f " AND _native MATCHES " avx512_vnni ")
+      set(_emulated_files amx)  # upon the table that the machine runs itself
+      if(_native MATCHES " amx_int8( |$)")
+        set(_emulated OFF)
+      endif()
     endif()
   endif()
 endif()
 if(GLINT_TESTS AND GLINT_SIMDE AND _emulated)
-  add_library(glint_cpu_emulated OBJECT ${_cpu_dir}/emulated/avx512.cpp ${_cpu_dir}/emulated/avx512bf16.cpp
-    ${_cpu_dir}/emulated/amx.cpp)
+  list(TRANSFORM _emulated_files REPLACE "(.+)" "${_cpu_dir}/emulated/\\1.cpp" OUTPUT_VARIABLE _emulated_sources)
+  add_library(glint_cpu_emulated OBJECT ${_emulated_sources})
+  if(NOT "avx512bf16" IN_LIST _emulated_files)
+    target_compile_definitions(glint_cpu_emulated PRIVATE GLINT_EMULATED_UPON_NATIVE)
+  endif()
   target_include_directories(glint_cpu_emulated PRIVATE ${CMAKE_SOURCE_DIR}/src ${GLINT_SIMDE})
   string(REPLACE "-O3" "-O1" _emulated_flags "${_avx2_flags}")
   separate_arguments(_emulated_flags UNIX_COMMAND "${_emulated_flags} -Wall -Wextra -Wno-psabi")

@@ -9,11 +9,17 @@
 
 namespace glint::cpu {
 
+#ifdef GLINT_EMULATED_UPON_NATIVE
+const Table& avx512bf16_table();
+const Table& base_table() { return avx512bf16_table(); }
+#else
 const Table& emulated_avx512bf16_table();
+const Table& base_table() { return emulated_avx512bf16_table(); }
+#endif
 
 namespace {
 
-const Table kTable = emulated_amx::make_table("amx(emulated)", emulated_avx512bf16_table());
+const Table kTable = emulated_amx::make_table("amx(emulated)", base_table());
 [[maybe_unused]] const bool kRegistered = register_table(kTable);
 
 }  // namespace
