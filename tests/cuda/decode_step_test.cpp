@@ -291,6 +291,7 @@ TEST(DecodeStep, LongContexts) {
 }
 TEST(DecodeStep, LongContextsOfTheRealSizes) {
   NEED_GPU();
+  compare(kReal, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{12103, 1}}});
   compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kBF16, 0, {{{12103, 1}}});
   compare(kReal, "int8-channel", "int8-channel", "int8-channel", KvCodec::kFp8, 0, {{{25667, 1}}});
 }
