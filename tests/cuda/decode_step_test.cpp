@@ -284,10 +284,16 @@ TEST(DecodeStep, EveryCacheCodecAndAWindow) {
 // page or two. (Which contexts are long: decode_step.cu.)
 TEST(DecodeStep, LongContexts) {
   NEED_GPU();
-  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{11003, 1}}});
+  compare(kWide, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{12103, 1}}});
   compare(kWide, "bf16", "bf16", "bf16", KvCodec::kFp8, 25700, {{{27077, 1}}});
   compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kInt8, 0, {{{11003, 1}}, {{22603, 1}}});
   compare(kReal, "int8-channel", "int8-channel", "int4-g64", KvCodec::kInt4, 0, {{{10301, 1}}, {{17003, 1}}});
+}
+TEST(DecodeStep, LongContextsOfTheRealSizes) {
+  NEED_GPU();
+  compare(kReal, "bf16", "bf16", "bf16", KvCodec::kBF16, 0, {{{12103, 1}}});
+  compare(kReal, "int4-g64", "int4-g64", "int4-g64", KvCodec::kBF16, 0, {{{12103, 1}}});
+  compare(kReal, "int8-channel", "int8-channel", "int8-channel", KvCodec::kFp8, 0, {{{25667, 1}}});
 }
 
 }  // namespace

@@ -67,10 +67,10 @@ struct CacheTile {
 };
 
 // The queries in BF16, a row a head.
-template <int kEights, bool kJoined>
+template <int kEights, StepQueries kQueries>
 __device__ __forceinline__ void stage_queries() {
   const int lane = threadIdx.x % 32;
-  for_queries<KvCodec::kBF16, kEights, kJoined>([&](int h, const float(&v)[16], float2 rotary) {
+  for_queries<KvCodec::kBF16, kEights, kQueries>([&](int h, const float(&v)[16], float2 rotary) {
     const std::uint32_t to = step.s.x + h * kCacheStride;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void stage_queries() {
 
 // This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
 // but their own columns, which nobody reads.
-template <int kEights, bool kJoined>
+template <int kEights, StepQueries kQueries>
 __device__ __forceinline__ void attend_piece(int layer) {
   constexpr int kSteps = kRowWidth / 16 / kScoreParts;                         // of a warp's part of a row
   constexpr int kColumns = kLatentWidth / kStepWarps, kTiles = kColumns / 16;  // of O of a warp
@@ -100,13 +100,13 @@ __device__ __forceinline__ void attend_piece(int layer) {
   CacheTile tile{c, from_rows, scores + Layout::kRows};
   tile.seek(c.token);
   // The newest row has been there for a barrier, or is waited for: before this if it is in the first run.
-  const bool newest = kJoined && c.token + runs * kStepTokens >= c.end;
+  const bool newest = kQueries == StepQueries::kParts && c.token + runs * kStepTokens >= c.end;
   if (newest && runs == 1) wait_for_row(layer);
   tile.load(c.token, 0);
   grid_wait();  // for the queries
   if (newest && runs > 1) wait_for_row(layer);
   tile.seek(c.token + kStepTokens);
-  stage_queries<kEights, kJoined>();
+  stage_queries<kEights, kQueries>();
   step_sync();
   const int m = warp % 2 * 16, part = warp / 2;
   std::uint32_t q[kEights][kSteps][2];

@@ -82,11 +82,6 @@ struct CodeRuns {
   }
 };
 
-__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-  return v;
-}
 __device__ __forceinline__ std::uint32_t lds16(std::uint32_t address) {
   std::uint16_t v;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
@@ -110,10 +105,10 @@ __device__ __forceinline__ void code_product(float (&c)[4], const std::uint32_t 
 }
 
 // The queries, a row a head, and what a head's scores are to be multiplied by.
-template <KvCodec kCodec, int kEights, bool kJoined>
+template <KvCodec kCodec, int kEights, StepQueries kQueries>
 __device__ __forceinline__ void stage_code_queries() {
   const int lane = threadIdx.x % 32;
-  for_queries<kCodec, kEights, kJoined>([&](int h, const float(&v)[16], float2 rotary) {
+  for_queries<kCodec, kEights, kQueries>([&](int h, const float(&v)[16], float2 rotary) {
     HalfUnit unit{1, 1};
     if constexpr (kIsHalf<kCodec>) {
       float most = fmaxf(fabsf(rotary.x), fabsf(rotary.y));
@@ -301,7 +296,7 @@ __device__ __forceinline__ void add_rows(float (&acc)[4][kEights][4], std::uint3
 // This block's piece, of at most kEights · 8 heads. Queries that are not there may be any numbers: they meet nothing
 // but their own columns, which nobody reads. Rows outside the context have a weight of zero and, if their codes may be
 // no numbers (FP8), are cleared; and so are rows of runs that are not there.
-template <KvCodec kCodec, int kEights, bool kJoined>
+template <KvCodec kCodec, int kEights, StepQueries kQueries>
 __device__ __forceinline__ void attend_codes(int layer) {
   using Layout = CodeLayout<kCodec, kEights>;
   using Softmax = PieceSoftmax<kEights, Layout::kRuns>;
@@ -330,9 +325,9 @@ __device__ __forceinline__ void attend_codes(int layer) {
   };
   load_until(c.end);
   grid_wait();  // for the queries, and for this token's row of the cache
-  if (kJoined && runs.end >= c.end) wait_for_row(layer);
+  if (kQueries == StepQueries::kParts && runs.end >= c.end) wait_for_row(layer);
   load_until(1 << 30);
-  stage_code_queries<kCodec, kEights, kJoined>();
+  stage_code_queries<kCodec, kEights, kQueries>();
   step_sync();
   c.end = min(c.end, runs.end);
   const int m = warp % 2 * 16, part = warp / 2;

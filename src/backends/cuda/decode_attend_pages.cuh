@@ -114,9 +114,9 @@ __device__ __forceinline__ void load_pages(int layer, StepRing ring, const CUten
 
 // ---- the working warps ----------------------------------------------------------------------------------------------
 
-// The queries as score_page() wants them, and what a head's scores are to be multiplied by. Heads that are not there
-// are zeros.
-template <KvCodec kCodec>
+// The queries as score_page() wants them, and what a head's scores are to be multiplied by. Of heads that are not there
+// one of both is zero: any bytes are finite, but other numbers may be none.
+template <KvCodec kCodec, StepQueries kQueries>
 __device__ __forceinline__ void stage_page_queries(std::uint32_t to, PageNumbers& n) {
   const int lane = threadIdx.x % 32;
   const auto put = [&](int h, const float(&v)[16], float2 rotary) {
@@ -174,11 +174,14 @@ __device__ __forceinline__ void stage_page_queries(std::uint32_t to, PageNumbers
           pack(rotary.x, rotary.y));
     if (lane == 0) n.by[h] = unit.back * kStepScale;
   };
-  for_queries<kCodec, PagesLayout::kN8, false>(put);
-  constexpr float kZeros[16] = {};
+  for_queries<kCodec, PagesLayout::kN8, kQueries>(put);
+  const int tid = static_cast<int>(threadIdx.x), heads = step.s.context.heads;
+  if (tid < PagesLayout::kPairs && tid >= heads) n.by[tid] = n.of_latent[tid] = 0;
+  if constexpr (!kByBytes<kCodec>) {
 #pragma unroll 1
-  for (int h = static_cast<int>(threadIdx.x / 32); h < PagesLayout::kPairs; h += kStepWarps) {
-    if (h >= step.s.context.heads) put(h, kZeros, {0, 0});
+    for (int i = tid; i < kRowWidth / 64 * PagesLayout::kPairs * 8; i += kStepThreads) {
+      if (i / 8 % PagesLayout::kPairs >= heads) sts128(to + static_cast<std::uint32_t>(i * 16), {});
+    }
   }
 }
 
@@ -240,7 +243,7 @@ __device__ __forceinline__ void store_page_sums(const StepContext& c, const floa
 }
 
 // This block's piece.
-template <KvCodec kCodec>
+template <KvCodec kCodec, StepQueries kQueries>
 __device__ __forceinline__ void attend_pages(int layer) {
   using Layout = PagesLayout;
   constexpr int kN8 = Layout::kN8, kMine = 2 * kN8;
@@ -254,7 +257,7 @@ __device__ __forceinline__ void attend_pages(int layer) {
     return static_cast<unsigned char*>(__cvta_shared_to_generic(base + static_cast<std::uint32_t>(at)));
   };
   PageNumbers& n = *reinterpret_cast<PageNumbers*>(pointer(Layout::kNumbers));
-  stage_page_queries<kCodec>(base, n);
+  stage_page_queries<kCodec, kQueries>(base, n);
   fence_async_proxy();
   step_sync();
   const int group = static_cast<int>(threadIdx.x / 128), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32,

@@ -1,10 +1,11 @@
 #pragma once
-// W_UK in the stage of W_qb, where contexts are not long. A block has rows of W_qb of one head; each of their outputs
-// multiplies a row of W_UK: the block leaves its part of the head's latent query, and attention adds up the parts of
-// its heads' blocks (query_part). A stage of the grid less, and no sums over a block's threads.
+// W_UK in the stage of W_qb. A block has rows of W_qb of one head; each of their outputs multiplies a row of W_UK: the
+// block leaves its part of the head's latent query.
 //
-// Attention then follows the stage in which this token's row of the cache is made: who reads that row waits for it
-// alone, mostly not at all.
+// Where contexts are not long attention adds up the parts of its heads' blocks (query_part): a stage of the grid less.
+// It then follows the stage in which this token's row of the cache is made: who reads that row waits for it alone,
+// mostly not at all. Where they are long every block wants all heads: the stage remains, a block a head adds up its
+// parts and puts them under H (sum_query), and no block does that for all.
 
 #include "backends/cuda/decode_work.cuh"
 

@@ -4,8 +4,8 @@
 //
 //   low     RMS, W_qa and W_kva            | attend  pieces of the context        | score    RMS, router; the shared
 //   query   RMS, W_qb, rope; cache write   | (merge  where the pieces are many)   |          expert's gate and up
-//   keys    W_UKᵀ (short contexts: within  | values  W_UV                         | gate/up  choice, experts
-//           query, decode_join.cuh)        | out     W_o, into the stream         | down     experts, into the stream
+//   keys    W_UKᵀ, or what is left of it   | values  W_UV                         | gate/up  choice, experts
+//           (decode_join.cuh)              | out     W_o, into the stream         | down     experts, into the stream
 //
 // Blocks stage x for themselves: what one would write and all read again is computed by all instead. A warp of its own
 // (decode_loader.cuh) keeps the memory busy while the others wait for each other, and another one does the waiting.
@@ -57,7 +57,7 @@ __device__ __forceinline__ void work_stage(StepStage s, const LayerView<P>& v, S
     return;
   }
   finish(s, v, out, s == StepStage::kSharedDown ? experts : 0.0F);
-  if (P::kJoined && s == StepStage::kQuery) leave_part();
+  if (kJoins<P> && s == StepStage::kQuery) leave_part();
   if constexpr (P::kKnown) {
     if (s == StepStage::kExpertUp) finish(StepStage::kSharedUp, v, kept, 0.0F);
   }
@@ -71,7 +71,10 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
                                          StepOutput& kept) {
   step.s.trace.enter(static_cast<int>(s));
   if (s == StepStage::kKeys) {
-    if constexpr (!P::kJoined) {
+    if constexpr (P::kQueries == StepQueries::kSummed) {
+      sum_query<P>();
+      grid_arrive();
+    } else if constexpr (!kJoins<P>) {
       latent_query(v.at);
       grid_arrive();
     }
@@ -81,6 +84,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
     attend_piece_any<P>(l);
     grid_arrive();
     if (merges_pieces<P>()) {
+      step.s.trace.enter(kTraceStages - 1);
       grid_wait();
       merge_pieces();
       grid_arrive();
@@ -89,7 +93,7 @@ __device__ __forceinline__ void work_any(StepStage s, int l, const LayerView<P>&
   } else if (s == StepStage::kQuery && blockIdx.x == gridDim.x - 1) {  // this token's row of the cache
     append_row<P>(l);
   } else if (has_stage(s, v)) {
-    if (P::kJoined && s == StepStage::kQuery) fetch_join(v.at);
+    if (kJoins<P> && s == StepStage::kQuery) fetch_join(v.at);
     work_stage(s, v, ring, experts, kept);
   }
 }
@@ -151,6 +155,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     step.s.pass_bytes = sizes.pass_bytes;
     step.s.slot_bytes = sizes.slot_bytes;
     step.s.slots = sizes.slots;
+    step.s.nibbles = {0xf0f0f0f0U, 0x80808080U};
     step.s.weights[p.top_k] = 1;  // the shared expert's
     for (int i = 0; i < sizes.slots; ++i) {
       barrier_init(shared_address(&step.s.full[i]), 1);
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(kStepBlock, 1)
     const StepLayer& layer = p.layers[tid < kStepStages ? 0 : p.n_layers - 1];
     const int stage = tid % kStepStages;
     const LayerView<AnyStep> v{layer, layer.n_experts > 0};
-    plan_stage(static_cast<StepStage>(stage), v, P::kJoined, work_of(static_cast<StepStage>(stage), v.routed));
+    plan_stage(static_cast<StepStage>(stage), v, kJoins<P>, work_of(static_cast<StepStage>(stage), v.routed));
   }
   for (int i = tid; i < 256; i += kStepBlock) step.s.nf4[i] = pack_bf16(kNf4[i >> 4], kNf4[i & 15]);
   if (tid < 32) {

@@ -131,6 +131,7 @@ struct StepShared {
   float weights[kStepSlots];
   std::int32_t ids[kStepSlots];
   std::uint32_t nf4[256];
+  uint2 nibbles;  // two constants for INT4 codes (upper_nibbles)
   alignas(16) float reduce[2][kStepWarps];
   alignas(16) float squares[2][kStepWarps];  // of a stage's x, by warp, for its RMS; stages in a row use them in turn
   alignas(16) float dots[kStepWarps];        // of x and a row of the router
@@ -237,6 +238,11 @@ __device__ __forceinline__ float step_sum(float v, int turn) {
 __device__ __forceinline__ std::uint32_t lds32(std::uint32_t address) {
   std::uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ uint2 lds64(std::uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
   return v;
 }
 __device__ __forceinline__ float2 lds_pair(std::uint32_t address) {

@@ -104,12 +104,14 @@ struct QueryPart {
   float4 latent[4];
   float2 rotary;
 };
-// kJoined: the sum of what the head's blocks left, all of it on its way at once.
-template <bool kJoined>
+// Of parts, the sum of what the head's blocks left, all of it on its way at once.
+template <StepQueries kQueries>
 __device__ __forceinline__ QueryPart query_part(int head) {
+  constexpr bool kJoined = kQueries == StepQueries::kParts;
   constexpr int kParts = kJoined ? kStepJoinParts : 1;
   const int lane = threadIdx.x % 32, parts = kJoined ? step.s.join.parts : 1, stride = step.s.p.heads * kLatentWidth;
-  const float* latent = step.s.p.query + head * kLatentWidth + 4 * lane;
+  const float* latent =
+      (kQueries == StepQueries::kSummed ? step.s.p.latent : step.s.p.query) + head * kLatentWidth + 4 * lane;
   float4 part[kParts][4];
 #pragma unroll
   for (int k = 0; k < kParts; ++k) {
@@ -154,10 +156,11 @@ __device__ __forceinline__ void query_hadamard(float (&v)[16], int lane) {
   for (float& x : v) x *= 0.176776695F;
 }
 
-// put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. Under H
-// in a loop: this code runs once a layer, and instructions that are not in the cache take longer than the work.
-template <KvCodec kCodec, int kEights, bool kJoined, typename Put>
+// put(h, latent, rotary) for each of this warp's heads h = warp + 8 j, latent under H where the codec has it. There in
+// a loop: this code runs once a layer, and instructions that are not in the cache take longer than the work.
+template <KvCodec kCodec, int kEights, StepQueries kQueries, typename Put>
 __device__ __forceinline__ void for_queries(const Put& put) {
+  constexpr bool kTurns = is_rotated(kCodec) && kQueries != StepQueries::kSummed;
   const int lane = threadIdx.x % 32, heads = step.s.context.heads, first = step.s.context.first_head;
   int h = static_cast<int>(threadIdx.x / 32);
   const auto hand_over = [&](int head, const QueryPart& q) {
@@ -167,25 +170,25 @@ __device__ __forceinline__ void for_queries(const Put& put) {
       const float4& f = q.latent[i];
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
-    if constexpr (is_rotated(kCodec)) query_hadamard(v, lane);
+    if constexpr (kTurns) query_hadamard(v, lane);
     put(head, v, q.rotary);
   };
   if constexpr (!is_rotated(kCodec)) {
     QueryPart q[kEights];
 #pragma unroll
-    for (int j = 0; j < kEights; ++j) q[j] = query_part<kJoined>(first + min(h + j * kStepWarps, heads - 1));
+    for (int j = 0; j < kEights; ++j) q[j] = query_part<kQueries>(first + min(h + j * kStepWarps, heads - 1));
 #pragma unroll
     for (int j = 0; j < kEights; ++j) {
       if (h + j * kStepWarps < heads) hand_over(h + j * kStepWarps, q[j]);
     }
   } else {
     if (h >= heads) return;
-    QueryPart q = query_part<kJoined>(first + h);
+    QueryPart q = query_part<kQueries>(first + h);
 #pragma unroll 1
     while (true) {
       const QueryPart now = q;
       const int next = h + kStepWarps;
-      if (kEights > 1 && next < heads) q = query_part<kJoined>(first + next);
+      if (kEights > 1 && next < heads) q = query_part<kQueries>(first + next);
       hand_over(h, now);
       if (kEights == 1 || next >= heads) break;
       h = next;
@@ -255,50 +258,58 @@ struct PieceSoftmax {
   }
 };
 
-// Many pieces: (head, 128 columns) a block at a time, a warp every eighth piece.
+// Many pieces: (head, 128 columns) a block at a time, a warp every eighth piece. They come through shared memory, where
+// each thread has places of its own: a loop over registers would be straight code.
+constexpr int kMergeWeights = kMergedPieces / kStepWarps * kStepThreads * 16;  // behind the pieces: [warp][piece]
+static_assert(kMergedPieces % kStepWarps == 0 &&
+              kMergeWeights + kStepWarps * ((kMergedPieces + 31) / 32) * 128 <= kJoinBytes + kNotes);
 __device__ __forceinline__ void merge_pieces() {
-  constexpr int kParts = kLatentWidth / 128, kWeights = (kMergedPieces + 31) / 32, kMine = kMergedPieces / kStepWarps;
+  constexpr int kParts = kLatentWidth / 128, kWeights = (kMergedPieces + 31) / 32;
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, heads = step.s.p.heads, n = step.s.context.pieces;
+  const std::uint32_t places = step.s.x + static_cast<std::uint32_t>(tid * 16),
+                      weights = step.s.x + static_cast<std::uint32_t>(kMergeWeights + warp * kWeights * 128);
+  const std::int64_t stride = std::int64_t{kStepWarps * kLatentWidth} * heads;
+#pragma unroll 1
   for (int unit = blockIdx.x; unit < heads * kParts; unit += gridDim.x) {
     const int h = unit / kParts, part = unit % kParts;
     // A lane's pieces are lane, lane + 32 …
     float2 ml[kWeights];
-    float top = -INFINITY, total = 0, weight[kWeights];
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
       ml[i] = {-INFINITY, 0};
       if (lane + 32 * i < n) ml[i] = __ldcg(step.s.p.partial_ml + piece_row(lane + 32 * i, h));
     }
-    // All of a warp's pieces are on their way at once.
-    float4 v[kMine];
     const float* from = step.s.p.partial + piece_row(warp, h) * kLatentWidth + part * 128 + lane * 4;
-    const std::int64_t stride = std::int64_t{kStepWarps * kLatentWidth} * heads;
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      v[i] = {};
-      if (warp + i * kStepWarps < n) v[i] = __ldcg(reinterpret_cast<const float4*>(from));
-      from += stride;
-    }
+    std::uint32_t to = places;
+#pragma unroll 2
+    for (int i = warp; i < n; i += kStepWarps, to += kStepThreads * 16, from += stride) cp_async16(to, from);
+    cp_async_commit();
+    float top = -INFINITY, total = 0;
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) top = fmaxf(top, ml[i].x);
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffU, top, d));
 #pragma unroll
     for (int i = 0; i < kWeights; ++i) {
-      weight[i] = power_of_two(ml[i].x - top);
-      total = fmaf(weight[i], ml[i].y, total);
+      const float weight = power_of_two(ml[i].x - top);
+      total = fmaf(weight, ml[i].y, total);
+      sts32(weights + static_cast<std::uint32_t>((lane + 32 * i) * 4), __float_as_uint(weight));
     }
     total = warp_sum(total);
+    __syncwarp();
+    cp_async_wait<0>();
     float4 sum{};
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const float w = __shfl_sync(0xffffffffU, weight[i * kStepWarps / 32], i * kStepWarps % 32 + warp);
-      sum.x = fmaf(w, v[i].x, sum.x), sum.y = fmaf(w, v[i].y, sum.y);
-      sum.z = fmaf(w, v[i].z, sum.z), sum.w = fmaf(w, v[i].w, sum.w);
+    to = places;
+    std::uint32_t by = weights + static_cast<std::uint32_t>(warp * 4);
+#pragma unroll 4
+    for (int i = warp; i < n; i += kStepWarps, to += kStepThreads * 16, by += kStepWarps * 4) {
+      const uint4 v = lds128(to);
+      const float w = __uint_as_float(lds32(by));
+      sum.x = fmaf(w, __uint_as_float(v.x), sum.x), sum.y = fmaf(w, __uint_as_float(v.y), sum.y);
+      sum.z = fmaf(w, __uint_as_float(v.z), sum.z), sum.w = fmaf(w, __uint_as_float(v.w), sum.w);
     }
-    step_sync();  // the last unit's sums are read
-    sts128(step.s.x + tid * 16,
-           {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
+    step_sync();  // all pieces and the last unit's sums are read
+    sts128(places, {__float_as_uint(sum.x), __float_as_uint(sum.y), __float_as_uint(sum.z), __float_as_uint(sum.w)});
     step_sync();
     if (tid < 128) {
       float all = 0;
@@ -306,6 +317,7 @@ __device__ __forceinline__ void merge_pieces() {
       for (int w = 0; w < kStepWarps; ++w) all += __uint_as_float(lds32(step.s.x + (w * 128 + tid) * 4));
       step.s.p.latent[h * kLatentWidth + part * 128 + tid] = __fdividef(all, total);
     }
+    if (unit + static_cast<int>(gridDim.x) < heads * kParts) step_sync();  // else the next stage's barriers do
   }
 }
 

@@ -45,11 +45,15 @@ __device__ __forceinline__ void unit_of(const uint4& code, int j, std::uint32_t 
   }
 }
 
-// A word of INT4 codes, which are stored with 8 added: its lower or upper nibbles as bytes, times 16.
-__device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w) {
-  return ((w << 4) & 0xf0f0f0f0U) ^ 0x80808080U;
+// A word of INT4 codes, which are stored with 8 added: its lower or upper nibbles as bytes, times 16. `by`: 0xf0f0f0f0
+// and 0x80808080, from memory. If the compiler knew them it would make two instructions of one, since an instruction
+// holds one constant.
+__device__ __forceinline__ std::uint32_t upper_nibbles(std::uint32_t w, uint2 by) {
+  std::uint32_t v;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(v) : "r"(w), "r"(by.x), "r"(by.y));  // (w & by.x) ^ by.y
+  return v;
 }
-__device__ __forceinline__ std::uint32_t upper_nibbles(std::uint32_t w) { return (w & 0xf0f0f0f0U) ^ 0x80808080U; }
+__device__ __forceinline__ std::uint32_t lower_nibbles(std::uint32_t w, uint2 by) { return upper_nibbles(w << 4, by); }
 
 // The running sums of a warp's tile.
 template <WeightFormat F>
@@ -177,7 +181,7 @@ __device__ __forceinline__ StepOutput output_of(StepStage stage, const LayerView
       o.to = row < v.q_lora() ? p.low + row : p.kv + (row - v.q_lora());
       break;
     case StepStage::kQuery:
-      if (P::kJoined && row % kQkWidth < kNopeWidth) break;
+      if (kJoins<P> && row % kQkWidth < kNopeWidth) break;
       o.to = p.q + row;
       if (row % kQkWidth >= kNopeWidth) o.rope = step.s.rope[(row % kQkWidth - kNopeWidth) / 2];
       break;
@@ -257,7 +261,8 @@ __device__ __forceinline__ void fetch(const StepPlaces& at, StepOperands<F>& o) 
 
 // Adds the products of a step.
 template <WeightFormat F>
-__device__ __forceinline__ void multiply(const StepOperands<F>& o, std::uint32_t nf4, StepSums<F>& sums) {
+__device__ __forceinline__ void multiply(const StepOperands<F>& o, std::uint32_t nf4, uint2 nibbles,
+                                         StepSums<F>& sums) {
   using Format = StepFormat<F>;
   const uint4 &c0 = o.code[0], &c1 = o.code[1];
   if constexpr (!Format::kScaled) {
@@ -269,7 +274,9 @@ __device__ __forceinline__ void multiply(const StepOperands<F>& o, std::uint32_t
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const std::uint32_t w0 = word_of(c0, j), w1 = word_of(c1, j);
-        integer_product(part, {lower_nibbles(w0), lower_nibbles(w1), upper_nibbles(w0), upper_nibbles(w1)},
+        integer_product(part,
+                        {lower_nibbles(w0, nibbles), lower_nibbles(w1, nibbles), upper_nibbles(w0, nibbles),
+                         upper_nibbles(w1, nibbles)},
                         word_of(o.x[j / 2], j % 2 * 2), word_of(o.x[j / 2], j % 2 * 2 + 1));
       }
     } else {
@@ -297,6 +304,8 @@ __device__ __forceinline__ void multiply(const StepOperands<F>& o, std::uint32_t
 template <WeightFormat F>
 __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat& m, const StepTask& k, StepRing& ring) {
   const std::uint32_t nf4 = shared_address(step.s.nf4);
+  uint2 nibbles{};
+  if constexpr (F == WeightFormat::kI4) nibbles = lds64(shared_address(&step.s.nibbles));
   const bool leads = threadIdx.x % 32 == 0, rotated = !StepFormat<F>::kScaled && w.even;
   const int groups = w.groups, items = w.items, chunks = w.chunks, tiles = w.tiles, together = w.together;
   constexpr int kBytes = StepFormat<F>::kInteger ? 1 : 2;  // of a column of x
@@ -345,10 +354,10 @@ __device__ __forceinline__ void multiply_stage(const StepWork& w, const StepMat&
             second.x += kX;
             second.x_scale += kStepWarps * kStepScales;
             fetch(second, b);
-            multiply(a, nf4, sums);
-            multiply(b, nf4, more);
+            multiply(a, nf4, nibbles, sums);
+            multiply(b, nf4, nibbles, more);
           } else {
-            multiply(a, nf4, sums);
+            multiply(a, nf4, nibbles, sums);
           }
         }
         __syncwarp();
@@ -424,7 +433,7 @@ __device__ __forceinline__ void finish(StepStage stage, const LayerView<P>& v, c
     const float other = __shfl_xor_sync(0xffffffffU, sum, 1);
     sum = threadIdx.x % 2 == 0 ? sum * o.rope.x - other * o.rope.y : other * o.rope.y + sum * o.rope.x;
   }
-  if (P::kJoined && stage == StepStage::kQuery && o.sums != 0)
+  if (kJoins<P> && stage == StepStage::kQuery && o.sums != 0)
     sts32(join_value(place_of(stage, v.routed)), __float_as_uint(sum));
   if (o.to != nullptr) *o.to = o.old + (sum + more);
 }

@@ -7,8 +7,13 @@
 
 namespace glint::cuda {
 
+// How attention gets its latent queries: whole, from a stage that multiplies by W_UK; as the parts that the blocks of
+// W_qb leave (decode_join.cuh); or those summed, and under H where the cache's codec has it, in a stage of their own.
+enum class StepQueries : std::uint8_t { kWhole, kParts, kSummed };
+
 struct AnyStep {
-  static constexpr bool kKnown = false, kJoined = false;
+  static constexpr bool kKnown = false, kFar = false;
+  static constexpr StepQueries kQueries = StepQueries::kWhole;
 };
 
 // A format as the kernel reads it; scales are BF16.
@@ -23,9 +28,13 @@ struct StepCodes {
 template <StepCodes kAttention, StepCodes kShared, StepCodes kExperts, KvCodec kCache, bool kFarContext>
 struct FlashStep {
   static constexpr bool kKnown = true, kFar = kFarContext;
-  // W_UK with the stage before it (decode_join.cuh): not where every block would add up the parts of all heads, nor
-  // where a row of the cache takes longer to encode than the stage.
-  static constexpr bool kJoined = !kFarContext && kCache != KvCodec::kInt4;
+  // Where contexts are long every block wants all heads, and would add up the parts of all. An INT4 row takes longer to
+  // encode than the stage of W_UK; and without H, beside BF16 weights, that stage is faster (262 tok/s at 32,000
+  // tokens, 255 from parts; H200, 2026-11-30).
+  static constexpr bool kPlain = kAttention.format == WeightFormat::kBF16 && kCache == KvCodec::kBF16;
+  static constexpr StepQueries kQueries = kCache == KvCodec::kInt4 || (kFarContext && kPlain) ? StepQueries::kWhole
+                                          : kFarContext                                       ? StepQueries::kSummed
+                                                                                              : StepQueries::kParts;
   static constexpr KvCodec kCodec = kCache;
   static constexpr int kHeads = 20, kHidden = 2048, kQLora = 768, kDense = 10240, kInner = 1536, kTopK = 4;
 

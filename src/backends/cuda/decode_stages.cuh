@@ -93,7 +93,7 @@ __device__ __forceinline__ void append_row(int layer) {
   step_sync();
   const std::int32_t slot = step.s.p.slots[0];
   const KvCodec codec = cache_codec<P>();
-  if constexpr (P::kJoined) {
+  if constexpr (P::kQueries == StepQueries::kParts) {
     grid_arrive();
     if (slot >= 0) {
       if constexpr (is_short(P::kCodec)) {
@@ -126,13 +126,13 @@ template <class P, int kEights>
 __device__ __forceinline__ void attend_piece_of(int layer) {
   switch (cache_codec<P>()) {
     case KvCodec::kFp8:
-      return attend_codes<KvCodec::kFp8, kEights, P::kJoined>(layer);
+      return attend_codes<KvCodec::kFp8, kEights, P::kQueries>(layer);
     case KvCodec::kInt8:
-      return attend_codes<KvCodec::kInt8, kEights, P::kJoined>(layer);
+      return attend_codes<KvCodec::kInt8, kEights, P::kQueries>(layer);
     case KvCodec::kInt4:
-      return attend_codes<KvCodec::kInt4, kEights, P::kJoined>(layer);
+      return attend_codes<KvCodec::kInt4, kEights, P::kQueries>(layer);
     default:
-      return attend_piece<kEights, P::kJoined>(layer);
+      return attend_piece<kEights, P::kQueries>(layer);
   }
 }
 // Of all heads.
@@ -141,13 +141,13 @@ __device__ __forceinline__ void attend_all_of(int layer) {
   constexpr int kEights = kStepHeadsMost / 8;
   switch (cache_codec<P>()) {
     case KvCodec::kFp8:
-      return attend_pages<KvCodec::kFp8>(layer);
+      return attend_pages<KvCodec::kFp8, P::kQueries>(layer);
     case KvCodec::kInt8:
-      return attend_pages<KvCodec::kInt8>(layer);
+      return attend_pages<KvCodec::kInt8, P::kQueries>(layer);
     case KvCodec::kInt4:
-      return attend_pages<KvCodec::kInt4>(layer);
+      return attend_pages<KvCodec::kInt4, P::kQueries>(layer);
     default:
-      return attend_piece<kEights, false>(layer);
+      return attend_piece<kEights, P::kQueries>(layer);
   }
 }
 template <class P>
@@ -166,6 +166,27 @@ __device__ __forceinline__ void attend_piece_any(int layer) {
 }
 
 // ---- W_UK -----------------------------------------------------------------------------------------------------------
+
+// The parts of a head's latent query become one, under H where the codec has it: a block a head.
+template <class P>
+__device__ __forceinline__ void sum_query() {
+  constexpr int kParts = kStepJoinParts;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, heads = step.s.p.heads, parts = step.s.join.parts;
+  const int head = static_cast<int>(blockIdx.x), at = head * kLatentWidth + lane * 16 + warp * 2;
+  grid_wait();
+  if (head >= heads) return;
+  float2 part[kParts];
+#pragma unroll
+  for (int k = 0; k < kParts; ++k) {
+    part[k] = {};
+    if (k < parts) part[k] = __ldcg(reinterpret_cast<const float2*>(step.s.p.query + k * heads * kLatentWidth + at));
+  }
+  float v[2] = {part[0].x, part[0].y};
+#pragma unroll
+  for (int k = 1; k < kParts; ++k) v[0] += part[k].x, v[1] += part[k].y;
+  if constexpr (is_rotated(P::kCodec)) warp_hadamard(v, lane);
+  *reinterpret_cast<float2*>(step.s.p.latent + at) = {v[0], v[1]};
+}
 
 // By one thread, once a step.
 __device__ __noinline__ void plan_keys() {

@@ -31,17 +31,17 @@ const void* kernel_of(const DecodeStep& s, int blocks) {
 }
 
 // Up to how many tokens a block takes eight heads of a shorter piece. Where rows are read fast that is worth it for
-// longer: then what a piece of all heads costs besides counts. Measured on an H200, 2026-11-29.
+// longer: then what a piece of all heads costs besides counts. Measured on an H200, 2026-11-30.
 int near_tokens(KvCodec codec) {
   switch (codec) {
     case KvCodec::kFp8:
       return 25600;
     case KvCodec::kInt8:
-      return 22528;
+      return 15360;
     case KvCodec::kInt4:
       return 16896;
     default:
-      return 6144;
+      return 12032;
   }
 }
 

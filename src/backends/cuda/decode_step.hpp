@@ -75,7 +75,7 @@ struct DecodeStep {
   float* query = nullptr;        // [N, 512], or parts of it: [kStepJoinParts, N, 512]
   float* partial = nullptr;      // [n_blocks, N, 512]
   float2* partial_ml = nullptr;  // [n_blocks, N]
-  float* latent = nullptr;       // [N, 512]
+  float* latent = nullptr;       // [N, 512]: the queries' sums (StepQueries::kSummed), later attention's answer
   float* attended = nullptr;     // [N, 256]
   float* scores = nullptr;       // [experts]
   float* h = nullptr;            // [top_k + 1, inner_stride]

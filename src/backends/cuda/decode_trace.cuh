@@ -12,11 +12,11 @@
 namespace glint::cuda {
 
 enum class StepPart : std::uint8_t { kWait, kX, kProducts, kFinish, kArrive };
-inline constexpr int kTraceParts = 5, kTraceStages = 10;
+inline constexpr int kTraceParts = 5, kTraceStages = 11;
 
 #ifdef GLINT_STEP_TRACE
 inline constexpr const char* kTraceNames[kTraceStages] = {
-    "low", "query", "keys", "attend", "values", "out", "score and shared", "gate/up", "down", "shared down"};
+    "low", "query", "keys", "attend", "values", "out", "score and shared", "gate/up", "down", "shared down", "merge"};
 
 struct StepTrace {
   long long last;

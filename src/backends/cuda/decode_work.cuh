@@ -89,6 +89,10 @@ struct LayerView {
   }
 };
 
+// Whether the stage of W_qb multiplies by W_UK too.
+template <class P>
+inline constexpr bool kJoins = P::kQueries != StepQueries::kWhole;
+
 template <class P>
 __device__ __forceinline__ KvCodec cache_codec() {
   if constexpr (P::kKnown) return P::kCodec;
@@ -105,7 +109,7 @@ __device__ __forceinline__ bool merges_pieces() {
 // Barriers of the grid that a layer has fewer or more than k…Barriers say.
 template <class P>
 __device__ __forceinline__ int other_barriers() {
-  return (merges_pieces<P>() ? 1 : 0) - (P::kJoined ? 1 : 0);
+  return (merges_pieces<P>() ? 1 : 0) - (P::kQueries == StepQueries::kParts ? 1 : 0);
 }
 
 // Whether such a layer has this stage, of those with weights.
