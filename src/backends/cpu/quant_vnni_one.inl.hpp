@@ -24,7 +24,9 @@ struct RowFactors {
 
   [[gnu::always_inline]] RowFactors(const Factors<Width>& of, std::int64_t first_block)
       : factors(&of), first(first_block) {
-    if constexpr (!__is_same(T, void)) last = static_cast<const T*>(of.table) + (of.all - kLanes);
+    if constexpr (!__is_same(T, void)) {
+      if (of.table != nullptr) last = static_cast<const T*>(of.table) + (of.all - kLanes);
+    }
   }
   [[gnu::always_inline]] void start(std::int64_t n) {
     if constexpr (!__is_same(T, void)) row = static_cast<const T*>(factors->table) + n * factors->groups + first;
@@ -43,9 +45,7 @@ struct RowFactors<OneScale, Width> {
   V row;
 
   [[gnu::always_inline]] RowFactors(const Factors<Width>& of, std::int64_t) : factors(&of), row(zero()) {}
-  [[gnu::always_inline]] void start(std::int64_t n) {
-    if (factors->table != nullptr) row = set1(factor_at(factors->table, factors->type, n));
-  }
+  [[gnu::always_inline]] void start(std::int64_t n) { row = set1(factor_at(factors->table, factors->type, n)); }
   [[gnu::always_inline]] V at(std::int64_t, std::int64_t, std::int64_t) const { return row; }
 };
 
@@ -99,7 +99,7 @@ template <typename F, int Width, typename T, int Last>
         fetch_next_row(matrix, ahead, n + j);
       }
       scales.start(n + j);
-      mins.start(n + j);
+      if (has_mins) mins.start(n + j);
       std::int64_t i = 0;
       const auto step = [&]<int Vectors>() __attribute__((always_inline)) {
         const std::int64_t cols = Vectors == C::kVectors ? C::kStep : rest;
