@@ -4,16 +4,19 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <fstream>
+#include <iterator>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/clock.hpp"
@@ -29,6 +32,8 @@
 
 namespace glint::apps {
 namespace {
+
+namespace asio = boost::asio;
 
 struct Flags {
   EngineFlags engine;
@@ -69,16 +74,16 @@ class Conversation {
           json::object{{"role", "system"}, {"content", words(flags.prefix_words, seed_ + 0xffff0000U + group)}});
   }
 
-  void run(LoadClient& client, std::vector<LoadAnswer>& out) {
+  asio::awaitable<void> run(LoadClient& client, std::vector<LoadAnswer>& out) {
     for (int turn = 0; turn < flags_.turns; ++turn) {
       const auto n = static_cast<std::uint64_t>(index_) * 1000 + static_cast<std::uint64_t>(turn);
       messages_.push_back(json::object{{"role", "user"}, {"content", words(flags_.prompt_words, seed_ + n)}});
-      LoadAnswer answer = client.ask(body());
+      LoadAnswer answer = co_await client.ask(body());
       messages_.push_back(
           json::object{{"role", "assistant"}, {"content", answer.content}, {"reasoning_content", answer.reasoning}});
       const bool ok = answer.ok();
       out.push_back(std::move(answer));
-      if (!ok) return;  // what follows would be another conversation
+      if (!ok) co_return;  // what follows would be another conversation
     }
   }
 
@@ -109,67 +114,93 @@ class Progress {
         on_(!flags.json && !flags.engine.quiet && stderr_is_terminal()) {}
   void add(std::size_t n) {
     done_ += static_cast<int>(n);
-    if (on_) fmt::print(stderr, "\r{}: {} of {} answers \x1b[K", label_, done_.load(), total_);
+    if (on_) fmt::print(stderr, "\r{}: {} of {} answers \x1b[K", label_, done_, total_);
   }
   ~Progress() {
     if (on_) fmt::print(stderr, "\r\x1b[K");
   }
 
  private:
-  std::atomic<int> done_{0};
+  int done_ = 0;
   int total_;
   std::string label_;
   bool on_;
 };
 
+// A level of load: what its conversations share. All run on one thread.
+struct Loading {
+  const Flags& flags;
+  const LoadTarget& target;
+  int number;
+  Progress& progress;
+  LoadLevel& level;
+  int next = 0;  // conversation
+};
+
+asio::awaitable<void> converse(Loading& loading, LoadClient& client, int index) {
+  std::vector<LoadAnswer> answers;
+  Conversation conversation(loading.flags, loading.number, index);
+  co_await conversation.run(client, answers);
+  loading.progress.add(answers.size());
+  std::move(answers.begin(), answers.end(), std::back_inserter(loading.level.answers));
+}
+
+// One conversation after another, as long as there are some.
+asio::awaitable<void> keep_asking(Loading& loading) {
+  LoadClient client(co_await asio::this_coro::executor, loading.target);
+  while (loading.next < loading.flags.conversations) {
+    const int index = loading.next++;
+    co_await converse(loading, client, index);
+  }
+}
+
+asio::awaitable<void> ask_once(Loading& loading, int index) {
+  LoadClient client(co_await asio::this_coro::executor, loading.target);
+  co_await converse(loading, client, index);
+}
+
+void pass_on(const std::exception_ptr& error) {
+  if (error) std::rethrow_exception(error);
+}
+
+// Conversations begin at random moments: gaps are exponential with mean 1 / rate.
+asio::awaitable<void> begin_at_random(Loading& loading) {
+  const auto executor = co_await asio::this_coro::executor;
+  std::mt19937_64 random(loading.flags.seed);
+  std::exponential_distribution<double> gap(loading.level.rate);
+  asio::steady_timer timer(executor);
+  auto due = std::chrono::steady_clock::now();
+  for (int i = 0; i < loading.flags.conversations; ++i) {
+    timer.expires_at(due);
+    co_await timer.async_wait(asio::use_awaitable);
+    asio::co_spawn(executor, ask_once(loading, i), pass_on);
+    due += std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(gap(random)));
+  }
+}
+
 // So many conversations at a time, each client one after another.
 LoadLevel closed_loop(const Flags& flags, const LoadTarget& target, int number, int clients) {
   LoadLevel level{.clients = static_cast<double>(clients)};
   Progress progress(flags, fmt::format("{} clients", clients));
-  std::atomic<int> next{0};
-  std::mutex mutex;
-  std::vector<std::thread> threads;
+  Loading loading{flags, target, number, progress, level};
+  asio::io_context context(1);
+  for (int c = 0; c < std::min(clients, flags.conversations); ++c)
+    asio::co_spawn(context, keep_asking(loading), pass_on);
   const double start = now_s();
-  for (int c = 0; c < std::min(clients, flags.conversations); ++c) {
-    threads.emplace_back([&] {
-      LoadClient client(target);
-      for (int i; (i = next++) < flags.conversations;) {
-        std::vector<LoadAnswer> answers;
-        Conversation(flags, number, i).run(client, answers);
-        progress.add(answers.size());
-        const std::lock_guard lock(mutex);
-        std::move(answers.begin(), answers.end(), std::back_inserter(level.answers));
-      }
-    });
-  }
-  for (std::thread& t : threads) t.join();
+  context.run();
   level.seconds = now_s() - start;
   return level;
 }
 
-// Conversations begin at random moments, whether or not the server keeps up: gaps are exponential with mean 1 / rate.
+// Conversations begin whether or not the server keeps up.
 LoadLevel open_loop(const Flags& flags, const LoadTarget& target, int number, double rate) {
   LoadLevel level{.rate = rate};
   Progress progress(flags, fmt::format("{:g} a second", rate));
-  std::mutex mutex;
-  std::vector<std::thread> threads;
-  std::mt19937_64 random(flags.seed);
-  std::exponential_distribution<double> gap(rate);
+  Loading loading{flags, target, number, progress, level};
+  asio::io_context context(1);
+  asio::co_spawn(context, begin_at_random(loading), pass_on);
   const double start = now_s();
-  double due = start;
-  for (int i = 0; i < flags.conversations; ++i) {
-    std::this_thread::sleep_for(std::chrono::duration<double>(due - now_s()));
-    threads.emplace_back([&, i] {
-      LoadClient client(target);
-      std::vector<LoadAnswer> answers;
-      Conversation(flags, number, i).run(client, answers);
-      progress.add(answers.size());
-      const std::lock_guard lock(mutex);
-      std::move(answers.begin(), answers.end(), std::back_inserter(level.answers));
-    });
-    due += gap(random);
-  }
-  for (std::thread& t : threads) t.join();
+  context.run();
   level.seconds = now_s() - start;
   return level;
 }

@@ -1,12 +1,13 @@
 #include "load_client.hpp"
 
 #include <algorithm>
-#include <boost/asio/connect.hpp>
-#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <boost/system/system_error.hpp>
+#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <string_view>
@@ -133,67 +134,47 @@ LoadTarget parse_target(const std::string& url) {
 }
 
 struct LoadClient::Impl {
-  explicit Impl(LoadTarget to) : target(std::move(to)) {}
+  Impl(const asio::any_io_executor& where, LoadTarget to) : executor(where), target(std::move(to)) {}
 
-  void connect() {
-    asio::ip::tcp::resolver resolver(context);
-    stream.emplace(context);
-    wait([&](auto handler) {
-      stream->expires_after(std::chrono::seconds(30));
-      stream->async_connect(resolver.resolve(target.host, target.port), handler);
-    });
+  asio::awaitable<void> connect() {
+    asio::ip::tcp::resolver resolver(executor);
+    const auto places = co_await resolver.async_resolve(target.host, target.port, asio::use_awaitable);
+    stream.emplace(executor);
+    stream->expires_after(std::chrono::seconds(30));
+    co_await stream->async_connect(places, asio::use_awaitable);
     stream->socket().set_option(asio::ip::tcp::no_delay(true));
     buffer.clear();
   }
 
-  // Runs one asynchronous operation to its end: Beast's timeouts hold for these alone. Throws system_error.
-  template <typename Start>
-  void wait(const Start& start) {
-    beast::error_code result;
-    start([&result](const beast::error_code& error, const auto&...) { result = error; });
-    context.restart();
-    context.run();
-    if (result) throw boost::system::system_error(result);
-  }
+  void limit() { stream->expires_after(std::chrono::milliseconds(std::int64_t(target.timeout_s * 1e3))); }
 
-  void exchange(const std::string& body, LoadAnswer& answer) {
+  asio::awaitable<void> exchange(const std::string& body, LoadAnswer& answer) {
     http::request<http::string_body> request{http::verb::post, target.base + "/v1/chat/completions", 11};
     request.set(http::field::host, target.host + ":" + target.port);
     request.set(http::field::content_type, "application/json");
     if (!target.api_key.empty()) request.set(http::field::authorization, "Bearer " + target.api_key);
     request.body() = body;
     request.prepare_payload();
-    const auto limit = [this] {
-      stream->expires_after(std::chrono::milliseconds(std::int64_t(target.timeout_s * 1e3)));
-    };
-    wait([&](auto handler) {
-      limit();
-      http::async_write(*stream, request, handler);
-    });
+    limit();
+    co_await http::async_write(*stream, request, asio::use_awaitable);
 
     http::response_parser<http::buffer_body> parser;
     parser.body_limit(boost::none);
-    wait([&](auto handler) {
-      limit();
-      http::async_read_header(*stream, buffer, parser, handler);
-    });
+    limit();
+    co_await http::async_read_header(*stream, buffer, parser, asio::use_awaitable);
     answer.status = parser.get().result_int();
     const bool streamed = answer.status == 200;
     StreamReader reader(answer);
     std::string refusal;
-    char bytes[16384];
+    std::vector<char> bytes(16384);
     while (!parser.is_done()) {
-      parser.get().body().data = bytes;
-      parser.get().body().size = sizeof bytes;
-      try {
-        wait([&](auto handler) {
-          limit();
-          http::async_read_some(*stream, buffer, parser, handler);
-        });
-      } catch (const boost::system::system_error& e) {
-        if (e.code() != http::error::need_buffer) throw;
-      }
-      const std::string_view got(bytes, sizeof bytes - parser.get().body().size);
+      parser.get().body().data = bytes.data();
+      parser.get().body().size = bytes.size();
+      beast::error_code error;
+      limit();
+      co_await http::async_read_some(*stream, buffer, parser, asio::redirect_error(asio::use_awaitable, error));
+      if (error && error != http::error::need_buffer) throw boost::system::system_error(error);
+      const std::string_view got(bytes.data(), bytes.size() - parser.get().body().size);
       if (streamed) {
         reader.feed(got);
       } else {
@@ -205,27 +186,31 @@ struct LoadClient::Impl {
     if (!reader.done()) throw std::runtime_error("the stream ended without [DONE]");
   }
 
+  asio::any_io_executor executor;
   LoadTarget target;
-  asio::io_context context{1};
   std::optional<beast::tcp_stream> stream;
   beast::flat_buffer buffer;
 };
 
-LoadClient::LoadClient(LoadTarget target) : impl_(std::make_unique<Impl>(std::move(target))) {}
+LoadClient::LoadClient(const asio::any_io_executor& executor, LoadTarget target)
+    : impl_(std::make_unique<Impl>(executor, std::move(target))) {}
 LoadClient::~LoadClient() = default;
 
-LoadAnswer LoadClient::ask(const std::string& body) {
+asio::awaitable<LoadAnswer> LoadClient::ask(std::string body) {
   LoadAnswer answer;
   answer.start_s = now_s();
   try {
-    if (!impl_->stream) impl_->connect();
-    impl_->exchange(body, answer);
+    if (!impl_->stream) co_await impl_->connect();
+    co_await impl_->exchange(body, answer);
+  } catch (const boost::system::system_error& e) {  // its what() names a line of a library
+    answer.error = impl_->target.host + ":" + impl_->target.port + ": " + e.code().message();
+    impl_->stream.reset();
   } catch (const std::exception& e) {
     answer.error = e.what();
     impl_->stream.reset();
   }
   answer.end_s = now_s();
-  return answer;
+  co_return answer;
 }
 
 }  // namespace glint::apps

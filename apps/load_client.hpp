@@ -1,7 +1,10 @@
 #pragma once
 // A client of OpenAI's chat API that notes when each piece of a streamed answer comes: one connection, one request at a
-// time. For `glint bench serve`; works with any server that speaks the API.
+// time. For `glint bench serve`; works with any server that speaks the API. All clients of a load run on one thread: a
+// thread each would wake up for each token, and interrupt the server that is measured where both share a machine.
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -37,14 +40,14 @@ struct LoadAnswer {
 
 class LoadClient {
  public:
-  explicit LoadClient(LoadTarget target);
+  LoadClient(const boost::asio::any_io_executor& executor, LoadTarget target);
   ~LoadClient();
   LoadClient(const LoadClient&) = delete;
   LoadClient& operator=(const LoadClient&) = delete;
 
   // Posts `body`, which asks for a stream with usage, to /v1/chat/completions. Never throws: what went wrong stands in
   // the answer. The connection is kept for the next call.
-  LoadAnswer ask(const std::string& body);
+  boost::asio::awaitable<LoadAnswer> ask(std::string body);
 
  private:
   struct Impl;

@@ -19,7 +19,12 @@ TEST(CpuEmulated, TablesAgreeWithTheReference) {
   if (std::find(isas.begin(), isas.end(), "avx2") == isas.end()) GTEST_SKIP() << "the emulation is built of AVX2";
   const std::vector<std::string> names = cpu::registered_tables();
   if (names.empty()) GTEST_SKIP() << "built without: this machine has the instructions (GLINT_EMULATED)";
-  ASSERT_EQ(names.size(), 3U);
+  const auto holds = [](const std::vector<std::string>& v, const std::string& s) {
+    return std::find(v.begin(), v.end(), s) != v.end();
+  };
+  for (const std::string isa : {"avx512", "avx512bf16", "amx"}) {
+    EXPECT_TRUE(holds(isas, isa) || holds(names, isa + "(emulated)")) << isa;
+  }
   for (const std::string& name : names) {
     SCOPED_TRACE(name);
     Checked ops(make_cpu_ops({.isa = name, .threads = 2}));
