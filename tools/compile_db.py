@@ -35,6 +35,8 @@ def entries(build: pathlib.Path) -> dict[str, list[str]]:
                 skip = True
             elif argument.startswith("-") and argument not in ("-c", "-MD"):
                 kept.append(argument)
+            elif kept and kept[-1] == "-include" and argument.endswith("cmake_pch.hxx"):
+                kept.pop()  # GCC's format, and a file must name what it uses without it
             elif kept and kept[-1] in ("-isystem", "-I", "-include"):
                 kept.append(argument)
         found.setdefault(path.relative_to(ROOT).as_posix(), kept)
