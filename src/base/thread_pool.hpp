@@ -3,10 +3,10 @@
 // of microseconds to milliseconds, on machines whose cores other processes may use too.
 //
 // Each thread has a share of the items, neighbours in ascending order, and takes from the end of another's when its own
-// is done. An item is claimed before it runs, one at a time; in its own share that is an addition to a line that no
-// other thread has touched: a line that cores hand to and fro costs as much as reading 20 KB of weights. The caller
-// works too, and waits only for items that a worker has claimed: a worker that the kernel has not woken yet delays
-// nobody. Waiting spins for a bounded time, then sleeps.
+// is done. An item is claimed before it runs, one at a time; in its own share on a line that no other thread has
+// touched, where one word for all would go to and fro between cores with each item. The caller works too, and waits
+// only for items that a worker has claimed: a worker that the kernel has not woken yet delays nobody. Waiting spins for
+// a bounded time, then sleeps.
 
 #include <atomic>
 #include <cstdint>
