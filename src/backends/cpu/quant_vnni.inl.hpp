@@ -57,9 +57,10 @@ template <typename F, int Width, bool Stored, int Vectors>
   }
 }
 
-// The sums of 16 blocks, block b in lane b; sums(i) gives those of vector i, spread over its lanes.
-template <typename F, int Width, typename Sums>
-[[gnu::always_inline]] inline I tree_of_sums(const Sums& sums) {
+// The sums of 16 blocks, block b in lane b.
+template <typename F, int Width, bool Stored, int Vectors>
+[[gnu::always_inline]] inline I block_sums(const RowStep& s) {
+  const auto sums = [&](int i) __attribute__((always_inline)) { return code_sums<F, Width, Stored, Vectors>(s, i); };
   // Each in a statement of its own: W is to be read in ascending order, which the hardware's prefetch follows.
   const auto pair = [&](int i) __attribute__((always_inline)) {
     const I a = sums(i);
@@ -85,12 +86,6 @@ template <typename F, int Width, typename Sums>
     const I b = eight(8);
     return quad_pair_sums(a, b);
   }
-}
-template <typename F, int Width, bool Stored, int Vectors>
-[[gnu::always_inline]] inline I block_sums(const RowStep& s) {
-  return tree_of_sums<F, Width>([&](int i) __attribute__((always_inline)) {
-    return code_sums<F, Width, Stored, Vectors>(s, i);
-  });
 }
 
 // A row of W as bytes in the order of x.
