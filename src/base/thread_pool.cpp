@@ -95,9 +95,8 @@ void ThreadPool::run(std::int64_t count, Call call, const void* context) {
   call_ = call;
   context_ = context;
   for (int t = 0; t < size_; ++t) shares_[static_cast<std::size_t>(t)].done.store(0, std::memory_order_relaxed);
-  const auto begin = [&](std::int64_t t) {
-    return (count * t + size_ - 1) / size_;
-  };  // the caller's share has one if any
+  // Rounded up: the caller's share has an item if there is one.
+  const auto begin = [&](std::int64_t t) { return (count * t + size_ - 1) / size_; };
   for (int t = 0; t < size_; ++t) {
     shares_[static_cast<std::size_t>(t)].items.store(pack(begin(t), begin(t + 1)), std::memory_order_release);
   }

@@ -42,7 +42,6 @@ class ThreadPool {
   using Call = void (*)(const void* context, std::int64_t item, int thread);
   void run(std::int64_t count, Call call, const void* context);
   void work(int thread);
-
   bool take(int thread);
   bool all_done(std::uint32_t count) const;
 

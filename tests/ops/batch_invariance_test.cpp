@@ -10,7 +10,7 @@
 #include <random>
 
 #include "backends/cpu/cpu.hpp"
-#include "backends/cpu/kernels.hpp"
+#include "every_table.hpp"
 #include "tensor/codec.hpp"
 
 namespace glint {
@@ -395,15 +395,6 @@ TEST_P(BatchInvariance, MlpLmHeadAndMtp) {
                    .eh_proj = eh.w,
                    .out = {out, DType::kF32, {n, kHidden}}});
   });
-}
-
-std::vector<std::string> every_table() {
-  std::vector<std::string> names = cpu_isas();
-  const bool emulation = std::find(names.begin(), names.end(), "avx2") != names.end();
-  if (emulation) {
-    for (const std::string& name : cpu::registered_tables()) names.push_back(name);
-  }
-  return names;
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, BatchInvariance, testing::ValuesIn(every_table()), [](const auto& info) {

@@ -15,18 +15,13 @@
 
 #include "backends/cpu/cpu.hpp"
 #include "backends/cpu/kernels.hpp"
+#include "every_table.hpp"
 
 namespace glint {
 namespace {
 
 constexpr std::int64_t kQueries = cpu::kQueryBlock, kPositions = 200;
 constexpr std::int64_t kPages = (kPositions + kPageTokens - 1) / kPageTokens;
-
-std::vector<std::string> tables() {
-  std::vector<std::string> names = cpu_isas();
-  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
-  return names;
-}
 
 // Tables whose attention is in 16-bit codes.
 bool has_codes(const std::string& isa) {
@@ -141,7 +136,7 @@ TEST(CpuAttend, CodesLoseNoMoreThanACacheOfHalves) {
   for (const KvCodec codec : kKvCodecs) {
     Cache cache(codec);
     const std::vector<double> expected = queries.exact(cache);
-    for (const std::string& isa : tables()) {
+    for (const std::string& isa : every_table()) {
       const bool codes = has_codes(isa) && codec != KvCodec::kF32;
       const double lost = nmse(queries.run(isa, cache, 0, kQueries), expected);
       EXPECT_LT(lost, codes ? 1.5 * halves : 1e-11) << isa << ", " << kv_codec_name(codec);
@@ -172,7 +167,7 @@ TEST(CpuAttend, TheLargestSumsFit) {
         }
       }
       const std::vector<double> expected = queries.exact(cache);
-      for (const std::string& isa : tables()) {
+      for (const std::string& isa : every_table()) {
         const double lost = nmse(queries.run(isa, cache, 0, kQueries), expected);
         EXPECT_LT(lost, has_codes(isa) ? 1e-7 : 1e-11) << isa << ", " << kv_codec_name(codec);
       }
@@ -184,7 +179,7 @@ TEST(CpuAttend, AQueryHasTheSameBitsAloneAndAmongOthers) {
   const Queries queries;
   for (const KvCodec codec : kKvCodecs) {
     Cache cache(codec);
-    for (const std::string& isa : tables()) {
+    for (const std::string& isa : every_table()) {
       const std::vector<float> all = queries.run(isa, cache, 0, kQueries);
       for (const std::int64_t n : {1, 2, 7, 20}) {
         for (std::int64_t from = 0; from + n <= kQueries; from += 13) {
@@ -205,7 +200,7 @@ TEST(CpuAttend, WhatIsNotFiniteShows) {
       Queries queries;
       Cache cache(codec);
       queries.q[kBadQuery * kKvRow + 7] = bad;
-      for (const std::string& isa : tables()) {
+      for (const std::string& isa : every_table()) {
         const std::vector<float> out = queries.run(isa, cache, 0, kQueries);
         for (std::int64_t i = 0; i < kQueries; ++i) {
           EXPECT_EQ(std::any_of(out.begin() + i * kLatent, out.begin() + (i + 1) * kLatent, is_nan), i == kBadQuery)
@@ -216,7 +211,7 @@ TEST(CpuAttend, WhatIsNotFiniteShows) {
     Queries queries;
     Cache cache(codec);
     std::fill_n(cache.at(kBadRow), kv_row_bytes(codec), static_cast<char>(-1));
-    for (const std::string& isa : tables()) {
+    for (const std::string& isa : every_table()) {
       const std::vector<float> out = queries.run(isa, cache, 0, kQueries);
       for (std::int64_t i = 0; i < kQueries; ++i) {
         if (queries.last[i] <= kBadRow) continue;

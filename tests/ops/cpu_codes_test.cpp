@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "backends/cpu/cpu.hpp"
-#include "backends/cpu/kernels.hpp"
+#include "every_table.hpp"
 #include "tensor/codec.hpp"
 
 namespace glint {
@@ -57,8 +57,7 @@ std::vector<float> normal_values(std::int64_t n, float deviation, std::uint32_t 
 // Products by tiles of bytes against those by vectors: every bit, since sums of integers are exact and the rest is the
 // same in the same order. Also where groups of W and rows of x fill no tile.
 TEST(CpuCodes, TilesGiveTheBitsOfVectors) {
-  std::vector<std::string> names = cpu_isas();
-  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  const std::vector<std::string> names = every_table();
   int compared = 0;
   for (const std::string& tiles : names) {
     if (!tiles.starts_with("amx")) continue;
@@ -87,13 +86,12 @@ TEST(CpuCodes, TilesGiveTheBitsOfVectors) {
 }
 
 // One row alone, whose last step of columns may be known to the compiler, against the same row among others: every bit.
-// The parts of a step that are left over are those of groups of 16 to 128, eight steps are read at a time, and the last
+// The parts of a step that are left over are those of groups of 16 to 128, ten steps are read at a time, and the last
 // row's factors are the end of their table.
 TEST(CpuCodes, ARowEndsAnywhereInAStep) {
   constexpr std::int64_t kRows = 5, kOutputs = 11;
-  std::vector<std::string> names = cpu_isas();
-  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
-  for (const std::int64_t cols : {128, 384, 512, 768, 1280, 1536, 1792, 2048, 8960, 10240}) {
+  const std::vector<std::string> names = every_table();
+  for (const std::int64_t cols : {128, 384, 512, 768, 1280, 1536, 1792, 2048, 8960, 10240, 11008}) {
     const std::vector<float> values = normal_values(kOutputs * cols, 0.1F, 9);
     std::vector<float> x = normal_values(kRows * cols, 1, 10);
     for (const QuantSpec& spec : kSpecs) {
@@ -118,8 +116,7 @@ TEST(CpuCodes, ARowEndsAnywhereInAStep) {
 
 TEST(CpuCodes, ExactInputsLoseNothing) {
   const std::vector<float> values = normal_values(kWRows * kCols, 0.1F, 6);
-  std::vector<std::string> names = cpu_isas();
-  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  const std::vector<std::string> names = every_table();
   for (const QuantSpec& spec : kSpecs) {
     const QuantizedWeight q = quantize_rtn(spec, values.data(), kWRows, kCols);
     std::vector<float> x = exact_codes(spec);

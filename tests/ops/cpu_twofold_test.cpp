@@ -11,6 +11,7 @@
 
 #include "backends/cpu/cpu.hpp"
 #include "backends/cpu/kernels.hpp"
+#include "every_table.hpp"
 #include "ops/ops.hpp"
 #include "tensor/dtype.hpp"
 
@@ -24,9 +25,7 @@ struct Sizes {
 constexpr Sizes kSizes[] = {{16, 32, 16}, {5, 64, 3}, {55, 256, 40}, {64, 1056, 17}, {300, 128, 70}, {33, 96, 9}};
 
 std::vector<std::string> twofold_tables() {
-  std::vector<std::string> names;
-  for (const std::string& name : cpu_isas()) names.push_back(name);
-  for (const std::string& name : cpu::registered_tables()) names.push_back(name);
+  std::vector<std::string> names = every_table();
   std::erase_if(names, [](const std::string& name) { return !cpu::find_table(name).dots_twofold; });
   return names;
 }

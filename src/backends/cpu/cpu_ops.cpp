@@ -169,7 +169,7 @@ SoonRows rows_of(const Weight& w, std::int64_t n) {
   if (n >= w.rows) return {};
   SoonRows rows{static_cast<const std::byte*>(w.data) + n * w.row_bytes()};
   if (w.scales != nullptr && w.group_rows == 1) {
-    const std::int64_t size = w.scale_dtype == DType::kF32 ? 4 : 2;
+    const auto size = static_cast<std::int64_t>(dtype_bytes(w.scale_dtype));
     rows.scales = static_cast<const std::byte*>(w.scales) + n * w.groups_a_row() * size;
   }
   return rows;

@@ -26,8 +26,9 @@ struct Int8Codes {
 };
 
 inline constexpr std::int64_t kStepBlocks = 16;
-inline constexpr std::int64_t kFewCodes = 2;    // rows of x up to which W is read row by row
-inline constexpr std::int64_t kWholeSteps = 8;  // steps of a row whose sums are kept before they are added up
+inline constexpr std::int64_t kFewCodes = 2;  // rows of x up to which W is read row by row
+// Steps of a row whose sums are kept before they are added up: all of the model's widest rows, in groups of 64.
+inline constexpr std::int64_t kWholeSteps = 10;
 
 template <typename F, int Width>
 struct Codes {
@@ -80,11 +81,13 @@ struct Factors {
     for (std::int64_t i = 0; i < n; ++i) v[i] = factor_at(table, type, first + (b + i) * Width / group);
     return load(v);
   }
-  std::int64_t row_bytes() const { return groups * (type == DType::kF32 ? 4 : 2); }
-  // Row n's, which lie so thinly that the hardware's prefetch does not see them as a stream.
-  [[gnu::always_inline]] void fetch(std::int64_t row) const {
-    const char* from = static_cast<const char*>(table) + (group_rows == 1 ? row * row_bytes() : 0);
-    for (std::int64_t at = 0; at < row_bytes(); at += 64) __builtin_prefetch(from + at);
+  // Row n's, which lie so thinly that the hardware's prefetch does not see them as a stream; or those of a table with
+  // the same shape.
+  [[gnu::always_inline]] void fetch(std::int64_t row) const { fetch(table, row); }
+  [[gnu::always_inline]] void fetch(const void* of, std::int64_t row) const {
+    const std::int64_t bytes = groups * (type == DType::kF32 ? 4 : 2);
+    const char* from = static_cast<const char*>(of) + (group_rows == 1 ? row * bytes : 0);
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
   }
   template <typename T>
   V some(std::int64_t i, std::int64_t n) const {

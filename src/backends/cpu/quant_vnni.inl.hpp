@@ -43,17 +43,17 @@ template <typename F, int Width, bool Stored, int Vectors>
     if constexpr (F::kNibbles) {
       const bool half = Vectors == kAnyVectors && s.cols - at < C::kCols;
       const I v = once(half ? load_half(w) : load_ints(w));
-      return dot_bytes_at(dot_bytes_at(zero_ints(), F::even(v), x), F::odd(v), x + 64);
+      return dot_bytes(dot_bytes(zero_ints(), F::even(v), x), F::odd(v), x + 64);
     } else {
-      const I sums = dot_bytes_at(zero_ints(), F::even(load_ints(w)), x);
+      const I sums = dot_bytes(zero_ints(), F::even(load_ints(w)), x);
       if constexpr (C::kCols == 64) return sums;
       if (C::kFetchedVectors == 1) __builtin_prefetch(w + 64 + s.ahead, 0, 2);
-      return dot_bytes_at(sums, F::even(load_ints(w + 64)), x + 64);
+      return dot_bytes(sums, F::even(load_ints(w + 64)), x + 64);
     }
   } else {
-    const I sums = dot_bytes_at(zero_ints(), load_ints(s.w + at), x);
+    const I sums = dot_bytes(zero_ints(), load_ints(s.w + at), x);
     if constexpr (C::kCols == 64) return sums;
-    return dot_bytes_at(sums, load_ints(s.w + at + 64), x + 64);
+    return dot_bytes(sums, load_ints(s.w + at + 64), x + 64);
   }
 }
 

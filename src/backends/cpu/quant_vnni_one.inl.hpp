@@ -49,25 +49,33 @@ struct RowFactors<OneScale, Width> {
   [[gnu::always_inline]] V at(std::int64_t, std::int64_t, std::int64_t) const { return row; }
 };
 
-// What the strip that comes next begins with, while row n of this one is in use: all its lines, since no row before has
-// led the hardware's prefetch there.
+// What the strip that comes next begins with: all its lines, since no row before has led the hardware's prefetch there.
 template <int Width>
-[[gnu::noinline]] void fetch_next_row(const CodesMatrix<Width>& matrix, const Ahead& ahead, std::int64_t n) {
+[[gnu::noinline]] void fetch_next_row(const CodesMatrix<Width>& matrix, std::int64_t row_bytes, std::int64_t row) {
   const SoonRows& next = matrix.a->next;
   if (next.data == nullptr) return;
-  const std::int64_t row = n + ahead.rows - matrix.a->n1;
-  const char* codes = static_cast<const char*>(next.data) + row * ahead.row_bytes;
-  for (std::int64_t at = 0; at < ahead.row_bytes; at += 64) __builtin_prefetch(codes + at, 0, 2);
-  if (next.scales == nullptr) return;
-  const char* scales = static_cast<const char*>(next.scales) + row * matrix.scales.row_bytes();
-  for (std::int64_t at = 0; at < matrix.scales.row_bytes(); at += 64) __builtin_prefetch(scales + at);
+  const char* codes = static_cast<const char*>(next.data) + row * row_bytes;
+  for (std::int64_t at = 0; at < row_bytes; at += 64) __builtin_prefetch(codes + at, 0, 2);
+  if (next.scales != nullptr) matrix.scales.fetch(next.scales, row);
 }
 
-// Up to kWholeSteps steps of all rows of W from column k on: whole steps, then one of Last vectors (kAnyVectors: as
-// many as are left). What a row needs is settled outside, and few enough names live inside that addresses stay in
+// While row n of W is used: the scales of a row to come, or a row of the next strip.
+template <int Width>
+[[gnu::always_inline]] inline void fetch_row(const CodesMatrix<Width>& matrix, const Ahead& ahead, std::int64_t n) {
+  const std::int64_t row = n + ahead.rows, end = matrix.a->n1;
+  if (row < end) {
+    matrix.scales.fetch(row);
+  } else {
+    fetch_next_row(matrix, ahead.row_bytes, row - end);
+  }
+}
+
+// Up to kWholeSteps steps of rows [n0, n1) of W from column k on: whole steps, then one of Last vectors (kAnyVectors:
+// as many as are left). What a row needs is settled outside, and few enough names live inside that addresses stay in
 // registers: loads of codes, of x and of factors are then all that stands between products.
 template <typename F, int Width, typename T, int Last>
-[[gnu::noinline]] void rows_of_codes(const CodesMatrix<Width>& matrix, std::int64_t k) {
+[[gnu::noinline]] void rows_of_codes(const CodesMatrix<Width>& matrix, std::int64_t k, std::int64_t n0,
+                                     std::int64_t n1) {
   using C = Codes<F, Width>;
   const DotArgs& a = *matrix.a;
   alignas(64) float products[kWholeSteps][4][kLanes];
@@ -86,18 +94,14 @@ template <typename F, int Width, typename T, int Last>
   const float* const x_sums = x_factors(a, a.x->sums, a.m0, k / Width);
   const std::int64_t row_bytes = C::bytes(a.w.cols);
   const Ahead ahead(a, row_bytes, C::kAheadBytes);
-  const auto* row = static_cast<const std::uint8_t*>(a.w.data) + a.n0 * row_bytes + C::bytes(k);
+  const auto* row = static_cast<const std::uint8_t*>(a.w.data) + n0 * row_bytes + C::bytes(k);
   RowFactors<T, Width> scales(matrix.scales, k / Width), mins(matrix.mins, k / Width);
   const bool has_mins = matrix.has_mins;
-  for (std::int64_t n = a.n0; n < a.n1; n += 4) {
-    const std::int64_t count = a.n1 - n < 4 ? a.n1 - n : 4;
+  for (std::int64_t n = n0; n < n1; n += 4) {
+    const std::int64_t count = n1 - n < 4 ? n1 - n : 4;
     const std::int64_t far = ahead.of(n);
     for (std::int64_t j = 0; j < count; ++j, row += row_bytes) {
-      if (n + j + ahead.rows < a.n1) {
-        matrix.scales.fetch(n + j + ahead.rows);
-      } else {
-        fetch_next_row(matrix, ahead, n + j);
-      }
+      if (k == 0) fetch_row(matrix, ahead, n + j);
       scales.start(n + j);
       if (has_mins) mins.start(n + j);
       std::int64_t i = 0;
@@ -124,24 +128,23 @@ template <typename F, int Width, typename T, int Last>
   }
 }
 
-// The model's rows of 1,536 and 768 codes end in half a step and in three quarters.
+// The model's rows of 1,536 and 768 codes end in half a step and in three quarters. Rows of more than kWholeSteps steps
+// are read four at a time, so that W is read in its order.
 template <typename F, int Width, typename T>
 void codes_one_of(const DotArgs& a) {
   using C = Codes<F, Width>;
+  constexpr std::int64_t kMost = kWholeSteps * C::kStep;
   const CodesMatrix<Width> matrix(a);
-  for (std::int64_t k = 0; k < a.w.cols; k += kWholeSteps * C::kStep) {
-    if constexpr (F::kNibbles && C::kVectors >= 4 && !__is_same(T, void) && !__is_same(T, OneScale)) {
-      const std::int64_t rest = (a.w.cols - k) % C::kStep;
-      if (rest == C::kStep / 2) {
-        rows_of_codes<F, Width, T, C::kVectors / 2>(matrix, k);
-        continue;
-      }
-      if (rest == C::kStep / 4 * 3) {
-        rows_of_codes<F, Width, T, C::kVectors / 4 * 3>(matrix, k);
-        continue;
-      }
-    }
-    rows_of_codes<F, Width, T, kAnyVectors>(matrix, k);
+  auto* rows = rows_of_codes<F, Width, T, kAnyVectors>;
+  if constexpr (F::kNibbles && C::kVectors >= 4 && !__is_same(T, void) && !__is_same(T, OneScale)) {
+    const std::int64_t rest = a.w.cols % C::kStep;
+    if (rest == C::kStep / 2) rows = rows_of_codes<F, Width, T, C::kVectors / 2>;
+    if (rest == C::kStep / 4 * 3) rows = rows_of_codes<F, Width, T, C::kVectors / 4 * 3>;
+  }
+  const std::int64_t together = a.w.cols > kMost ? 4 : a.n1 - a.n0;
+  for (std::int64_t n = a.n0; n < a.n1; n += together) {
+    const std::int64_t end = a.n1 - n < together ? a.n1 : n + together;
+    for (std::int64_t k = 0; k < a.w.cols; k += kMost) rows(matrix, k, n, end);
   }
 }
 

@@ -9,16 +9,15 @@
 
 namespace glint::cpu {
 
-#ifdef GLINT_EMULATED_UPON_NATIVE
-const Table& avx512bf16_table();
-const Table& base_table() { return avx512bf16_table(); }
-#else
 const Table& emulated_avx512bf16_table();
-const Table& base_table() { return emulated_avx512bf16_table(); }
-#endif
 
 namespace {
 
+#ifdef GLINT_EMULATED_UPON_NATIVE
+constexpr auto* base_table = avx512bf16_table;
+#else
+constexpr auto* base_table = emulated_avx512bf16_table;
+#endif
 const Table kTable = emulated_amx::make_table("amx(emulated)", base_table());
 [[maybe_unused]] const bool kRegistered = register_table(kTable);
 
