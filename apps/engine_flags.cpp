@@ -19,8 +19,9 @@ void EngineFlags::add_to(CLI::App& command) {
                      "CPU kernels: generic, avx2, avx512, avx512bf16, amx (default: the best here)");
   command.add_option("-t,--threads", options.threads, "CPU threads (default: one a core)");
   command
-      .add_option("--kv", options.kv,
-                  "Cache format: f16, bf16, fp8 or int8 (half of it), int4 (30 %), f32; auto: f16, with cuda bf16")
+      .add_option(
+          "--kv", options.kv,
+          "Cache format: int16, f16, bf16, fp8 or int8 (half of it), int4 (30 %), f32; auto: int16, with cuda bf16")
       ->capture_default_str();
   command.add_option("--weights", options.weights,
                      "Quantise while loading: int4, int8, nf4, fp8 or bf16, with overrides as in "

@@ -105,7 +105,8 @@ std::vector<RowSpec> all_rows() {
   add_pair(rows, "preset nf4", Bar::kWeights4, "nf4", "");
   add_pair(rows, "preset fp8", Bar::kWeights8, "fp8", "");
   add_pair(rows, "preset q8", Bar::kWeights8, "q8", "", QuantMethod::kSearch);
-  for (const auto& [kv, bar] : {std::pair{"f16", Bar::kWide},
+  for (const auto& [kv, bar] : {std::pair{"int16", Bar::kWide},
+                                {"f16", Bar::kWide},
                                 {"bf16", Bar::kWide},
                                 {"fp8", Bar::kCache8},
                                 {"int8", Bar::kCache8},

@@ -362,8 +362,8 @@ void register_inspect(CLI::App& app, Run& run) {
   c->add_option("--sequences", flags->sequences, "Sequences at a time in the memory plan")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
-  c->add_option("--kv", flags->kv, "Cache format: bf16, fp8, int8, int4 or f32")
-      ->check(CLI::IsMember({"f16", "bf16", "fp8", "int8", "int4", "f32"}))
+  c->add_option("--kv", flags->kv, "Cache format: int16, f16, bf16, fp8, int8, int4 or f32")
+      ->check(CLI::IsMember({"int16", "f16", "bf16", "fp8", "int8", "int4", "f32"}))
       ->capture_default_str();
   c->add_flag("--tensors", flags->tensors, "List every tensor");
   c->add_flag("--verify", flags->verify, "Load it with all checks and look for NaN in every tensor (reads all of it)");

@@ -18,7 +18,7 @@ class EngineOptions(TypedDict, total=False):
     device: str  # "cpu", or "reference": slow, the definition of every result
     isa: str  # cpu: generic, avx2, avx512, avx512bf16, amx; "": the best that the machine has
     threads: int  # cpu: 0 is one a core
-    kv: str  # cache format: "f16", "bf16", "fp8", "int8", "int4", "f32"; "auto" is f16, on cuda bf16
+    kv: str  # cache format: "int16", "f16", "bf16", "fp8", "int8", "int4", "f32"; "auto" is int16, on cuda bf16
     weights: str  # int4, int8, nf4, fp8 or bf16: quantise while loading; "": as stored
     max_context: int  # tokens a request may hold, prompt and answer; 0: the model's limit
     cache_tokens: int  # tokens the whole cache holds; 0: what fits into a share of the free memory

@@ -51,11 +51,11 @@ std::int64_t count_parameters(const LoadedModel& model) {
 }  // namespace
 
 KvCodec kv_codec(const EngineOptions& options) {
-  // Of the two with 16 bits the host reads F16, which is eight times as near to F32
-  // (docs/experiments/2026-11-24-kv-codecs.md).
-  if (options.kv == "auto") return options.device == "cuda" ? KvCodec::kBF16 : KvCodec::kF16;
+  // Of those with 16 bits the host reads INT16, which its attention multiplies as it lies
+  // (docs/experiments/2026-11-30-cpu-int16-codec.md).
+  if (options.kv == "auto") return options.device == "cuda" ? KvCodec::kBF16 : KvCodec::kInt16;
   if (const auto codec = kv_codec_from_name(options.kv)) return *codec;
-  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "auto, f16, bf16, fp8, int8, int4 or f32"});
+  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "auto, int16, f16, bf16, fp8, int8, int4 or f32"});
 }
 
 LoadedModel load_model(const EngineOptions& options) {

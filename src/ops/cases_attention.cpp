@@ -158,7 +158,7 @@ void add_attention_cases(std::vector<Case>& list) {
     for (const std::int64_t T : {1, 3, 7, 17, 64, 65}) add_append(list, codec, T);
   }
 
-  for (const KvCodec codec : {KvCodec::kF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4}) {
+  for (const KvCodec codec : {KvCodec::kF16, KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4, KvCodec::kInt16}) {
     // The page walk is that of the codecs below; here are whole and partial pages, groups of rows, and both paths.
     for (const std::int32_t context : {1, 65, 1000}) add_attend(list, {20, codec}, {{1, context}});
     for (const std::int64_t heads : {5, 4}) {

@@ -9,7 +9,7 @@
 namespace glint {
 namespace {
 
-constexpr std::array<std::string_view, kKvCodecs.size()> kNames{"f32", "bf16", "f16", "fp8", "int8", "int4"};
+constexpr std::array<std::string_view, kKvCodecs.size()> kNames{"f32", "bf16", "f16", "fp8", "int8", "int4", "int16"};
 
 float largest(const float* v, int n) {
   float top = 0;
@@ -209,6 +209,35 @@ void decode_8(KvCodec codec, const std::uint8_t* row, float* v) {
   decode_rotary(row + KvRow8::kRotary, side, v + kLatent);
 }
 
+// A part's scale, rounded up so that no code is beyond KvRow16::kMost, whichever neighbour it takes.
+BF16 scale_16(float top) {
+  const auto u = std::bit_cast<std::uint32_t>(std::max(top / (KvRow16::kMost - 1), kKvSmallestScale));
+  return {static_cast<std::uint16_t>((u + 0xffffU) >> 16)};
+}
+
+void encode_16(const float* v, std::int16_t* row) {
+  const BF16 latent = scale_16(largest(v, kLatent));
+  const BF16 rotary = scale_16(largest(v + kLatent, kRope));
+  const std::uint32_t side = latent.bits | std::uint32_t{rotary.bits} << 16;
+  for (int i = 0; i < kKvRow; ++i) {
+    const float inverse = 1.0F / to_float(i < kLatent ? latent : rotary);
+    const float steps = v[i] * inverse;
+    int code = nearest_code(steps, -KvRow16::kMost, KvRow16::kMost);
+    const int place = KvRow16::place(i);
+    if (place < KvRow16::kBlock && (code & 1) != static_cast<int>(side >> place & 1))
+      code += steps - static_cast<float>(code) >= 0 ? 1 : -1;
+    row[place] = static_cast<std::int16_t>(code);
+  }
+}
+
+void decode_16(const std::int16_t* row, float* v) {
+  std::uint32_t side = 0;
+  for (int i = 0; i < KvRow16::kBlock; ++i) side |= (static_cast<std::uint32_t>(row[i]) & 1U) << i;
+  const float latent = to_float(BF16{static_cast<std::uint16_t>(side)});
+  const float rotary = to_float(BF16{static_cast<std::uint16_t>(side >> 16)});
+  for (int i = 0; i < kKvRow; ++i) v[i] = static_cast<float>(row[KvRow16::place(i)]) * (i < kLatent ? latent : rotary);
+}
+
 // The element type of a row without codes.
 std::optional<DType> plain_type(KvCodec codec) {
   switch (codec) {
@@ -263,6 +292,7 @@ void encode_kv_row(KvCodec codec, const float* values, void* row) {
     return;
   }
   if (codec == KvCodec::kInt4) return encode_int4(values, bytes);
+  if (codec == KvCodec::kInt16) return encode_16(values, static_cast<std::int16_t*>(row));
   encode_8(codec, values, bytes);
 }
 
@@ -273,6 +303,7 @@ void decode_kv_row(KvCodec codec, const void* row, float* values) {
     return;
   }
   if (codec == KvCodec::kInt4) return decode_int4(bytes, values);
+  if (codec == KvCodec::kInt16) return decode_16(static_cast<const std::int16_t*>(row), values);
   decode_8(codec, bytes, values);
 }
 

@@ -5,6 +5,7 @@
 //   F32   2,304 B  576 floats
 //   BF16  1,152 B  576 bfloat16
 //   F16   1,152 B  576 halves: eight times as fine as BF16. Finite values beyond 65,504 become that
+//   INT16 1,152 B  [512 latent, int16 | 64 rotary, int16]  each part = code · scale
 //   FP8     576 B  [512 latent, E4M3 | 64 rotary]           latent = code · scale, a power of two
 //   INT8    576 B  [512 latent, int8 | 64 rotary]           H latent = code · scale
 //   INT4    336 B  [256 latent, int4 | 16 scales | 64 rotary]  H latent = code · scale of its group
@@ -22,6 +23,12 @@
 //   bits  0 … 15  latent scale, a bfloat16 (FP8, INT8; INT4 leaves these bits to chance)
 //   bits 16 … 63  four rotary scales of 12 bits: the upper bits of a float without its sign (8 exponent, 4 mantissa)
 //
+// INT16: codes of magnitude up to 2^14 - 1, which CPUs with products of int16 multiply where they lie (16 times as fine
+// as BF16 next to the row's largest value, coarser than it below 1/64 of that). Every 32 columns lie as 0-3, 16-19,
+// 4-7, 20-23 …: the order in which vector code packs two vectors into one and takes two rows apart. The two scales,
+// bfloat16, are in the lowest bits of the first 32 codes, in the order of memory: the latent's, then the rotary part's.
+// A value whose code has the wrong bit takes the other neighbour.
+//
 // H: INT8 and INT4 hold the latent after a Hadamard transform, which spreads what a few channels hold over many, so
 // that no outlier sets a scale alone. It mixes the 32 values whose indices are equal mod 16 (H₃₂ ⊗ I₁₆ / √32): vector
 // and GPU code needs no shuffle for that. H is symmetric and orthogonal, hence q · c = (H q) · (H c), and a sum
@@ -33,7 +40,8 @@
 // takes the one with the smallest squared error: clipping the largest value is often worth it.
 //
 // A row with a value that is NaN or beyond 2^100 becomes all ones, as poison is. Rows of ones and rows of zeros have a
-// side word of ones: their rotary part is NaN in each of the three, and so is every score with it. E4M3 codes of NaN
+// side word of ones: their rotary part is NaN in each of the three short codecs, and so is every score with it. INT16's
+// scales of a row of ones are NaN, of a row of zeros zero. E4M3 codes of NaN
 // occur in rows of ones only.
 
 #include <array>
@@ -46,10 +54,10 @@
 
 namespace glint {
 
-inline constexpr std::array kKvCodecs{KvCodec::kF32, KvCodec::kBF16, KvCodec::kF16,
-                                      KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4};
+inline constexpr std::array kKvCodecs{KvCodec::kF32,  KvCodec::kBF16, KvCodec::kF16,  KvCodec::kFp8,
+                                      KvCodec::kInt8, KvCodec::kInt4, KvCodec::kInt16};
 
-// "f32", "bf16", "f16", "fp8", "int8", "int4": the values of --kv.
+// "f32", "bf16", "f16", "fp8", "int8", "int4", "int16": the values of --kv.
 std::string_view kv_codec_name(KvCodec codec);
 std::optional<KvCodec> kv_codec_from_name(std::string_view name);
 
@@ -58,6 +66,20 @@ struct KvRow8 {
   static constexpr int kCodes = 0;
   static constexpr int kRotary = kLatent;
   static constexpr int kBytes = kLatent + kRope;
+};
+// INT16.
+struct KvRow16 {
+  static constexpr int kMost = 16383;  // of codes
+  static constexpr int kBlock = 32;    // columns that are stored together
+  // Which column a code is of, and where a column's code is.
+  static constexpr int column(int place) {
+    const int in = place % kBlock;
+    return place - in + in / 8 * 4 + in % 4 + in % 8 / 4 * 16;
+  }
+  static constexpr int place(int column) {
+    const int in = column % kBlock;
+    return column - in + in % 16 / 4 * 8 + in % 4 + in / 16 * 4;
+  }
 };
 // INT4.
 struct KvRow4 {

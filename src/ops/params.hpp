@@ -69,7 +69,7 @@ struct MlaProjectParams {
 };
 
 // How a cache row is stored; ops/kv_codec.hpp defines the bytes of each.
-enum class KvCodec : std::uint8_t { kF32, kBF16, kF16, kFp8, kInt8, kInt4 };
+enum class KvCodec : std::uint8_t { kF32, kBF16, kF16, kFp8, kInt8, kInt4, kInt16 };
 
 constexpr std::int64_t kv_row_bytes(KvCodec codec) {
   switch (codec) {
@@ -77,6 +77,7 @@ constexpr std::int64_t kv_row_bytes(KvCodec codec) {
       return kKvRow * 4;
     case KvCodec::kBF16:
     case KvCodec::kF16:
+    case KvCodec::kInt16:
       return kKvRow * 2;
     case KvCodec::kFp8:
     case KvCodec::kInt8:

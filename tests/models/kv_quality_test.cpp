@@ -25,7 +25,8 @@ struct Codec {
 class KvQuality : public ::testing::TestWithParam<Codec> {};
 INSTANTIATE_TEST_SUITE_P(, KvQuality,
                          ::testing::Values(Codec{KvCodec::kF16, 1.5e-5}, Codec{KvCodec::kFp8, 5e-4},
-                                           Codec{KvCodec::kInt8, 1e-4}, Codec{KvCodec::kInt4, 8e-3}),
+                                           Codec{KvCodec::kInt8, 1e-4}, Codec{KvCodec::kInt4, 8e-3},
+                                           Codec{KvCodec::kInt16, 1.5e-5}),
                          [](const auto& i) { return std::string(kv_codec_name(i.param.codec)); });
 
 TEST_P(KvQuality, MeanKlAgainstAnF32Cache) {

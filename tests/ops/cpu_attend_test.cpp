@@ -157,7 +157,7 @@ TEST(CpuAttend, TheLargestSumsFit) {
     row[5] = row[kLatent + 3] = j == 100 ? 8.0F : 1.0F;
   };
   for (const RowMaker make : {even, single}) {
-    for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kFp8}) {
+    for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kFp8, KvCodec::kInt16}) {
       Cache cache(codec, make);
       Queries queries;
       for (std::int64_t i = 0; i < kQueries; ++i) {  // the signs of row 0, so that all products are positive

@@ -15,6 +15,7 @@ namespace glint {
 namespace {
 
 constexpr std::array kShort{KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4};
+constexpr std::array kCoded{KvCodec::kFp8, KvCodec::kInt8, KvCodec::kInt4, KvCodec::kInt16};
 
 std::vector<std::uint8_t> encode(KvCodec codec, const std::vector<float>& values) {
   std::vector<std::uint8_t> row(static_cast<std::size_t>(kv_row_bytes(codec)), 0xaa);
@@ -116,6 +117,45 @@ TEST(KvCodec, TheSideWordMovesFewCodesAndLittle) {
   EXPECT_LT(moved, 60);
 }
 
+// A step is 1/16,382 of a part's largest value, or up to 1/128 more: scales are bfloat16. Codes that carry scales may
+// be a whole step off, others half.
+TEST(KvCodec, Int16CodesAreHalfAStepOffAtMostAndThoseWithScalesAWholeOne) {
+  Random random(12);
+  for (const float size : {1e-4F, 1.0F, 300.0F}) {
+    std::vector<float> values = random.normals(kKvRow, size);
+    values[7] *= 20;  // columns 0 to 31 carry the scales
+    const std::vector<float> out = round_trip(KvCodec::kInt16, values);
+    const std::vector<std::uint8_t> row = encode(KvCodec::kInt16, values);
+    int moved = 0;
+    for (const auto& [from, to] : {std::pair{0, kLatent}, std::pair{kLatent, kKvRow}}) {
+      float top = 0;
+      for (int i = from; i < to; ++i) top = std::max(top, std::fabs(values[static_cast<std::size_t>(i)]));
+      const float step = top / (KvRow16::kMost - 1);
+      for (int i = from; i < to; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        std::int16_t code;
+        std::memcpy(&code, row.data() + 2 * static_cast<std::size_t>(KvRow16::place(i)), sizeof code);
+        EXPECT_LE(std::abs(code), KvRow16::kMost);
+        const float off = std::fabs(out[at] - values[at]) / step;
+        EXPECT_LE(off, i < KvRow16::kBlock ? 1.01F : 0.51F) << i;
+        moved += off > 0.51F;
+      }
+      EXPECT_LT(error(out, values, from, to), 7e-4);
+    }
+    EXPECT_GT(moved, 5);  // about half of 32
+  }
+}
+
+TEST(KvCodec, Int16PlacesGoBothWaysAndFoursStayTogether) {
+  for (int i = 0; i < kKvRow; ++i) {
+    EXPECT_EQ(KvRow16::column(KvRow16::place(i)), i);
+    EXPECT_EQ(KvRow16::place(i) / 4, KvRow16::place(i / 4 * 4) / 4);
+  }
+  EXPECT_EQ(KvRow16::place(16), 4);
+  EXPECT_EQ(KvRow16::place(4), 8);
+  EXPECT_EQ(KvRow16::place(35), 35);
+}
+
 TEST(KvCodec, Int4GroupsHoldValueIAndSixteenPlusI) {
   std::vector<float> rotated(kKvRow, 0.0F);  // what the row shall hold after the transform
   rotated[32] = 7.0F;
@@ -144,7 +184,7 @@ TEST(KvCodec, HadamardIsItsOwnInverse) {
 }
 
 TEST(KvCodec, ZerosStayNearZero) {
-  for (const KvCodec codec : kShort) {
+  for (const KvCodec codec : kCoded) {
     for (const float v : round_trip(codec, std::vector<float>(kKvRow, 0.0F)))
       EXPECT_LT(std::fabs(v), codec == KvCodec::kInt4 ? 2e-5F : 1e-20F);
   }
@@ -152,7 +192,7 @@ TEST(KvCodec, ZerosStayNearZero) {
 
 TEST(KvCodec, WhatIsNotFiniteBecomesAPoisonedRow) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const KvCodec codec : kShort) {
+  for (const KvCodec codec : kCoded) {
     for (const float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN(), 3e38F}) {
       for (const std::size_t place : {std::size_t{5}, std::size_t{kLatent + 9}}) {
         std::vector<float> values(kKvRow, 1.0F);

@@ -177,6 +177,9 @@ struct AmxAttend {
         case KvCodec::kBF16:
           encode_group<HalfRows<BF16>>(page, ahead, first, lo, hi, value);
           break;
+        case KvCodec::kInt16:
+          encode_group<CodedRows>(page, ahead, first, lo, hi, value);
+          break;
         case KvCodec::kInt8:
           encode_group<ByteRows>(page, ahead, first, lo, hi, value);
           break;

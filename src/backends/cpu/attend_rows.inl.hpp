@@ -12,10 +12,10 @@ inline int largest_half(const void* values) {
   return highest_half(top);
 }
 
-// Codes of two vectors of values from v on.
+// A vector of codes: of values from v on and from v + kApart on.
 template <typename T>
 inline I codes_at(const T* v, float by) {
-  return codes_of(load(v), load(v + kLanes), set1(by));
+  return codes_of(load(v), load(v + kApart), set1(by));
 }
 
 // One part of a group's rows: its scales (NaN if a value is not finite) and what values are multiplied by.
@@ -33,8 +33,8 @@ struct PartScales {
   }
 };
 
-// The rows of a group in each kind of page: scales, and 32 codes of a row from a column on. Rows outside [lo, hi) are
-// not read and have scales and codes of zero.
+// The rows of a group in each kind of page: scales, and a vector of codes of a row, of the columns from `column` and
+// from column + kApart on. Rows outside [lo, hi) are not read and have scales and codes of zero.
 alignas(64) inline constexpr char kZeroRow[kKvRow * sizeof(F16)] = {};
 
 // F16 and BF16, of both of which a larger |value| has larger bits.
@@ -57,6 +57,23 @@ struct HalfRows {
   }
   I latent_codes(std::int64_t j, std::int64_t c) const { return codes_at(row[j] + c, latent.inverse[j]); }
   I rotary_codes(std::int64_t j, std::int64_t c) const { return codes_at(row[j] + kLatent + c, rotary.inverse[j]); }
+};
+
+// INT16: codes as they lie.
+struct CodedRows {
+  const Code* row[kGroupRows];
+  PartScales latent, rotary;  // without inverses
+
+  CodedRows(KvCodec, const char* rows, std::int64_t lo, std::int64_t hi) {
+    for (std::int64_t j = 0; j < kGroupRows; ++j) {
+      row[j] = reinterpret_cast<const Code*>(j >= lo && j < hi ? rows + j * kKvRow * 2 : kZeroRow);
+      const std::uint32_t side = lowest_bits_of_words(row[j]);
+      latent.scale[j] = float_of(side << 16);
+      rotary.scale[j] = float_of(side & 0xffff0000U);
+    }
+  }
+  I latent_codes(std::int64_t j, std::int64_t c) const { return load_ints(row[j] + c); }
+  I rotary_codes(std::int64_t j, std::int64_t c) const { return load_ints(row[j] + kLatent + c); }
 };
 
 // INT8: the latent part's codes as they are.

@@ -34,7 +34,7 @@ template <std::int64_t N>
 inline float encode_query(const float* v, Code* to) {
   V top = zero(), a = zero(), b = zero();
   for (std::int64_t i = 0; i < N; i += 2 * kLanes) {
-    const V x = magnitude(load(v + i)), y = magnitude(load(v + i + kLanes));
+    const V x = magnitude(load(v + column_of(i))), y = magnitude(load(v + column_of(i) + kApart));
     top = larger(x, larger(y, top));
     a = add(a, x);
     b = add(b, y);
@@ -48,8 +48,7 @@ inline float encode_query(const float* v, Code* to) {
   }
   const float by_most = kCodeMost / most, by_sum = kLaneSum / highest(lanes);
   const float by = by_most < by_sum ? by_most : by_sum;
-  for (std::int64_t i = 0; i < N; i += 2 * kLanes)
-    store_ints(to + i, codes_of(load(v + i), load(v + i + kLanes), set1(by)));
+  for (std::int64_t i = 0; i < N; i += 2 * kLanes) store_ints(to + i, codes_at(v + column_of(i), by));
   return 1.0F / by;
 }
 
@@ -119,11 +118,12 @@ struct CodedPage {
   const AttendArgs& a;
   float* scores;  // [n][64]
   Code* q;        // [n][576]
-  Code* codes;    // [64][576]
+  Code* made;     // [64][576]: codes of rows that have others
   Code* weights;  // [n][64]
   QueryScales* q_scales;
   RowScales* scales;
   Fetch soon;
+  const Code* codes = nullptr;  // [64][576]: made, or a page of INT16 where it lies
   const char* rows = nullptr;
   const char* next_rows = nullptr;  // of the next page, or null
   const char* ahead = nullptr;      // what is fetched while the queries pass: the next group
@@ -145,6 +145,7 @@ struct CodedPage {
   }
   void open(std::int64_t position, std::int64_t, std::int64_t hi) {
     rows = page_at(a, position);
+    codes = a.pages.codec == KvCodec::kInt16 ? reinterpret_cast<const Code*>(rows) : made;
     const bool more = hi == kPageTokens && position + kPageTokens < (a.last[a.n - 1] < a.end ? a.last[a.n - 1] : a.end);
     next_rows = more ? page_at(a, position + kPageTokens) : nullptr;
     streamed = kStreams && a.n <= kFewQueries;
@@ -193,15 +194,29 @@ struct CodedPage {
     }
     for (std::int64_t j = 0; j < kGroupRows; ++j) {
       if (a.n <= kFewQueries) fetch();
-      Code* to = codes + (first + j) * kKvRow;
+      Code* to = made + (first + j) * kKvRow;
 #pragma GCC unroll 4
-      for (std::int64_t c = 0; c < kLatent; c += 2 * kLanes) store_ints(to + c, from.latent_codes(j, c));
+      for (std::int64_t c = 0; c < kLatent; c += 2 * kLanes) store_ints(to + c, from.latent_codes(j, column_of(c)));
 #pragma GCC unroll 2
-      for (std::int64_t c = 0; c < kRope; c += 2 * kLanes) store_ints(to + kLatent + c, from.rotary_codes(j, c));
+      for (std::int64_t c = 0; c < kRope; c += 2 * kLanes)
+        store_ints(to + kLatent + c, from.rotary_codes(j, column_of(c)));
+    }
+  }
+  // Of rows that are codes already: their scales, zero outside [lo, hi), where there may be anything.
+  void take_group(std::int64_t first, std::int64_t lo, std::int64_t hi) {
+    for (std::int64_t j = first; j < first + kGroupRows; ++j) {
+      if (a.n <= kFewQueries) fetch();
+      const std::uint32_t side = j >= lo && j < hi ? lowest_bits_of_words(codes + j * kKvRow) : 0;
+      const float latent = float_of(side << 16);
+      scales->latent[j] = latent;
+      scales->rotary[j] = float_of(side & 0xffff0000U);
+      scales->value[j] = latent < __builtin_inff() ? latent : 0;
     }
   }
   void encode(std::int64_t first, std::int64_t lo, std::int64_t hi) {
     switch (a.pages.codec) {
+      case KvCodec::kInt16:
+        return take_group(first, lo, hi);
       case KvCodec::kF16:
         return encode_group<HalfRows<F16>>(first, lo, hi);
       case KvCodec::kBF16:
@@ -306,13 +321,11 @@ struct CodedPage {
     if (soon_step != 0) ahead = soon_at;
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      float* latent = a.out.latent + (i + m) * kLatent + stripe * kStripe;
 #pragma GCC unroll 16
       for (int n = 0; n < kWeighN; n += 2) {
-        const V low = to_floats(acc[m][n]), high = to_floats(acc[m][n + 1]);
-        store(latent + n * kLanes, fma(low_columns(low, high), set1(by[i + m]), load(latent + n * kLanes)));
-        store(latent + (n + 1) * kLanes,
-              fma(high_columns(low, high), set1(by[i + m]), load(latent + (n + 1) * kLanes)));
+        float* latent = a.out.latent + (i + m) * kLatent + column_of(stripe * kStripe + n * kLanes);
+        store(latent, fma(to_floats(acc[m][n]), set1(by[i + m]), load(latent)));
+        store(latent + kApart, fma(to_floats(acc[m][n + 1]), set1(by[i + m]), load(latent + kApart)));
       }
     }
   }
@@ -327,14 +340,14 @@ struct CodedPage {
 
 void attend_codes(const AttendArgs& a) {
   if (a.pages.codec == KvCodec::kF32) return attend(a);  // the exact cache, which the others are measured against
-  auto* codes = reinterpret_cast<Code*>(a.scratch);
-  Code* q = codes + kPageTokens * kKvRow;
+  auto* made = reinterpret_cast<Code*>(a.scratch);
+  Code* q = made + kPageTokens * kKvRow;
   Code* weights = q + kQueryBlock * kKvRow;
   static_assert((kPageTokens + kQueryBlock) * kKvRow + kQueryBlock * kPageTokens <= 2 * kPageTokens * kKvRow);
   QueryScales q_scales;
   RowScales scales;
   const Fetch soon{static_cast<const char*>(a.soon.data), a.soon.stride, a.soon.bytes, 0, a.soon.pieces};
-  CodedPage page{a, a.scratch + kPageTokens * kKvRow, q, codes, weights, &q_scales, &scales, soon};
+  CodedPage page{a, a.scratch + kPageTokens * kKvRow, q, made, weights, &q_scales, &scales, soon};
   if (kStreams && a.n <= kFewQueries && a.soon.pieces == 1 && a.soon.bytes <= kPageTokens * kv_row_bytes(a.pages.codec))
     page.soon.rows = 0;  // start_stream() takes it
   page.start();

@@ -235,11 +235,39 @@ inline void encode_f16(const float* v, void* to) {
   __builtin_memcpy(to, halves, sizeof halves);
 }
 
+// The codes of a part, in the order of columns, and its scale; by how much the first 32 codes are off.
+template <int N>
+inline std::uint32_t put_words(const float* v, std::int16_t* codes, float* off) {
+  const float top = not_below(largest<N>(v) / (KvRow16::kMost - 1), kKvSmallestScale);
+  const std::uint32_t scale = (bits_of(top) + 0xffffU) >> 16;
+  const float inverse = 1.0F / float_of(scale << 16);
+  float code[N];
+  for (int i = 0; i < N; ++i) code[i] = round_code(v[i] * inverse, -KvRow16::kMost, KvRow16::kMost);
+  for (int i = 0; i < N; ++i) codes[i] = static_cast<std::int16_t>(static_cast<std::int32_t>(code[i]));
+  for (int i = 0; i < KvRow16::kBlock; ++i) off[i] = v[i] * inverse - code[i];
+  return scale;
+}
+inline void encode_16(const float* v, void* to) {
+  std::int16_t codes[kKvRow], row[kKvRow];
+  float off[KvRow16::kBlock], unused[KvRow16::kBlock];
+  const std::uint32_t latent = put_words<kLatent>(v, codes, off);
+  const std::uint32_t side = latent | put_words<kRope>(v + kLatent, codes + kLatent, unused) << 16;
+  for (int i = 0; i < KvRow16::kBlock; ++i) {
+    const bool right = (static_cast<std::uint32_t>(codes[i]) & 1U) == (side >> KvRow16::place(i) & 1U);
+    codes[i] = static_cast<std::int16_t>(codes[i] + (right ? 0 : off[i] >= 0 ? 1 : -1));
+  }
+  for (int b = 0; b < kKvRow; b += KvRow16::kBlock) {  // fours
+    for (int i = 0; i < KvRow16::kBlock; i += 4)
+      __builtin_memcpy(row + b + i, codes + b + KvRow16::column(i), 4 * sizeof(std::int16_t));
+  }
+  __builtin_memcpy(to, row, sizeof row);
+}
+
 void kv_encode(KvCodec codec, const float* values, void* to) {
   if (codec == KvCodec::kF16) return encode_f16(values, to);
   auto* row = static_cast<std::uint8_t*>(to);
   if (largest_bits<kKvRow>(values) > bits_of(kKvLargest)) {
-    __builtin_memset(row, 0xff, codec == KvCodec::kInt4 ? KvRow4::kBytes : KvRow8::kBytes);
+    __builtin_memset(row, 0xff, static_cast<std::size_t>(kv_row_bytes(codec)));
     return;
   }
   switch (codec) {
@@ -248,6 +276,8 @@ void kv_encode(KvCodec codec, const float* values, void* to) {
       return encode_8(codec, values, row);
     case KvCodec::kInt4:
       return encode_int4(values, row);
+    case KvCodec::kInt16:
+      return encode_16(values, to);
     default:  // copied by the op
       return;
   }
@@ -312,6 +342,26 @@ inline void decode_int4(const std::uint8_t* row, float* to) {
   decode_rotary(row + KvRow4::kRotary, side_word_4(row), to + kLatent);
 }
 
+// The lowest bits of the first 32 codes: both scales.
+inline std::uint32_t side_word_16(const void* from) {
+  const auto* row = static_cast<const std::int16_t*>(from);
+  std::uint32_t side = 0;
+  for (int i = 0; i < KvRow16::kBlock; ++i) side |= (static_cast<std::uint32_t>(row[i]) & 1U) << i;
+  return side;
+}
+inline void decode_16(const void* from, float* to) {
+  const std::uint32_t side = side_word_16(from);
+  std::int16_t codes[kKvRow];
+  for (int b = 0; b < kKvRow; b += KvRow16::kBlock) {
+    for (int i = 0; i < KvRow16::kBlock; i += 4)
+      __builtin_memcpy(codes + b + KvRow16::column(i), static_cast<const std::int16_t*>(from) + b + i,
+                       4 * sizeof(std::int16_t));
+  }
+  const float latent = float_of(side << 16), rotary = float_of(side & 0xffff0000U);
+  for (int i = 0; i < kLatent; ++i) to[i] = static_cast<float>(codes[i]) * latent;
+  for (int i = kLatent; i < kKvRow; ++i) to[i] = static_cast<float>(codes[i]) * rotary;
+}
+
 // A cache row as floats [576].
 inline void kv_decode(KvCodec codec, const void* from, float* to) {
   const auto* row = static_cast<const std::uint8_t*>(from);
@@ -336,5 +386,7 @@ inline void kv_decode(KvCodec codec, const void* from, float* to) {
     }
     case KvCodec::kInt4:
       return decode_int4(row, to);
+    case KvCodec::kInt16:
+      return decode_16(row, to);
   }
 }

@@ -239,8 +239,11 @@ inline void fill_factors(const CodesStep& s, float* scales, float* offsets) {
   }
 }
 
+#include "backends/cpu/quant_lanes_one.inl.hpp"
+
 template <typename F, int Width>
 void dot_codes(const DotArgs& a) {
+  if (codes_one<F, Width>(a)) return;
   alignas(64) float lanes[kRowChunk * kTileRows * kLanes];
   alignas(64) float scales[kTileRows * step_blocks(Width)];
   alignas(64) float offsets[kTileRows * step_blocks(Width)];

@@ -23,24 +23,27 @@ inline float highest(V v) {
   return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
 }
 
-// In the order a0, b0, a1, b1 …: interleaving two such vectors by halves of 128 bits mixes the columns of a and b.
-inline I round_words(V v, V by) { return _mm256_castps_si256(fma(v, by, set1(12582912.0F))); }
 inline I codes_of(V a, V b, V by) {
-  return _mm256_blend_epi16(round_words(a, by), _mm256_slli_epi32(round_words(b, by), 16), 0xaa);
+  return _mm256_packs_epi32(_mm256_cvtps_epi32(mul(a, by)), _mm256_cvtps_epi32(mul(b, by)));
 }
-inline I codes_of_bytes(const std::uint8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(bytes, _mm_srli_si128(bytes, 8)));
+inline I codes_of_bytes(const std::uint8_t* p) {  // eight from p on, eight from p + kApart on
+  const __m128i a = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 16));
+  return _mm256_cvtepi8_epi16(_mm_unpacklo_epi32(a, b));
 }
 inline void store_in_order(std::int16_t* to, V v) {
   const I codes = _mm256_packs_epi32(_mm256_cvtps_epi32(v), zero_ints());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(_mm256_permute4x64_epi64(codes, 0xd8)));
 }
-inline V add_neighbours(V a, V b) { return add(a, b); }
+inline V add_neighbours(V a, V b) { return _mm256_hadd_ps(a, b); }
 inline I interleave_low(I a, I b) { return _mm256_unpacklo_epi16(a, b); }
 inline I interleave_high(I a, I b) { return _mm256_unpackhi_epi16(a, b); }
-inline V low_columns(V low, V high) { return _mm256_shuffle_ps(low, high, 0x88); }
-inline V high_columns(V low, V high) { return _mm256_shuffle_ps(low, high, 0xdd); }
+inline std::uint32_t lowest_bits_of_words(const void* p) {
+  const I a = _mm256_slli_epi16(load_ints(p), 15);
+  const I b = _mm256_slli_epi16(load_ints(static_cast<const std::int16_t*>(p) + 16), 15);
+  const I bytes = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
+  return static_cast<std::uint32_t>(_mm256_movemask_epi8(bytes));
+}
 
 inline I larger_half(I top, const void* v) {
   return _mm256_max_epu16(top, _mm256_and_si256(load_ints(v), _mm256_set1_epi16(0x7fff)));

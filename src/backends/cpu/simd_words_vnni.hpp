@@ -28,11 +28,10 @@ inline float highest(V v) {
 }
 
 // Codes of a · by and b · by in the order in which the packing of two vectors leaves them: a0 … a3, b0 … b3, a4 …
-// Interleaving two such vectors by halves of 128 bits gives a and b in order.
 inline I codes_of(V a, V b, V by) {
   return _mm512_packs_epi32(_mm512_cvtps_epi32(mul(a, by)), _mm512_cvtps_epi32(mul(b, by)));
 }
-// The same of codes of 8 bits.
+// The same of codes of 8 bits, 32 from p on.
 inline I codes_of_bytes(const std::uint8_t* p) {
   const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_cvtepi8_epi16(_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
@@ -48,9 +47,10 @@ inline V add_neighbours(V a, V b) {
 }
 inline I interleave_low(I a, I b) { return _mm512_unpacklo_epi16(a, b); }
 inline I interleave_high(I a, I b) { return _mm512_unpackhi_epi16(a, b); }
-// Of sums over rows that were interleaved: the columns of a, and of b, in order.
-inline V low_columns(V low, V) { return low; }
-inline V high_columns(V, V high) { return high; }
+// The lowest bits of 32 codes.
+inline std::uint32_t lowest_bits_of_words(const void* p) {
+  return _mm512_movepi16_mask(_mm512_slli_epi16(load_ints(p), 15));
+}
 
 // The larger of top and 32 |halves|, all as unsigned numbers; the highest of 32.
 inline I larger_half(I top, const void* v) {

@@ -13,4 +13,10 @@ static_assert((static_cast<std::int64_t>(kLaneSum) + kLaneCodes / 2 + kSlack) * 
               (std::int64_t{1} << 31));
 static_assert(kCodeMost + 1 < 32768);
 
+// The order in which codes of cache rows and queries lie: every 32 columns as the codec INT16 has them (KvRow16), which
+// is how two vectors, of columns kApart from each other, are packed into one. Interleaving two rows' vectors by halves
+// of 128 bits then gives each vector's columns in order. The first column of the vector of codes from `place` on:
+inline constexpr std::int64_t kApart = 16;
+constexpr std::int64_t column_of(std::int64_t place) { return place / 32 * 32 + place % 32 / 2; }
+
 inline float not_a_number() { return __builtin_nanf(""); }

@@ -29,7 +29,7 @@ class CudaOps final : public Ops {
   void synchronize() override { device_.synchronize(); }
   void reserve(const OpLimits& limits) override;
   bool supports(WeightFormat format) const override { return has_kernels(format); }
-  bool supports(KvCodec codec) const override { return codec != KvCodec::kF16; }
+  bool supports(KvCodec codec) const override { return codec != KvCodec::kF16 && codec != KvCodec::kInt16; }
 
   bool host_memory() const override { return false; }
   std::int64_t available_bytes() const override;

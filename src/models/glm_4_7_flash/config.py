@@ -111,7 +111,7 @@ class GLM47FlashConfig:
     device: str = "cpu"
     isa: str = ""
     threads: int = 0
-    kv: str = "auto"  # f16, with cuda bf16
+    kv: str = "auto"  # int16, with cuda bf16
     max_context: int = 0
     cache_tokens: int = 0
     chunk_tokens: int = 512
