@@ -59,9 +59,9 @@ struct OneRow {
     constexpr std::int64_t kLine = 64 / (kSub * F::kBytes) > 0 ? 64 / (kSub * F::kBytes) : 1;  // runs of a line
     const std::int8_t* xs = x + block * Width;
     std::int64_t run = 0;
-    for (; run + 8 <= runs; run += 8) {
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
+    for (; run + 4 <= runs; run += 4) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
         if (i % kLine == 0) {
           for (int line = 0; line < kSub * F::kBytes; line += 64)
             __builtin_prefetch(soon + (run + i) * kSub * F::kBytes + line, 0, 2);
