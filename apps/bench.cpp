@@ -21,6 +21,7 @@
 #include "bench_serve.hpp"
 #include "command.hpp"
 #include "engine/loaded_model.hpp"
+#include "engine/memory.hpp"
 #include "engine_flags.hpp"
 #include "models/glm_4_7_flash/load_gguf.hpp"
 #include "models/glm_4_7_flash/quantize.hpp"
@@ -257,12 +258,13 @@ void write_csv(const std::string& path, const std::vector<BenchRow>& rows, const
   if (!out.flush()) throw Error({.what = path, .found = "cannot be written"});
 }
 
-BenchLimits limits_for(const BenchFlags& f) {
+BenchLimits limits_for(const BenchFlags& f, const Ops& ops) {
   const std::int64_t longest =
       std::max(*std::max_element(f.prompt_tokens.begin(), f.prompt_tokens.end()), f.gen_tokens + 2);
+  const std::int64_t chunk = f.engine.options.chunk_tokens;
   return {.max_batch = *std::max_element(f.batch.begin(), f.batch.end()),
           .max_context = *std::max_element(f.depth.begin(), f.depth.end()) + longest,
-          .chunk_tokens = f.engine.options.chunk_tokens,
+          .chunk_tokens = chunk > 0 ? chunk : default_chunk(ops.available_bytes()),
           .codec = kv_codec(f.engine.options)};
 }
 
@@ -277,7 +279,7 @@ int run_bench(BenchFlags& f) {
   }
   const CpuPeaks& peaks = ceilings.peaks;
   const ModelWeights weights = make_weights(f.engine, ops);
-  BenchModel model(weights, ops, limits_for(f));
+  BenchModel model(weights, ops, limits_for(f, ops));
   if (!f.json) {
     fmt::print("{} · {} layers · {} of weights, {} a token · peaks here: read {:.1f} GB/s, BF16 {:.0f} GFLOP/s\n",
                ops.name(), weights.config.n_layers, human_bytes(weights.total_bytes()),

@@ -28,7 +28,8 @@ void EngineFlags::add_to(CLI::App& command) {
                      "int4:experts=int4-g32,head=bf16 (default: as stored)");
   command.add_option("--context", options.max_context, "Longest context of a request in tokens (default: the model's)");
   command.add_option("--cache-tokens", options.cache_tokens, "Tokens the cache holds (default: what fits in memory)");
-  command.add_option("--chunk", options.chunk_tokens, "Prompt tokens read in one step")->capture_default_str();
+  command.add_option("--chunk", options.chunk_tokens,
+                     "Prompt tokens read in one step (default: 512; 2048 on a device with room)");
   command.add_option("--latent-eps", options.latent_eps,
                      "Epsilon of the two latent norms; 1e-6 matches Hugging Face bit for bit");
   command.add_option("--attention-window", options.window_tokens,

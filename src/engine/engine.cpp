@@ -23,7 +23,7 @@ void check_options(const EngineOptions& o) {
   constexpr std::int64_t kMost = 1 << 30;
   check_range("max_context", o.max_context, 0, kMost);
   check_range("cache_tokens", o.cache_tokens, 0, kMost);
-  check_range("chunk_tokens", o.chunk_tokens, 1, 1 << 16);
+  check_range("chunk_tokens", o.chunk_tokens, 0, 1 << 16);
   check_range("max_requests", o.max_requests, 1, 4096);
   check_range("window_tokens", o.window_tokens, 0, kMost);
   check_range("synthetic_layers", o.synthetic_layers, 0, 1024);
@@ -62,6 +62,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
 
   const ModelConfig& config = loaded_.weights.config;
   const std::int64_t device_bytes = loaded_.ops->available_bytes();  // free after the weights are there
+  if (options_.chunk_tokens == 0) options_.chunk_tokens = default_chunk(device_bytes);
   const bool mapped = device_bytes < 0 && options_.synthetic_layers == 0;
   const MemoryState memory{.available_bytes = device_bytes >= 0 ? device_bytes : available_memory(),
                            .mapped_bytes = mapped ? info_.weight_bytes : 0};

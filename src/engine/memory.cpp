@@ -57,6 +57,11 @@ std::int64_t available_memory() {
   return available;
 }
 
+std::int64_t default_chunk(std::int64_t device_bytes) {
+  constexpr std::int64_t kRoomy = std::int64_t{12} << 30;
+  return device_bytes >= kRoomy ? 2048 : 512;
+}
+
 CachePlan plan_cache(const EngineOptions& options, const ModelConfig& config, KvCodec codec,
                      const MemoryState& memory) {
   const std::int64_t token_bytes = config.n_cache_layers() * kv_row_bytes(codec);

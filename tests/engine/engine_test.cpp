@@ -344,7 +344,7 @@ TEST(Engine, OptionsThatCannotBe) {
   EXPECT_NE(refusal([](EngineOptions& o) { o.device = "gpu"; }).find("device: found \"gpu\""), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.kv = "int3"; }).find("kv: found \"int3\""), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.isa = "sse2"; }).find("sse2"), std::string::npos);
-  EXPECT_NE(refusal([](EngineOptions& o) { o.chunk_tokens = 0; }).find("chunk_tokens"), std::string::npos);
+  EXPECT_NE(refusal([](EngineOptions& o) { o.chunk_tokens = -1; }).find("chunk_tokens"), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.max_context = 9000; }).find("8192"), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.cache_tokens = 512; }).find("512"), std::string::npos);
   EXPECT_NE(refusal([](EngineOptions& o) { o.cache_tokens = 1 << 30; }).find("free memory"), std::string::npos);

@@ -113,6 +113,12 @@ TEST(BatchBuilder, RowsSlotsAndTables) {
 
 constexpr std::int64_t kGiB = std::int64_t{1} << 30;
 
+TEST(Memory, ChunksAreLargerOnADeviceWithRoom) {
+  EXPECT_EQ(default_chunk(-1), 512);          // a host
+  EXPECT_EQ(default_chunk(6 * kGiB), 512);    // 24 GB and weights of four bits
+  EXPECT_EQ(default_chunk(60 * kGiB), 2048);  // 80 GB
+}
+
 TEST(Memory, TheRealModel) {
   const ModelConfig config = real_config();
   EngineOptions o;

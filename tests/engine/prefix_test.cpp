@@ -46,7 +46,8 @@ void append(std::vector<std::int32_t>& to, const std::vector<std::int32_t>& from
 }
 
 struct PrefixCodec : ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(, PrefixCodec, ::testing::Values("int16", "f16", "int4"), [](const auto& i) { return i.param; });
+INSTANTIATE_TEST_SUITE_P(, PrefixCodec, ::testing::Values("int16", "f16", "int4"),
+                         [](const auto& i) { return i.param; });
 
 TEST_P(PrefixCodec, TurnsOfAConversationStartBehindTheLastOne) {
   EngineOptions o = prefix_options(true);

@@ -114,7 +114,7 @@ class GLM47FlashConfig:
     kv: str = "auto"  # int16, with cuda bf16
     max_context: int = 0
     cache_tokens: int = 0
-    chunk_tokens: int = 512
+    chunk_tokens: int = 0
     max_requests: int = 64
     latent_eps: float = 0.0
     window_tokens: int = 0
