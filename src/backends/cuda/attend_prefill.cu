@@ -9,8 +9,9 @@
 // divided by its sum of weights, waits in `out` for the next. Running maxima are rounded up to whole numbers as in
 // attend.cu, so that cutting a context changes the order of sums only.
 
+#include "backends/cuda/gemm.cuh"
 #include "backends/cuda/kv_codec.cuh"
-#include "backends/cuda/tiled_wgmma.cuh"
+#include "backends/cuda/tensor_map.hpp"
 
 namespace glint::cuda {
 namespace {
@@ -146,36 +147,46 @@ __global__ void __launch_bounds__(256) gather_kernel(const __grid_constant__ Arg
 
 // ---- keys and values ------------------------------------------------------------------------------------------------
 
-// latents · kv_bᵀ, as a problem of tiled_wgmma: 64 columns of the product are one of a head's seven tiles.
+// latents · kv_bᵀ, as a problem of gemm.cuh: 64 columns of the product are one of a head's seven tiles.
 struct Expansion {
-  Args a;
-  MatShape shape;
-  MatPtr at;
+  static constexpr GemmOut kOut = GemmOut::kBF16;
+  static constexpr GemmShare kShare = GemmShare::kWeights;
 
-  __device__ bool gated() const { return false; }
-  __device__ bool in_units() const { return true; }
-  __device__ int depth(const TiledBlock&) const { return kLatentWidth; }
-  __device__ const void* x_base() const { return a.latent; }
-  __device__ bool locate(TiledBlock& b, int3 tile, int kM, int kN) const {
-    const int pages = *a.live_pages;
-    b.shape = shape;
-    b.at[0] = b.at[1] = at;
-    b.first_row = tile.x * kN;
-    b.limit = shape.rows;
-    b.begin = tile.y * kM;
-    b.count = min(kM, pages * kPageRows - b.begin);
-    return b.count > 0;
+  CUtensorMap x, w;
+  Args a;
+  int outputs, columns;
+
+  struct Range {
+    int rows, pairs;
+  };
+  __device__ Range range() const {
+    const int rows = *a.live_pages * kPageRows;
+    return {rows, (rows + 2 * kGemmRows - 1) / (2 * kGemmRows)};
   }
-  __device__ const std::uint16_t* x_row(const TiledBlock& b, int r) const {
-    return a.latent + static_cast<std::int64_t>(b.begin + r) * kLatentWidth;
+  __device__ int tiles(Range r) const { return r.pairs * columns; }
+  __device__ void locate(GemmTile& t, Range r, int n, int rank) const {
+    const GemmPlace at = gemm_place(n, r.pairs, columns);
+    t.x = &x;
+    t.w[0] = t.w[1] = &w;
+    t.x_row = (2 * at.pair + rank) * kGemmRows;
+    t.count = min(kGemmRows, r.rows - t.x_row);
+    t.first = at.column * kGemmCols;
+    t.limit = outputs;
+    t.w_row[0] = t.first;
+    t.w_row[1] = t.first + kGemmBoxB;
+    t.steps = t.w_steps = kLatentWidth / kGemmStep;
   }
-  __device__ void store_unit(const TiledBlock& b, int r, int o, uint4 v) const {
-    if (o >= b.limit) return;
-    const int token = b.begin + r, page = token / kPageRows;
-    unsigned char* tile = a.tiles + (static_cast<std::int64_t>(page) * a.heads * kHeadTiles + o / 64) * kTile;
-    *reinterpret_cast<uint4*>(tile + swizzled(token % kPageRows, o % 64 / 8, 128)) = v;
+  __device__ int key(const GemmTile& t, int r) const { return t.x_row + r; }
+  struct Row {
+    unsigned char* tiles;
+    int row;
+  };
+  __device__ Row row(const GemmTile&, int token) const {
+    return {a.tiles + static_cast<std::int64_t>(token / kPageRows) * a.heads * kHeadTiles * kTile, token % kPageRows};
   }
-  __device__ void store(const TiledBlock&, int, int, float, float) const {}  // never: in_units()
+  __device__ void store_unit(Row row, int o, uint4 v) const {
+    *reinterpret_cast<uint4*>(row.tiles + o / 64 * kTile + swizzled(row.row, o % 64 / 8, 128)) = v;
+  }
 };
 
 // ---- attention ------------------------------------------------------------------------------------------------------
@@ -404,8 +415,8 @@ PrefillSizes prefill_sizes(std::int64_t max_rows, std::int64_t max_context, std:
 }
 
 bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows) {
-  return rows >= kManyRows && wgmma_takes(l, kv_b.shape) && kv_b.shape.format == WeightFormat::kBF16 &&
-         l.smem_limit >= static_cast<int>(kFlashBytes);
+  return rows >= kManyRows && l.wgmma && l.clusters && kv_b.shape.format == WeightFormat::kBF16 &&
+         l.smem_limit >= static_cast<int>(std::max(kFlashBytes, kGemmBytes));
 }
 
 void attend_prefill(const Launch& l, const AttendPrefill& j) {
@@ -435,10 +446,14 @@ void attend_prefill(const Launch& l, const AttendPrefill& j) {
     a.live_pages =
         reinterpret_cast<int*>(a.latent + static_cast<std::int64_t>(a.block_pages) * kPageRows * kLatentWidth);
     gather(l, a, j.cache.codec);
-    const Expansion e{.a = a, .shape = j.kv_b.shape, .at = j.kv_b.at};
-    launch_tiled_wgmma<256, TiledLoad::kBF16>(l, e,
-                                              {static_cast<int>(ceil_div(e.shape.rows, 256)),
-                                               static_cast<int>(ceil_div(a.block_pages * kPageRows, kWgmmaRows)), 1});
+    Expansion e{};
+    const std::int64_t rows = std::int64_t{a.block_pages} * kPageRows;
+    e.x = matrix_map(a.latent, rows, kLatentWidth, kLatentWidth, kGemmBoxA);
+    e.w = matrix_map(j.kv_b.at.data, j.kv_b.shape.rows, kLatentWidth, kLatentWidth, kGemmBoxB);
+    e.a = a;
+    e.outputs = j.kv_b.shape.rows;
+    e.columns = static_cast<int>(ceil_div(e.outputs, kGemmCols));
+    launch_gemm(l, e, std::int64_t{ceil_div(rows, 2 * kGemmRows)} * e.columns);
     launch(l, flash_kernel, dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(a.heads)), dim3(kThreads),
            kFlashBytes, a);
   }

@@ -37,7 +37,10 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   auto* low_normed = scratch.take<>(rows * q_lora * 2);
   const bool same = q_a.shape.format == kv_a.shape.format && (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr);
   const bool skinny = same && skinny_takes(q_a, x, rows) && skinny_fits(kv_a);
-  if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
+  const Product to_kv{.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows};
+  if (gemm_products({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, &to_kv, scratch)) {
+    // done, both in one
+  } else if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
     SkinnyDense d(q_a, kv_a);
     d.out[0] = low;
     d.out[1] = p.kv.as<float>();
@@ -53,7 +56,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   }
   const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
   const bool few = skinny_takes(q_b, normed, rows), wide = !few && wide_takes(q_b, rows);
-  if (wide) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
+  if (!few) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
+  // Codes that the wide kernels take for any number of rows want another order of x than BF16 weights do.
+  const bool widened = wide && gemm_reads(q_b, rows, scratch);
   norm_pair(l,
             {.x = low,
              .x_stride = q_lora,
@@ -62,7 +67,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .out = low_normed,
              .out_stride = q_lora,
              .out_bf16 = true,
-             .order = wide ? wide_order(l, q_b.shape.format) : WideOrder{}},
+             .order = wide && !widened ? wide_order(l, q_b.shape.format) : WideOrder{}},
             {.x = p.kv.as<float>(),
              .x_stride = kKvRow,
              .weight = p.kv_a_norm.as<float>(),
@@ -72,7 +77,11 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .rope_tail = true},
             p.latent_eps, rotary, rows);
 
-  if (few || wide) {
+  const Product to_q{.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows};
+  Product turned = to_q;
+  turned.angles = rotary.angles;
+  if (!few && gemm_products(turned, nullptr, scratch)) return;
+  if (few || (wide && !widened)) {
     SkinnyDense d(q_b);
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
@@ -82,7 +91,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     d.rope = rotary;
     few ? skinny_dense(l, d) : wide_dense(l, d);
   } else {
-    product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows}, scratch);
+    product(to_q, scratch);
     rope_heads(l, p.q.as<float>(), rows, heads, rotary);
   }
 }

@@ -6,6 +6,7 @@
 
 #include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/device.hpp"
+#include "backends/cuda/gemm.hpp"
 #include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
@@ -71,6 +72,11 @@ class CudaOps final : public Ops {
   // The same where x and h have two parts: twice the bytes.
   static constexpr std::int64_t kTwoPartRows = 1024;
 
+  // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that.
+  static constexpr std::int64_t kWidenRows = 2048;
+  // For that: gate and up of sixteen experts at a time.
+  static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
+
   const Launch& begin();  // every op starts here
 
   struct Product {
@@ -80,6 +86,7 @@ class CudaOps final : public Ops {
     std::int64_t out_stride = 0;
     std::int64_t rows = 0;
     std::int64_t valid = 0;
+    const float2* angles = nullptr;  // of a query's heads; gemm_products() only
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
@@ -88,6 +95,13 @@ class CudaOps final : public Ops {
   Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch, int parts = 1);
   // BF16 rows of x, dense, as the tiled kernels read them.
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
+  // Whether gemm.hpp's kernels may read such a matrix for so many rows, with the room left.
+  bool gemm_reads(const Mat& w, std::int64_t rows, const Scratch& scratch) const;
+  // W itself, or its codes decoded into the workspace.
+  const void* as_bf16(const Mat& w, Scratch& scratch);
+  // One matrix, or two over the same x. False: nothing was done.
+  bool gemm_products(const Product& a, const Product* b, Scratch& scratch);
+  bool gemm_gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
   void gated_in_parts(const Mat& gate, const Mat& up, const Mat& down, const Act& x, float* out, std::int64_t rows,
@@ -103,6 +117,8 @@ class CudaOps final : public Ops {
   void moe_skinny(const MoeCall& c, Scratch& scratch);
   void moe_wide(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
+  bool moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch);
+  void gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
