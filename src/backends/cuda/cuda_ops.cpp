@@ -41,12 +41,12 @@ CudaOps::~CudaOps() {
 }
 
 void CudaOps::start_timer() {
-  begin();
+  begin_beside();
   check(cudaEventRecord(timer_[0], device_.stream()), "event");
 }
 
 double CudaOps::stop_timer() {
-  begin();
+  begin_beside();
   check(cudaEventRecord(timer_[1], device_.stream()), "event");
   check(cudaEventSynchronize(timer_[1]), "the ops before a timer's end");
   float ms = 0;
@@ -59,8 +59,20 @@ std::string CudaOps::name() const {
 }
 
 const Launch& CudaOps::begin() {
+  const Launch& l = begin_beside();
+  settle();
+  return l;
+}
+
+const Launch& CudaOps::begin_beside() {
   device_.activate();
   return device_.launch();
+}
+
+void CudaOps::settle() {
+  if (handed_.out == nullptr) return;
+  unpack(begin_beside(), halves_.data(), handed_.n, handed_.out);
+  handed_ = {};
 }
 
 void CudaOps::copy(void* dst, const void* src, std::size_t bytes) {
@@ -137,6 +149,13 @@ void CudaOps::reserve(const OpLimits& limits) {
   if (route_counters_.bytes() < counters) {
     device_.synchronize();
     route_counters_ = device_.allocate(counters);
+  }
+  const auto halves = static_cast<std::size_t>(limits_.max_rows * limits_.n_heads * kQk) * 2;
+  if (device_.launch().wgmma && limits_.max_rows >= kManyRows && halves_.bytes() < halves) {
+    settle();
+    device_.synchronize();
+    halves_ = {};
+    halves_ = device_.allocate(halves);
   }
   if (attend_present_.bytes() == 0) attend_present_ = device_.allocate(kMaxPresent * sizeof(unsigned));
 }
@@ -397,13 +416,15 @@ void CudaOps::rms_norm(const RmsNormParams& p) {
 }
 
 void CudaOps::linear(const LinearParams& p) {
+  Act x{.data = p.x.data, .stride = p.x.shape[1]};
+  if (handed_.is(p.x.data, p.x.shape[0] * p.x.shape[1])) {
+    x.data = halves_.data();
+    x.bf16 = true;
+    handed_ = {};
+  }
   begin();
   Scratch scratch = device_.scratch();
-  product({.w = mat_of(p.w),
-           .x = {.data = p.x.data, .stride = p.x.shape[1]},
-           .out = p.out.as<float>(),
-           .out_stride = p.out.shape[1],
-           .rows = p.x.shape[0]},
+  product({.w = mat_of(p.w), .x = x, .out = p.out.as<float>(), .out_stride = p.out.shape[1], .rows = p.x.shape[0]},
           scratch);
 }
 

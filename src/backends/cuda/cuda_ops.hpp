@@ -20,9 +20,16 @@ class CudaOps final : public Ops {
 
   std::string name() const override;
   Buffer allocate(std::size_t bytes) override { return device_.allocate(bytes); }
-  void upload(void* dst, const void* host_src, std::size_t bytes) override { device_.upload(dst, host_src, bytes); }
-  void download(void* host_dst, const void* src, std::size_t bytes) override { device_.download(host_dst, src, bytes); }
+  void upload(void* dst, const void* host_src, std::size_t bytes) override {
+    settle();
+    device_.upload(dst, host_src, bytes);
+  }
+  void download(void* host_dst, const void* src, std::size_t bytes) override {
+    settle();
+    device_.download(host_dst, src, bytes);
+  }
   void start_download(void* host_dst, const void* src, std::size_t bytes) override {
+    settle();
     device_.start_download(host_dst, src, bytes);
   }
   void finish_download() override { device_.finish_download(); }
@@ -77,7 +84,16 @@ class CudaOps final : public Ops {
   // For that: gate and up of sixteen experts at a time.
   static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
 
-  const Launch& begin();  // every op starts here
+  const Launch& begin();  // every op starts here, but those that touch nothing handed on
+  // Attention's neighbours hand their output on in BF16, in halves_: what reads it next wants that. The F32 that an op
+  // promised is made when anyone else comes, from the same numbers.
+  struct Handed {
+    float* out = nullptr;  // null: nothing
+    std::int64_t n = 0;
+    bool is(const void* data, std::int64_t count) const { return out != nullptr && out == data && n == count; }
+  };
+  void settle();
+  const Launch& begin_beside();  // of an op that touches nothing handed on
 
   struct Product {
     Mat w;
@@ -86,7 +102,7 @@ class CudaOps final : public Ops {
     std::int64_t out_stride = 0;
     std::int64_t rows = 0;
     std::int64_t valid = 0;
-    const float2* angles = nullptr;  // of a query's heads; gemm_products() only
+    const float2* angles = nullptr;  // of a query's heads, which are wanted in BF16; gemm_products() only
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
@@ -140,6 +156,8 @@ class CudaOps final : public Ops {
   Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_, attend_present_;  // zero between calls
+  Buffer halves_;                           // BF16 [max_rows, n_heads · 256]
+  Handed handed_;                           // in it: a query, or attention's answer in its place
   cudaEvent_t timer_[2] = {};
   float rope_theta_ = 0;
   RopeFrequencies frequencies_{};

@@ -117,12 +117,23 @@ __device__ __forceinline__ void gemm_store(const Problem& p, const GemmTile& til
           if (live && o < tile.limit) p.store_unit(row, o + tile.limit, rest);
         }
       }
-    } else if constexpr (kOut == GemmOut::kBF16) {
+    } else if constexpr (kOut == GemmOut::kBF16 || kOut == GemmOut::kRope) {
 #pragma unroll
       for (int n = 0; n < 32; n += 4) {
         std::uint32_t w[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) w[i] = pack_bf16(acc[(n + i) * 4 + 2 * half], acc[(n + i) * 4 + 2 * half + 1]);
+        for (int i = 0; i < 4; ++i) {
+          float v0 = acc[(n + i) * 4 + 2 * half], v1 = acc[(n + i) * 4 + 2 * half + 1];
+          if constexpr (kOut == GemmOut::kRope) {
+            if (n >= kNopeWidth / 8) {  // a tile is a head
+              const float2 a = live ? p.angle(key[half], (n + i - kNopeWidth / 8) * 4 + t) : float2{};
+              const float u = v0;
+              v0 = u * a.x - v1 * a.y;
+              v1 = u * a.y + v1 * a.x;
+            }
+          }
+          w[i] = pack_bf16(v0, v1);
+        }
         const int o = tile.first + n * 8 + 8 * t;
         const uint4 unit = quad_transpose(w, t);
         if (live && o < tile.limit) p.store_unit(row, o, unit);
@@ -130,17 +141,8 @@ __device__ __forceinline__ void gemm_store(const Problem& p, const GemmTile& til
     } else {
 #pragma unroll
       for (int n = 0; n < 32; ++n) {
-        float v0 = acc[4 * n + 2 * half], v1 = acc[4 * n + 2 * half + 1];
         const int o = tile.first + n * 8 + 2 * t;
-        if constexpr (kOut == GemmOut::kRope) {
-          if (n >= kNopeWidth / 8 && live) {  // a tile is a head
-            const float2 a = p.angle(key[half], (n - kNopeWidth / 8) * 4 + t);
-            const float u = v0;
-            v0 = u * a.x - v1 * a.y;
-            v1 = u * a.y + v1 * a.x;
-          }
-        }
-        if (live && o < tile.limit) p.store_pair(row, o, v0, v1);
+        if (live && o < tile.limit) p.store_pair(row, o, acc[4 * n + 2 * half], acc[4 * n + 2 * half + 1]);
       }
     }
   }

@@ -2,14 +2,14 @@
 // Launchers of products with many rows whose operands are both BF16 (Hopper); see kernels.hpp for what all launchers
 // have in common.
 
-#include "backends/cuda/kernels.hpp"
+#include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
 
 // ---- gemm_dense.cu --------------------------------------------------------------------------------------------------
 
 // What becomes of the sums: numbers; silu of the first matrix's times the second's; the same as [high | low] of each
-// row; numbers, of whose 256 a head the last 64 are rotated.
+// row; BF16 numbers, of whose 256 a head the last 64 are rotated.
 enum class GemmOut : std::uint8_t { kF32, kBF16, kSiluMul, kSiluMulParts, kRope };
 
 struct GemmMatrix {
@@ -33,6 +33,15 @@ bool gemm_takes(const Launch& l, const Gemm& g);
 void gemm(const Launch& l, const Gemm& g);
 // Rows of F32 numbers as [high | low]; cols in eights, rows aligned to 16 bytes.
 void pack_parts(const Launch& l, const float* x, std::int64_t stride, std::int64_t rows, std::int64_t cols, void* out);
+
+// BF16 numbers as F32; n in eights.
+void unpack(const Launch& l, const void* bf16, std::int64_t n, float* out);
+
+// ---- attend_prefill.cu ----------------------------------------------------------------------------------------------
+
+// As in mla.hpp, with q in BF16, if given, and the answers of one sequence's rows, if wanted, in place of q or beside
+// it.
+void attend_prefill(const Launch& l, const AttendPrefill& j, const void* q_bf16, void* out_bf16);
 
 // ---- gemm_moe.cu ----------------------------------------------------------------------------------------------------
 

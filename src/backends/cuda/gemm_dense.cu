@@ -42,7 +42,7 @@ struct DenseGemm {
   }
   __device__ int key(const GemmTile& t, int r) const { return t.x_row + r; }
   __device__ auto row(const GemmTile& t, int key) const {
-    if constexpr (kKind == GemmOut::kF32 || kKind == GemmOut::kRope) {
+    if constexpr (kKind == GemmOut::kF32) {
       return static_cast<float*>(out[t.place]) + key * stride[t.place];
     } else {
       return static_cast<std::uint16_t*>(out[t.place]) + key * stride[t.place];
@@ -71,6 +71,16 @@ __global__ void pack_parts_kernel(const float* x, std::int64_t stride, int units
                    pack_bf16(a.z - bf16_low(high.y), a.w - bf16_high(high.y)),
                    pack_bf16(b.x - bf16_low(high.z), b.y - bf16_high(high.z)),
                    pack_bf16(b.z - bf16_low(high.w), b.w - bf16_high(high.w))};
+}
+
+__global__ void unpack_kernel(const uint4* from, std::int64_t units, float4* to) {
+  pdl_launch();
+  pdl_wait();
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= units) return;
+  const uint4 v = from[i];
+  to[2 * i] = {bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y)};
+  to[2 * i + 1] = {bf16_low(v.z), bf16_high(v.z), bf16_low(v.w), bf16_high(v.w)};
 }
 
 bool aligned(const void* p, std::uintptr_t bytes) { return reinterpret_cast<std::uintptr_t>(p) % bytes == 0; }
@@ -137,6 +147,12 @@ void gemm(const Launch& l, const Gemm& g) {
     case GemmOut::kRope:
       return run<GemmOut::kRope>(l, g);
   }
+}
+
+void unpack(const Launch& l, const void* bf16, std::int64_t n, float* out) {
+  constexpr int kThreads = 256;
+  launch(l, unpack_kernel, dim3(ceil_div(n / 8, kThreads)), dim3(kThreads), 0, static_cast<const uint4*>(bf16), n / 8,
+         reinterpret_cast<float4*>(out));
 }
 
 void pack_parts(const Launch& l, const float* x, std::int64_t stride, std::int64_t rows, std::int64_t cols, void* out) {
