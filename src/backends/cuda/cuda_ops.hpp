@@ -67,10 +67,15 @@ class CudaOps final : public Ops {
   static constexpr std::int64_t kSkinnyRows = 16;
   // The same for experts, which soon have several rows each.
   static constexpr std::int64_t kSkinnyExpertRows = 8;
+  // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that: at
+  // 2,048 rows faster than the wide kernels for every format, by 4 % (FP8) to 12 % (NF4) of a prefill (H200).
+  static constexpr std::int64_t kWidenRows = 2048;
+  // For that: gate and up of sixteen experts at a time.
+  static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
   // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
-  // where wgmma reads it too (512 rows took it 103 ms, 256 rows the wide kernels 42; between nothing was measured).
-  // Other codes go through them for any number of rows, since the tiled kernels decode them one by one.
-  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = 512;
+  // where it is widened then. Other codes go through them for any number of rows that is not widened, since the tiled
+  // kernels decode them one by one.
+  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = kWidenRows - 1;
   std::int64_t most_wide_rows(const MatShape& w) const;
   // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
@@ -78,11 +83,6 @@ class CudaOps final : public Ops {
   static constexpr std::int64_t kPartRows = 256;
   // The same where x and h have two parts: twice the bytes.
   static constexpr std::int64_t kTwoPartRows = 1024;
-
-  // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that.
-  static constexpr std::int64_t kWidenRows = 2048;
-  // For that: gate and up of sixteen experts at a time.
-  static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
 
   const Launch& begin();  // every op starts here, but those that touch nothing handed on
   // Attention's neighbours hand their output on in BF16, in halves_: what reads it next wants that. The F32 that an op
