@@ -68,7 +68,7 @@ class CudaOps final : public Ops {
   // The same for experts, which soon have several rows each.
   static constexpr std::int64_t kSkinnyExpertRows = 8;
   // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that: at
-  // 2,048 rows faster than the wide kernels for every format, by 4 % (FP8) to 12 % (NF4) of a prefill (H200).
+  // 2,048 rows a prefill is faster so than by the wide kernels by 3 % (FP8) to 12 % (NF4), with INT4 3 % slower (H200).
   static constexpr std::int64_t kWidenRows = 2048;
   // For that: gate and up of sixteen experts at a time.
   static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
