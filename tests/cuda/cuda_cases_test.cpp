@@ -357,6 +357,19 @@ TEST(CudaAttention, PrefillOverSeveralBlocks) {
                    {200, 3, 200}, {300, 100, 8900});
 }
 
+// One sequence of so many rows that the answer is handed on in BF16; over several blocks it waits in F32 in between.
+TEST(CudaAttention, PrefillOfOneSequence) {
+  NEED_GPU();
+  for (const std::int32_t context : {600, 8900}) {
+    expect_attention({.heads = context > 1000 ? 1 : 3,
+                      .reserved_rows = 600,
+                      .reserved_context = 10000,
+                      .window = 500,
+                      .codecs = {KvCodec::kBF16, KvCodec::kInt8}},
+                     {context > 1000 ? 520 : 600}, {context});
+  }
+}
+
 // More tiles than blocks: the ring of copies runs on from tile to tile.
 TEST(Cuda, ManyTilesThroughTheRing) {
   NEED_GPU();

@@ -9,8 +9,9 @@
 // divided by its sum of weights, waits in `out` for the next. Running maxima are rounded up to whole numbers as in
 // attend.cu, so that cutting a context changes the order of sums only.
 
+#include "backends/cuda/gemm.cuh"
 #include "backends/cuda/kv_codec.cuh"
-#include "backends/cuda/tiled_wgmma.cuh"
+#include "backends/cuda/tensor_map.hpp"
 
 namespace glint::cuda {
 namespace {
@@ -25,8 +26,10 @@ constexpr float kScaleLog2 = 0.0625F * 1.4426950408889634F;  // 1/16, and to bas
 
 struct Args {
   const float* q;
-  float* out;
-  float2* state;  // [T, heads]: maximum and sum of the blocks so far
+  const std::uint16_t* q_bf16;  // instead, if given
+  float* out;                   // what waits between blocks of the context, too
+  std::uint16_t* out_bf16;      // where answers go instead, if given; may be q_bf16
+  float2* state;                // [T, heads]: maximum and sum of the blocks so far
   const unsigned char* pages;
   std::int64_t page_stride;
   const std::int32_t *row_offsets, *context_tokens, *page_table;
@@ -146,36 +149,46 @@ __global__ void __launch_bounds__(256) gather_kernel(const __grid_constant__ Arg
 
 // ---- keys and values ------------------------------------------------------------------------------------------------
 
-// latents · kv_bᵀ, as a problem of tiled_wgmma: 64 columns of the product are one of a head's seven tiles.
+// latents · kv_bᵀ, as a problem of gemm.cuh: 64 columns of the product are one of a head's seven tiles.
 struct Expansion {
-  Args a;
-  MatShape shape;
-  MatPtr at;
+  static constexpr GemmOut kOut = GemmOut::kBF16;
+  static constexpr GemmShare kShare = GemmShare::kWeights;
 
-  __device__ bool gated() const { return false; }
-  __device__ bool in_units() const { return true; }
-  __device__ int depth(const TiledBlock&) const { return kLatentWidth; }
-  __device__ const void* x_base() const { return a.latent; }
-  __device__ bool locate(TiledBlock& b, int3 tile, int kM, int kN) const {
-    const int pages = *a.live_pages;
-    b.shape = shape;
-    b.at[0] = b.at[1] = at;
-    b.first_row = tile.x * kN;
-    b.limit = shape.rows;
-    b.begin = tile.y * kM;
-    b.count = min(kM, pages * kPageRows - b.begin);
-    return b.count > 0;
+  CUtensorMap x, w;
+  Args a;
+  int outputs, columns;
+
+  struct Range {
+    int rows, pairs;
+  };
+  __device__ Range range() const {
+    const int rows = *a.live_pages * kPageRows;
+    return {rows, (rows + 2 * kGemmRows - 1) / (2 * kGemmRows)};
   }
-  __device__ const std::uint16_t* x_row(const TiledBlock& b, int r) const {
-    return a.latent + static_cast<std::int64_t>(b.begin + r) * kLatentWidth;
+  __device__ int tiles(Range r) const { return r.pairs * columns; }
+  __device__ void locate(GemmTile& t, Range r, int n, int rank) const {
+    const GemmPlace at = gemm_place(n, r.pairs, columns);
+    t.x = &x;
+    t.w[0] = t.w[1] = &w;
+    t.x_row = (2 * at.pair + rank) * kGemmRows;
+    t.count = min(kGemmRows, r.rows - t.x_row);
+    t.first = at.column * kGemmCols;
+    t.limit = outputs;
+    t.w_row[0] = t.first;
+    t.w_row[1] = t.first + kGemmBoxB;
+    t.steps = t.w_steps = kLatentWidth / kGemmStep;
   }
-  __device__ void store_unit(const TiledBlock& b, int r, int o, uint4 v) const {
-    if (o >= b.limit) return;
-    const int token = b.begin + r, page = token / kPageRows;
-    unsigned char* tile = a.tiles + (static_cast<std::int64_t>(page) * a.heads * kHeadTiles + o / 64) * kTile;
-    *reinterpret_cast<uint4*>(tile + swizzled(token % kPageRows, o % 64 / 8, 128)) = v;
+  __device__ int key(const GemmTile& t, int r) const { return t.x_row + r; }
+  struct Row {
+    unsigned char* tiles;
+    int row;
+  };
+  __device__ Row row(const GemmTile&, int token) const {
+    return {a.tiles + static_cast<std::int64_t>(token / kPageRows) * a.heads * kHeadTiles * kTile, token % kPageRows};
   }
-  __device__ void store(const TiledBlock&, int, int, float, float) const {}  // never: in_units()
+  __device__ void store_unit(Row row, int o, uint4 v) const {
+    *reinterpret_cast<uint4*>(row.tiles + o / 64 * kTile + swizzled(row.row, o % 64 / 8, 128)) = v;
+  }
 };
 
 // ---- attention ------------------------------------------------------------------------------------------------------
@@ -205,7 +218,8 @@ __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constan
   const std::uint32_t v_base = k_base + kStages * kKeyBytes;
   const std::uint32_t full_k = shared_address(barriers), full_v = full_k + 8 * kStages;
   const std::uint32_t empty_k = full_v + 8 * kStages, empty_v = empty_k + 8 * kStages;
-  const int thread = threadIdx.x % 128, lane = threadIdx.x % 32, group = threadIdx.x / 128;
+  const int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  const int group = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x / 128), 0);  // the same in all lanes, visibly
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       barrier_init(full_k + 8 * i, 1);
@@ -242,10 +256,11 @@ __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constan
   for (int i = thread; i < 64 * 32; i += 128) {
     const int r = i / 32, unit = i % 32;
     uint4 v{};
-    if (r < group_count) {
-      const auto* from = reinterpret_cast<const float4*>(
-                             a.q + (static_cast<std::int64_t>(s.row0 + group_row + r) * a.heads + head) * kQkWidth) +
-                         2 * unit;
+    const std::int64_t at = (static_cast<std::int64_t>(s.row0 + group_row + r) * a.heads + head) * kQkWidth;
+    if (r < group_count && a.q_bf16 != nullptr) {
+      v = reinterpret_cast<const uint4*>(a.q_bf16 + at)[unit];
+    } else if (r < group_count) {
+      const auto* from = reinterpret_cast<const float4*>(a.q + at) + 2 * unit;
       const float4 x = from[0], y = from[1];
       v = {pack_bf16(x.x, x.y), pack_bf16(x.z, x.w), pack_bf16(y.x, y.y), pack_bf16(y.z, y.w)};
     }
@@ -278,91 +293,146 @@ __global__ void __launch_bounds__(kThreads, 1) flash_kernel(const __grid_constan
   const int my_low = shift + begin_of(group_row) / kPageRows;
   const int my_high = group_count > 0 ? shift + (end_of(group_row + group_count - 1) - 1) / kPageRows : -1;
   const std::uint64_t q_tile = k_major(q_base + half * 64 * 128);
-  for (int page = low; page <= high; ++page) {
-    const int i = page - low, stage = i % kStages;
-    const std::uint32_t parity = i / kStages & 1;
-    const bool mine = page >= my_low && page <= my_high;
-    std::uint32_t p[4][4];  // weights: 16 tokens each
-    barrier_wait(full_k + 8 * stage, parity);
-    float score[32];
-    if (mine) {
-      const std::uint64_t k_tile = k_major(k_base + stage * kKeyBytes);
-      wgmma_begin();
+  // A page's place in the ring.
+  const auto stage_of = [&](int page) { return (page - low) % kStages; };
+  const auto parity_of = [&](int page) { return static_cast<std::uint32_t>((page - low) / kStages & 1); };
+  const auto release = [&](std::uint32_t empty, int page) {
+    if (lane == 0) barrier_arrive(empty + 8 * stage_of(page));
+  };
+  const auto multiply_keys = [&](float(&score)[32], int page) {
+    barrier_wait(full_k + 8 * stage_of(page), parity_of(page));
+    const std::uint64_t k_tile = k_major(k_base + stage_of(page) * kKeyBytes);
+    wgmma_begin();
 #pragma unroll
-      for (int c = 0; c < 16; ++c)
-        wgmma_64(score, q_tile + (c / 4 * (kRows * 128) + c % 4 * 32) / 16, k_tile + (c / 4 * kTile + c % 4 * 32) / 16,
-                 c > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      hold(score);
+    for (int c = 0; c < 16; ++c)
+      wgmma_64(score, q_tile + (c / 4 * (kRows * 128) + c % 4 * 32) / 16, k_tile + (c / 4 * kTile + c % 4 * 32) / 16,
+               c > 0);
+    wgmma_commit();
+  };
+  // Pages that only the other warpgroup wants.
+  const auto skip = [&](int begin, int end) {
+    for (int page = begin; page < end; ++page) {
+      barrier_wait(full_k + 8 * stage_of(page), parity_of(page));
+      release(empty_k, page);
+      barrier_wait(full_v + 8 * stage_of(page), parity_of(page));
+      release(empty_v, page);
     }
-    if (lane == 0) barrier_arrive(empty_k + 8 * stage);
-    if (mine) {
-      const int token0 = (page - shift) * kPageRows;
-      const bool partly = token0 + kPageRows > end_of(group_row) || token0 < begin_of(group_row + 63);
-      float factor[2];
+  };
+  const int first = max(low, my_low), last = min(high, my_high);
+  float score[32], factor[2];
+  std::uint32_t p[4][4];  // weights: 16 tokens each
+  // Scores to weights, and what sums so far have to be multiplied by. Products may read p meanwhile.
+  const auto weigh = [&](int page) {
+    const int token0 = (page - shift) * kPageRows;
+    const bool partly = token0 + kPageRows > end_of(group_row) || token0 < begin_of(group_row + 63);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (partly) {
-          const int begin = begin_of(row + 8 * h) - token0, end = end_of(row + 8 * h) - token0;
-#pragma unroll
-          for (int n = 0; n < 8; ++n) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const int token = 8 * n + 2 * t + e;
-              if (token < begin || token >= end) score[4 * n + 2 * h + e] = -INFINITY;
-            }
-          }
-        }
-        float m = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < 8; ++n) m = fmaxf(m, fmaxf(score[4 * n + 2 * h], score[4 * n + 2 * h + 1]));
-        m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, 1));
-        m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, 2));
-        m = fmaxf(top[h], ceilf(m * kScaleLog2));
-        const float base = m == -INFINITY ? 0.0F : m;  // nothing seen so far: every weight is 2^-inf = 0
-        factor[h] = power_of_two(top[h] - base);
-        top[h] = m;
-        float added = 0;
+    for (int h = 0; h < 2; ++h) {
+      if (partly) {
+        const int begin = begin_of(row + 8 * h) - token0, end = end_of(row + 8 * h) - token0;
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          const std::uint32_t w = pack_bf16(power_of_two(fmaf(score[4 * n + 2 * h], kScaleLog2, -base)),
-                                            power_of_two(fmaf(score[4 * n + 2 * h + 1], kScaleLog2, -base)));
-          added += bf16_low(w) + bf16_high(w);
-          p[n / 2][n % 2 * 2 + h] = w;
-        }
-        sum[h] = sum[h] * factor[h] + added;
-      }
-      // Whole numbers seldom grow.
-      if (__any_sync(0xffffffffU, factor[0] != 1 || factor[1] != 1)) {
 #pragma unroll
-        for (int n = 0; n < 32; ++n) {
-          out[4 * n] *= factor[0], out[4 * n + 1] *= factor[0];
-          out[4 * n + 2] *= factor[1], out[4 * n + 3] *= factor[1];
+          for (int e = 0; e < 2; ++e) {
+            const int token = 8 * n + 2 * t + e;
+            if (token < begin || token >= end) score[4 * n + 2 * h + e] = -INFINITY;
+          }
         }
+      }
+      float m = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) m = fmaxf(m, fmaxf(score[4 * n + 2 * h], score[4 * n + 2 * h + 1]));
+      m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, 1));
+      m = fmaxf(m, __shfl_xor_sync(0xffffffffU, m, 2));
+      m = fmaxf(top[h], ceilf(m * kScaleLog2));
+      const float base = m == -INFINITY ? 0.0F : m;  // nothing seen so far: every weight is 2^-inf = 0
+      factor[h] = power_of_two(top[h] - base);
+      top[h] = m;
+      float added = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        const std::uint32_t w = pack_bf16(power_of_two(fmaf(score[4 * n + 2 * h], kScaleLog2, -base)),
+                                          power_of_two(fmaf(score[4 * n + 2 * h + 1], kScaleLog2, -base)));
+        added += bf16_low(w) + bf16_high(w);
+        score[4 * n + 2 * h] = bf16_low(w);
+        score[4 * n + 2 * h + 1] = bf16_high(w);
+      }
+      sum[h] = sum[h] * factor[h] + added;
+    }
+  };
+  const auto take_weights = [&] {
+    // Whole numbers seldom grow.
+    if (__any_sync(0xffffffffU, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+      for (int n = 0; n < 32; ++n) {
+        out[4 * n] *= factor[0], out[4 * n + 1] *= factor[0];
+        out[4 * n + 2] *= factor[1], out[4 * n + 3] *= factor[1];
       }
     }
-    barrier_wait(full_v + 8 * stage, parity);
-    if (mine) {
-      const std::uint64_t v_tile = mn_major(v_base + stage * kValueBytes, kTile);
-      hold(out);
-      wgmma_begin();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) wgmma_256_of_registers(out, p[k], v_tile + k * (2048 / 16));
-      wgmma_commit();
+    for (int i = 0; i < 16; ++i)
+      p[i / 4][i % 4] = __byte_perm(__float_as_uint(score[2 * i]), __float_as_uint(score[2 * i + 1]), 0x7632);
+  };
+  const auto multiply_values = [&](int page) {
+    barrier_wait(full_v + 8 * stage_of(page), parity_of(page));
+    const std::uint64_t v_tile = mn_major(v_base + stage_of(page) * kValueBytes, kTile);
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_256_of_registers(out, p[k], v_tile + k * (2048 / 16));
+    wgmma_commit();
+  };
+  if (first > last) {
+    skip(low, high + 1);
+  } else {
+    skip(low, first);
+    multiply_keys(score, first);
+    wgmma_wait<0>();
+    hold(score);
+    release(empty_k, first);
+    weigh(first);
+    take_weights();
+    // A page's softmax runs beside the products of the page before with its values.
+    for (int page = first; page < last; ++page) {
+      hold(out);
+      hold(score);
+      multiply_keys(score, page + 1);
+      multiply_values(page);
+      wgmma_wait<1>();
+      hold(score);
+      release(empty_k, page + 1);
+      weigh(page + 1);
       wgmma_wait<0>();
       hold(out);
+      release(empty_v, page);
+      take_weights();
     }
-    if (lane == 0) barrier_arrive(empty_v + 8 * stage);
+    hold(out);
+    multiply_values(last);
+    wgmma_wait<0>();
+    hold(out);
+    release(empty_v, last);
+    skip(last + 1, high + 1);
   }
 
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(0xffffffffU, sum[h], 1);
     sum[h] += __shfl_xor_sync(0xffffffffU, sum[h], 2);
-    if (row + 8 * h >= first_row + count) continue;
+    const bool live = row + 8 * h < first_row + count;
     const std::int64_t pair = static_cast<std::int64_t>(s.row0 + row + 8 * h) * a.heads + head;
     const float factor = ends ? 1.0F / sum[h] : 1.0F;
+    if (ends && a.out_bf16 != nullptr) {
+#pragma unroll
+      for (int n = 0; n < 32; n += 4) {
+        std::uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          w[i] = pack_bf16(out[4 * (n + i) + 2 * h] * factor, out[4 * (n + i) + 2 * h + 1] * factor);
+        const uint4 unit = quad_transpose(w, t);
+        if (live) reinterpret_cast<uint4*>(a.out_bf16 + pair * kValueWidth)[n + t] = unit;
+      }
+      continue;
+    }
+    if (!live) continue;
     if (!ends && t == 0) a.state[pair] = {top[h], sum[h]};
 #pragma unroll
     for (int n = 0; n < 32; ++n) {
@@ -404,14 +474,18 @@ PrefillSizes prefill_sizes(std::int64_t max_rows, std::int64_t max_context, std:
 }
 
 bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows) {
-  return rows >= kManyRows && wgmma_takes(l, kv_b.shape) && kv_b.shape.format == WeightFormat::kBF16 &&
-         l.smem_limit >= static_cast<int>(kFlashBytes);
+  return rows >= kManyRows && l.wgmma && l.clusters && kv_b.shape.format == WeightFormat::kBF16 &&
+         l.smem_limit >= static_cast<int>(std::max(kFlashBytes, kGemmBytes));
 }
 
-void attend_prefill(const Launch& l, const AttendPrefill& j) {
+void attend_prefill(const Launch& l, const AttendPrefill& j) { attend_prefill(l, j, nullptr, nullptr); }
+
+void attend_prefill(const Launch& l, const AttendPrefill& j, const void* q_bf16, void* out_bf16) {
   Args a{};
   a.q = j.q;
+  a.q_bf16 = static_cast<const std::uint16_t*>(q_bf16);
   a.out = j.out;
+  a.out_bf16 = static_cast<std::uint16_t*>(out_bf16);
   a.state = static_cast<float2*>(j.state);
   a.pages = static_cast<const unsigned char*>(j.cache.pages);
   a.page_stride = j.cache.page_stride;
@@ -435,10 +509,14 @@ void attend_prefill(const Launch& l, const AttendPrefill& j) {
     a.live_pages =
         reinterpret_cast<int*>(a.latent + static_cast<std::int64_t>(a.block_pages) * kPageRows * kLatentWidth);
     gather(l, a, j.cache.codec);
-    const Expansion e{.a = a, .shape = j.kv_b.shape, .at = j.kv_b.at};
-    launch_tiled_wgmma<256, TiledLoad::kBF16>(l, e,
-                                              {static_cast<int>(ceil_div(e.shape.rows, 256)),
-                                               static_cast<int>(ceil_div(a.block_pages * kPageRows, kWgmmaRows)), 1});
+    Expansion e{};
+    const std::int64_t rows = std::int64_t{a.block_pages} * kPageRows;
+    e.x = matrix_map(a.latent, rows, kLatentWidth, kLatentWidth, kGemmBoxA);
+    e.w = matrix_map(j.kv_b.at.data, j.kv_b.shape.rows, kLatentWidth, kLatentWidth, kGemmBoxB);
+    e.a = a;
+    e.outputs = j.kv_b.shape.rows;
+    e.columns = static_cast<int>(ceil_div(e.outputs, kGemmCols));
+    launch_gemm(l, e, std::int64_t{ceil_div(rows, 2 * kGemmRows)} * e.columns);
     launch(l, flash_kernel, dim3(static_cast<unsigned>(row_tiles), static_cast<unsigned>(a.heads)), dim3(kThreads),
            kFlashBytes, a);
   }

@@ -3,8 +3,11 @@
 // ops; products round them to bf16 and sum in fp32. No CUDA header is needed to use it.
 //
 // A row's result does not depend on its neighbours as long as the same kernels run, each of which has one fixed order
-// of sums whatever the batch: skinny kernels up to 16 rows (experts: 8), wide ones up to 128 rows of BF16, 512
-// of INT4 on Hopper and any number of other codes, tiled ones beyond and for matrices that the others do not read.
+// of sums whatever the batch: skinny kernels up to 16 rows (experts: 8), wide ones up to 128 rows of BF16 (Hopper:
+// 512) and any number of codes (Hopper: 2,047), tiled ones beyond and for matrices that the others do not read; on
+// Hopper gemm*, which copies by tensor maps and has codes decoded to BF16 first, where shapes and sizes allow it.
+// From 513 rows of one sequence on, a query and attention's answer go from op to op in BF16 there, as the next op would
+// round them; read as F32 they have been rounded.
 // Attention cuts contexts into pieces so that all multiprocessors have equal work, hence by the batch. Its softmax
 // weights are relative to whole powers of two, so that the pieces change the order of fp32 sums, by some 2^-22 of a
 // row's latent, before that is rounded to bf16: an element may fall to the neighbouring bf16 number (2^-8).

@@ -37,7 +37,10 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   auto* low_normed = scratch.take<>(rows * q_lora * 2);
   const bool same = q_a.shape.format == kv_a.shape.format && (q_a.at.mins == nullptr) == (kv_a.at.mins == nullptr);
   const bool skinny = same && skinny_takes(q_a, x, rows) && skinny_fits(kv_a);
-  if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
+  const Product to_kv{.w = kv_a, .x = x, .out = p.kv.as<float>(), .out_stride = kKvRow, .rows = rows};
+  if (gemm_products({.w = q_a, .x = x, .out = low, .out_stride = q_lora, .rows = rows}, &to_kv, scratch)) {
+    // done, both in one
+  } else if (skinny || (same && wide_takes(q_a, rows) && wide_fits(kv_a))) {
     SkinnyDense d(q_a, kv_a);
     d.out[0] = low;
     d.out[1] = p.kv.as<float>();
@@ -53,7 +56,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   }
   const Act normed{.data = low_normed, .stride = q_lora, .bf16 = true};
   const bool few = skinny_takes(q_b, normed, rows), wide = !few && wide_takes(q_b, rows);
-  if (wide) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
+  if (!few) rotary.angles = scratch.take<float2>(rows * (kRope / 2) * 8);
+  // Codes that the wide kernels take for any number of rows want another order of x than BF16 weights do.
+  const bool widened = wide && gemm_reads(q_b, rows, scratch);
   norm_pair(l,
             {.x = low,
              .x_stride = q_lora,
@@ -62,7 +67,7 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .out = low_normed,
              .out_stride = q_lora,
              .out_bf16 = true,
-             .order = wide ? wide_order(l, q_b.shape.format) : WideOrder{}},
+             .order = wide && !widened ? wide_order(l, q_b.shape.format) : WideOrder{}},
             {.x = p.kv.as<float>(),
              .x_stride = kKvRow,
              .weight = p.kv_a_norm.as<float>(),
@@ -72,7 +77,16 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
              .rope_tail = true},
             p.latent_eps, rotary, rows);
 
-  if (few || wide) {
+  const Product to_q{.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows};
+  Product turned = to_q;
+  turned.angles = rotary.angles;
+  turned.out = static_cast<float*>(halves_.data());
+  const std::int64_t n = rows * heads * kQk;
+  if (!few && halves_.bytes() >= static_cast<std::size_t>(n) * 2 && gemm_products(turned, nullptr, scratch)) {
+    handed_ = {.out = p.q.as<float>(), .n = n};
+    return;
+  }
+  if (few || (wide && !widened)) {
     SkinnyDense d(q_b);
     d.out[0] = p.q.as<float>();
     d.out_stride[0] = heads * kQk;
@@ -82,17 +96,18 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
     d.rope = rotary;
     few ? skinny_dense(l, d) : wide_dense(l, d);
   } else {
-    product({.w = q_b, .x = normed, .out = p.q.as<float>(), .out_stride = heads * kQk, .rows = rows}, scratch);
+    product(to_q, scratch);
     rope_heads(l, p.q.as<float>(), rows, heads, rotary);
   }
 }
 
 void CudaOps::mla_append(const MlaAppendParams& p) {
-  append(begin(), p.kv.as<float>(), p.slots, p.pages.base, p.pages.page_stride_bytes, p.pages.codec, p.kv.shape[0]);
+  append(begin_beside(), p.kv.as<float>(), p.slots, p.pages.base, p.pages.page_stride_bytes, p.pages.codec,
+         p.kv.shape[0]);
 }
 
 void CudaOps::mla_attend(const MlaAttendParams& p) {
-  const Launch& l = begin();
+  const Launch& l = begin_beside();
   const std::int64_t rows = p.q.shape[0];
   const auto heads = static_cast<int>(p.q.shape[1]);
   if (rows == 0) return;
@@ -100,6 +115,13 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   CHECK(tiled_fits(kv_b), "kv_b: scales must cover eights of columns");
   const CacheView cache = cache_view(p.pages, p.batch, p.window_tokens);
   const bool many = attend_prefill_takes(l, kv_b, rows) && rows * heads > std::int64_t{kFewPairs} * cache.n_seqs;
+  const std::int64_t n = rows * heads * kQk;
+  // From as many rows on as o_proj takes in BF16 by gemm(): what is read as F32 nevertheless has been rounded.
+  const bool alone =
+      many && cache.n_seqs == 1 && rows > kWideWgmmaBf16Rows && halves_.bytes() >= static_cast<std::size_t>(n) * 2;
+  const void* query = alone && handed_.is(p.q.data, n) ? halves_.data() : nullptr;
+  if (query != nullptr) handed_ = {};  // the answer takes its place
+  settle();
   if (!many || cache.n_seqs > 1) attend_absorbed(p, kv_b, cache, many);
   if (!many) return;
   Scratch scratch = device_.scratch();
@@ -115,7 +137,8 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   j.tiles = scratch.take<>(sizes.tile_bytes);
   j.state = scratch.take<>(sizes.state_bytes);
   j.out = p.out.as<float>();
-  attend_prefill(l, j);
+  attend_prefill(l, j, query, alone ? halves_.data() : nullptr);
+  if (alone) handed_ = {.out = j.out, .n = n};
 }
 
 // With `many`, sequences of many rows get nothing that means anything: attend_prefill overwrites it.

@@ -103,6 +103,15 @@ void CudaOps::moe(const MoeParams& p) {
   c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
 
   const bool shared = static_cast<bool>(p.shared.gate);
+  const SumMany sum{.ids = p.ids,
+                    .weights = p.weights,
+                    .y = c.y,
+                    .T = c.T,
+                    .hidden = c.hidden,
+                    .K = c.K,
+                    .has_shared = shared,
+                    .out = p.out.as<float>()};
+  if (!mixed && tiled && moe_by_gemm(c, p.shared, scratch)) return sum_many(l, sum);
   if (shared) {
     const Mat gate = mat_of(p.shared.gate), up = mat_of(p.shared.up), down = mat_of(p.shared.down);
     const bool fits_in = !mixed && gate.shape.format == c.gate.format && down.shape.format == c.down.format &&
@@ -138,14 +147,7 @@ void CudaOps::moe(const MoeParams& p) {
     moe_any(c, scratch);
   }
   if (c.y_bf16) {
-    sum_many(l, {.ids = p.ids,
-                 .weights = p.weights,
-                 .y = c.y,
-                 .T = c.T,
-                 .hidden = c.hidden,
-                 .K = c.K,
-                 .has_shared = shared,
-                 .out = p.out.as<float>()});
+    sum_many(l, sum);
   } else {
     moe_sum(l, p.ids, p.weights, c.y, c.T, c.K, c.hidden, shared, p.out.as<float>());
   }
@@ -235,6 +237,98 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   m.y_bf16 = c.y_bf16;
   set_moe(m, c, scratch);
   run_moe(m, c, packed(c.x, c.T, c.hidden, scratch), tiled_moe);
+}
+
+// By tensor copies (Hopper): rows of x are written once more, sorted, and codes as BF16, some experts at a time. All
+// matrices then have one format, the shared expert's too. False: nothing was done.
+bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch) {
+  const Launch& l = device_.launch();
+  const bool plain = c.gate.format == WeightFormat::kBF16 && c.down.format == WeightFormat::kBF16;
+  if (c.T <= (plain ? kWideWgmmaBf16Rows : kWidenRows - 1)) return false;
+  GemmMoe m;
+  m.T = static_cast<std::int32_t>(c.T);
+  m.K = c.K;
+  m.n_experts = c.n_experts;
+  m.has_shared = static_cast<bool>(shared.gate);
+  const Mat gate = m.has_shared ? mat_of(shared.gate) : Mat{.shape = c.gate};
+  const Mat up = m.has_shared ? mat_of(shared.up) : gate;
+  const Mat down = m.has_shared ? mat_of(shared.down) : Mat{.shape = c.down};
+  if (m.has_shared && (!all_fit(shared, tiled_fits) || !same_format(gate.shape, gate.at, up.shape, up.at)))
+    return false;
+  const auto shapes = [&m](const MatShape& routed, const MatShape& other) {
+    m.rows = routed.rows;
+    m.depth = routed.cols;
+    m.shared_rows = other.rows;
+    m.shared_depth = other.cols;
+  };
+  shapes(c.down, down.shape);
+  if (!gemm_moe_takes(l, m)) return false;
+  shapes(c.gate, gate.shape);
+  if (!gemm_moe_takes(l, m)) return false;
+
+  m.groups = grouped(c, 128, scratch);
+  m.h_stride = (std::max<std::int64_t>(c.inner, m.shared_rows) + 7) / 8 * 8;
+  m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
+  m.y = c.y;
+  m.y_stride = c.hidden;
+  const Act x = packed(c.x, c.T, c.hidden, scratch);
+  m.x = x.data;
+  m.x_stride = x.stride;
+  auto* sorted = reinterpret_cast<std::uint16_t*>(c.y) + (c.slots() + c.T) * c.hidden;  // y has room for F32
+  m.sorted = sorted;
+  gather_rows(l, m.groups, x.data, x.stride, c.slots(), c.K, c.hidden, sorted);
+
+  m.first = c.gates;
+  m.second = c.ups;
+  m.first.at[kMaxExperts] = gate.at;
+  m.second.at[kMaxExperts] = up.at;
+  gemm_experts(m, c.gate, gate.shape, scratch);
+  m.down = true;
+  shapes(c.down, down.shape);
+  m.first = c.downs;
+  m.first.at[kMaxExperts] = down.at;
+  gemm_experts(m, c.down, down.shape, scratch);
+  return true;
+}
+
+void CudaOps::gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch) {
+  const Launch& l = device_.launch();
+  ExpertTable* tables[2] = {&m.first, &m.second};
+  const int n_tables = m.down ? 1 : 2;
+  const auto shared_in = m.has_shared;
+  const auto bytes_of = [](const MatShape& s) { return std::int64_t{s.rows} * s.cols * 2; };
+  if (shared_in && shared.format != WeightFormat::kBF16) {
+    for (int i = 0; i < n_tables; ++i) {
+      MatPtr& at = tables[i]->at[kMaxExperts];
+      at = {.data = as_bf16({shared, at}, scratch)};
+    }
+  }
+  int each = m.n_experts;
+  if (shape.format != WeightFormat::kBF16) {
+    const std::int64_t fit = (scratch.left() - 256) / (n_tables * bytes_of(shape));
+    CHECK(fit > 0, std::to_string(scratch.left()) + " bytes");
+    const auto rounds = static_cast<int>((m.n_experts + fit - 1) / fit);
+    each = (m.n_experts + rounds - 1) / rounds;
+  }
+  const ExpertTable codes[2] = {m.first, m.second};
+  void* room = shape.format != WeightFormat::kBF16 ? scratch.take<>(each * n_tables * bytes_of(shape)) : nullptr;
+  for (int e = 0; e < m.n_experts; e += each) {
+    m.first_expert = e;
+    m.end_expert = std::min(m.n_experts, e + each);
+    m.has_shared = shared_in && e == 0;
+    if (room != nullptr) {
+      Widen job{.shape = shape, .out = room};
+      for (int i = e; i < m.end_expert; ++i) {
+        for (int k = 0; k < n_tables; ++k) {
+          tables[k]->at[i] = {.data = static_cast<std::byte*>(room) + job.n * bytes_of(shape)};
+          job.at[job.n++] = codes[k].at[i];
+        }
+      }
+      widen(l, job);
+    }
+    gemm_moe(l, m);
+  }
+  m.has_shared = shared_in;
 }
 
 void CudaOps::moe_any(const MoeCall& c, Scratch& scratch) {

@@ -41,12 +41,12 @@ CudaOps::~CudaOps() {
 }
 
 void CudaOps::start_timer() {
-  begin();
+  begin_beside();
   check(cudaEventRecord(timer_[0], device_.stream()), "event");
 }
 
 double CudaOps::stop_timer() {
-  begin();
+  begin_beside();
   check(cudaEventRecord(timer_[1], device_.stream()), "event");
   check(cudaEventSynchronize(timer_[1]), "the ops before a timer's end");
   float ms = 0;
@@ -59,8 +59,20 @@ std::string CudaOps::name() const {
 }
 
 const Launch& CudaOps::begin() {
+  const Launch& l = begin_beside();
+  settle();
+  return l;
+}
+
+const Launch& CudaOps::begin_beside() {
   device_.activate();
   return device_.launch();
+}
+
+void CudaOps::settle() {
+  if (handed_.out == nullptr) return;
+  unpack(begin_beside(), halves_.data(), handed_.n, handed_.out);
+  handed_ = {};
 }
 
 void CudaOps::copy(void* dst, const void* src, std::size_t bytes) {
@@ -110,7 +122,8 @@ std::size_t CudaOps::workspace_for(const OpLimits& l) const {
   const std::int64_t route =
       std::max(t * kRouteLeastParts, std::min(t, kRouteSomeRows) * kRouteMostParts) * l.n_experts * 4;
   const std::int64_t mtp = t * h * 4 + linear;
-  return static_cast<std::size_t>(std::max({linear, project, attend, prefill, moe, route, mtp}) + kSlack);
+  const std::int64_t widened = device_.launch().wgmma && t >= kWidenRows ? kWidenBytes : 0;
+  return static_cast<std::size_t>(std::max({linear, project, attend, prefill, moe, route, mtp}) + widened + kSlack);
 }
 
 void CudaOps::reserve(const OpLimits& limits) {
@@ -136,6 +149,13 @@ void CudaOps::reserve(const OpLimits& limits) {
   if (route_counters_.bytes() < counters) {
     device_.synchronize();
     route_counters_ = device_.allocate(counters);
+  }
+  const auto halves = static_cast<std::size_t>(limits_.max_rows * limits_.n_heads * kQk) * 2;
+  if (device_.launch().wgmma && limits_.max_rows >= kManyRows && halves_.bytes() < halves) {
+    settle();
+    device_.synchronize();
+    halves_ = {};
+    halves_ = device_.allocate(halves);
   }
   if (attend_present_.bytes() == 0) attend_present_ = device_.allocate(kMaxPresent * sizeof(unsigned));
 }
@@ -175,6 +195,7 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
   const Launch& l = device_.launch();
   const std::int64_t valid = p.valid > 0 ? p.valid : p.w.shape.rows;
   const bool skinny = skinny_takes(p.w, p.x, p.rows);
+  if (!skinny && gemm_products(p, nullptr, scratch)) return;
   if (skinny || wide_takes(p.w, p.rows)) {
     SkinnyDense d(p.w);
     d.out[0] = p.out;
@@ -203,6 +224,104 @@ void CudaOps::product(const Product& p, Scratch& scratch) {
   }
 }
 
+bool CudaOps::gemm_reads(const Mat& w, std::int64_t rows, const Scratch& scratch) const {
+  if (!device_.launch().wgmma || !tiled_fits(w)) return false;
+  if (w.shape.format == WeightFormat::kBF16) return rows > kWideWgmmaBf16Rows;
+  return rows >= kWidenRows && has_kernels(w.shape.format) &&
+         scratch.left() >= std::int64_t{w.shape.rows} * w.shape.cols * 2 + 512;
+}
+
+const void* CudaOps::as_bf16(const Mat& w, Scratch& scratch) {
+  if (w.shape.format == WeightFormat::kBF16) return w.at.data;
+  Widen job{.shape = w.shape, .n = 1};
+  job.at[0] = w.at;
+  job.out = scratch.take<>(std::int64_t{w.shape.rows} * w.shape.cols * 2);
+  widen(device_.launch(), job);
+  return job.out;
+}
+
+bool CudaOps::gemm_products(const Product& a, const Product* b, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  Gemm g;
+  g.depth = a.w.shape.cols;
+  g.rows = a.rows;
+  const Product* all[2] = {&a, b};
+  Scratch trial = scratch;
+  if (a.x.bf16 && a.x.stride % 8 == 0 && aligned(a.x.data)) {
+    g.x_stride = a.x.stride;
+  } else {
+    const std::int64_t bytes = a.rows * g.depth * 2;
+    if (trial.left() < bytes + 256) return false;
+    trial.take<>(bytes);
+    g.x_stride = g.depth;
+  }
+  for (int i = 0; i < 2 && all[i] != nullptr; ++i) {
+    const Product& p = *all[i];
+    if (!gemm_reads(p.w, p.rows, trial) || (p.valid > 0 && p.valid < p.w.shape.rows)) return false;
+    g.w[i] = {.data = p.w.at.data, .rows = p.w.shape.rows, .out = p.out, .out_stride = p.out_stride};
+    if (p.w.shape.format != WeightFormat::kBF16) trial.take<>(std::int64_t{p.w.shape.rows} * p.w.shape.cols * 2);
+  }
+  if (a.angles != nullptr) g.kind = GemmOut::kRope, g.angles = a.angles;
+  if (!gemm_takes(l, g)) return false;
+  g.x = packed(a.x, a.rows, g.depth, scratch).data;
+  for (int i = 0; i < 2 && all[i] != nullptr; ++i) g.w[i].data = as_bf16(all[i]->w, scratch);
+  gemm(l, g);
+  return true;
+}
+
+// BF16 matrices meet x and h as two numbers each, as in gated_in_parts().
+bool CudaOps::gemm_gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch) {
+  const Launch& l = device_.launch();
+  const Mat gate = mat_of(w.gate), up = mat_of(w.up), down = mat_of(w.down);
+  const std::int64_t inner = gate.shape.rows, cols = gate.shape.cols, hidden = down.shape.rows;
+  const bool codes = gate.shape.format != WeightFormat::kBF16 || up.shape.format != WeightFormat::kBF16 ||
+                     down.shape.format != WeightFormat::kBF16;
+  const int parts = codes ? 1 : 2;
+  if (x.rows_index != nullptr || x.bf16 || !aligned(x.data) || x.stride % 4 != 0) return false;
+  Scratch trial = scratch;
+  const std::int64_t bytes = rows * (cols + inner) * 2 * parts + 512;
+  if (trial.left() < bytes) return false;
+  trial.take<>(bytes);
+  if (!gemm_reads(down, rows, trial) || !gemm_reads(gate, rows, trial)) return false;
+  if (gate.shape.format != WeightFormat::kBF16) trial.take<>(inner * cols * 2);
+  if (!gemm_reads(up, rows, trial)) return false;
+
+  Gemm g;
+  g.w[0] = {.data = gate.at.data, .rows = inner, .out_stride = inner * parts};
+  g.w[1] = {.data = up.at.data, .rows = inner};
+  g.depth = cols;
+  g.x_stride = cols * parts;
+  g.rows = rows;
+  g.x_parts = parts;
+  g.kind = codes ? GemmOut::kSiluMul : GemmOut::kSiluMulParts;
+  Gemm d;
+  d.w[0] = {.data = down.at.data, .rows = hidden, .out = out, .out_stride = hidden};
+  d.depth = inner;
+  d.x_stride = inner * parts;
+  d.rows = rows;
+  d.x_parts = parts;
+  if (!gemm_takes(l, g) || !gemm_takes(l, d)) return false;
+  auto* h = scratch.take<>(rows * inner * parts * 2);
+  if (codes) {
+    g.x = packed(x, rows, cols, scratch).data;
+  } else {
+    auto* both = scratch.take<>(rows * cols * parts * 2);
+    pack_parts(l, static_cast<const float*>(x.data), x.stride, rows, cols, both);
+    g.x = both;
+  }
+  {
+    Scratch decoded = scratch;
+    g.w[0].data = as_bf16(gate, decoded);
+    g.w[1].data = as_bf16(up, decoded);
+    g.w[0].out = h;
+    gemm(l, g);
+  }
+  d.x = h;
+  d.w[0].data = as_bf16(down, scratch);
+  gemm(l, d);
+  return true;
+}
+
 void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch) {
   if (rows == 0) return;
   const Launch& l = device_.launch();
@@ -211,6 +330,7 @@ void CudaOps::gated(const ExpertWeights& w, const Act& x, float* out, std::int64
   const bool same = gate.shape.format == up.shape.format && gate.shape.group == up.shape.group &&
                     gate.shape.group_rows == up.shape.group_rows && gate.shape.scale_dtype == up.shape.scale_dtype &&
                     (gate.at.mins == nullptr) == (up.at.mins == nullptr);
+  if (gemm_gated(w, x, out, rows, scratch)) return;
   if (same && wide_takes_parts(l, gate.shape.format) && wide_takes_parts(l, down.shape.format) && wide_fits(gate) &&
       wide_fits(up) && wide_fits(down) && !x.bf16 && x.rows_index == nullptr) {
     for (std::int64_t r = 0; r < rows; r += kTwoPartRows) {
@@ -296,13 +416,15 @@ void CudaOps::rms_norm(const RmsNormParams& p) {
 }
 
 void CudaOps::linear(const LinearParams& p) {
+  Act x{.data = p.x.data, .stride = p.x.shape[1]};
+  if (handed_.is(p.x.data, p.x.shape[0] * p.x.shape[1])) {
+    x.data = halves_.data();
+    x.bf16 = true;
+    handed_ = {};
+  }
   begin();
   Scratch scratch = device_.scratch();
-  product({.w = mat_of(p.w),
-           .x = {.data = p.x.data, .stride = p.x.shape[1]},
-           .out = p.out.as<float>(),
-           .out_stride = p.out.shape[1],
-           .rows = p.x.shape[0]},
+  product({.w = mat_of(p.w), .x = x, .out = p.out.as<float>(), .out_stride = p.out.shape[1], .rows = p.x.shape[0]},
           scratch);
 }
 

@@ -6,6 +6,7 @@
 
 #include "backends/cuda/decode_step.hpp"
 #include "backends/cuda/device.hpp"
+#include "backends/cuda/gemm.hpp"
 #include "backends/cuda/mla.hpp"
 
 namespace glint::cuda {
@@ -19,9 +20,16 @@ class CudaOps final : public Ops {
 
   std::string name() const override;
   Buffer allocate(std::size_t bytes) override { return device_.allocate(bytes); }
-  void upload(void* dst, const void* host_src, std::size_t bytes) override { device_.upload(dst, host_src, bytes); }
-  void download(void* host_dst, const void* src, std::size_t bytes) override { device_.download(host_dst, src, bytes); }
+  void upload(void* dst, const void* host_src, std::size_t bytes) override {
+    settle();
+    device_.upload(dst, host_src, bytes);
+  }
+  void download(void* host_dst, const void* src, std::size_t bytes) override {
+    settle();
+    device_.download(host_dst, src, bytes);
+  }
   void start_download(void* host_dst, const void* src, std::size_t bytes) override {
+    settle();
     device_.start_download(host_dst, src, bytes);
   }
   void finish_download() override { device_.finish_download(); }
@@ -59,10 +67,15 @@ class CudaOps final : public Ops {
   static constexpr std::int64_t kSkinnyRows = 16;
   // The same for experts, which soon have several rows each.
   static constexpr std::int64_t kSkinnyExpertRows = 8;
+  // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that: at
+  // 2,048 rows a prefill is faster so than by the wide kernels by 3 % (FP8) to 12 % (NF4), with INT4 3 % slower (H200).
+  static constexpr std::int64_t kWidenRows = 2048;
+  // For that: gate and up of sixteen experts at a time.
+  static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
   // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
-  // where wgmma reads it too (512 rows took it 103 ms, 256 rows the wide kernels 42; between nothing was measured).
-  // Other codes go through them for any number of rows, since the tiled kernels decode them one by one.
-  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = 512;
+  // where it is widened then. Other codes go through them for any number of rows that is not widened, since the tiled
+  // kernels decode them one by one.
+  static constexpr std::int64_t kWideBf16Rows = 128, kWideWgmmaBf16Rows = 512, kWideInt4Rows = kWidenRows - 1;
   std::int64_t most_wide_rows(const MatShape& w) const;
   // Up to so many rows, experts of formats that the wide kernels do not read go through the skinny one.
   static constexpr std::int64_t kSkinnyMoeRows = 128;
@@ -71,7 +84,16 @@ class CudaOps final : public Ops {
   // The same where x and h have two parts: twice the bytes.
   static constexpr std::int64_t kTwoPartRows = 1024;
 
-  const Launch& begin();  // every op starts here
+  const Launch& begin();  // every op starts here, but those that touch nothing handed on
+  // Attention's neighbours hand their output on in BF16, in halves_: what reads it next wants that. The F32 that an op
+  // promised is made when anyone else comes, from the same numbers.
+  struct Handed {
+    float* out = nullptr;  // null: nothing
+    std::int64_t n = 0;
+    bool is(const void* data, std::int64_t count) const { return out != nullptr && out == data && n == count; }
+  };
+  void settle();
+  const Launch& begin_beside();  // of an op that touches nothing handed on
 
   struct Product {
     Mat w;
@@ -80,6 +102,7 @@ class CudaOps final : public Ops {
     std::int64_t out_stride = 0;
     std::int64_t rows = 0;
     std::int64_t valid = 0;
+    const float2* angles = nullptr;  // of a query's heads, which are wanted in BF16; gemm_products() only
   };
   void product(const Product& p, Scratch& scratch);
   bool skinny_takes(const Mat& w, const Act& x, std::int64_t rows) const;
@@ -88,6 +111,13 @@ class CudaOps final : public Ops {
   Act reordered(const Act& x, std::int64_t rows, const MatShape& w, Scratch& scratch, int parts = 1);
   // BF16 rows of x, dense, as the tiled kernels read them.
   Act packed(const Act& x, std::int64_t rows, std::int64_t cols, Scratch& scratch);
+  // Whether gemm.hpp's kernels may read such a matrix for so many rows, with the room left.
+  bool gemm_reads(const Mat& w, std::int64_t rows, const Scratch& scratch) const;
+  // W itself, or its codes decoded into the workspace.
+  const void* as_bf16(const Mat& w, Scratch& scratch);
+  // One matrix, or two over the same x. False: nothing was done.
+  bool gemm_products(const Product& a, const Product* b, Scratch& scratch);
+  bool gemm_gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
   // out = down(silu(gate x) ⊙ up x).
   void gated(const ExpertWeights& w, const Act& x, float* out, std::int64_t rows, Scratch& scratch);
   void gated_in_parts(const Mat& gate, const Mat& up, const Mat& down, const Act& x, float* out, std::int64_t rows,
@@ -103,6 +133,8 @@ class CudaOps final : public Ops {
   void moe_skinny(const MoeCall& c, Scratch& scratch);
   void moe_wide(const MoeCall& c, Scratch& scratch);
   void moe_tiled(const MoeCall& c, Scratch& scratch);
+  bool moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch);
+  void gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);
@@ -124,6 +156,8 @@ class CudaOps final : public Ops {
   Decoder decoder_;
   OpLimits limits_;
   Buffer route_counters_, attend_present_;  // zero between calls
+  Buffer halves_;                           // BF16 [max_rows, n_heads · 256]
+  Handed handed_;                           // in it: a query, or attention's answer in its place
   cudaEvent_t timer_[2] = {};
   float rope_theta_ = 0;
   RopeFrequencies frequencies_{};

@@ -21,6 +21,7 @@ class Scratch {
   T* take(std::int64_t bytes) {
     return static_cast<T*>(take_bytes(bytes));
   }
+  std::int64_t left() const { return static_cast<std::int64_t>(bytes_ - used_); }
   static std::size_t padded(std::int64_t bytes) { return (static_cast<std::size_t>(bytes) + 255) / 256 * 256; }
 
  private:

@@ -3,28 +3,10 @@
 #include <array>
 #include <string>
 
-#include "backends/cuda/kernels.hpp"
-#include "base/error.hpp"
+#include "backends/cuda/tensor_map.hpp"
+#include "base/check.hpp"
 
 namespace glint::cuda {
-namespace {
-
-using EncodeTensor = decltype(&cuTensorMapEncodeTiled);
-
-EncodeTensor encode_tensor() {
-  static const auto function = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
-          "cuTensorMapEncodeTiled");
-    CHECK(found == cudaDriverEntryPointSuccess, "this driver has no tensor copies (cuTensorMapEncodeTiled)");
-    return reinterpret_cast<EncodeTensor>(entry);
-  }();
-  return function;
-}
-
-}  // namespace
-
 CUtensorMap page_tensor(const void* pages, int row_bytes, std::initializer_list<std::int64_t> strides) {
   constexpr cuuint32_t kRows = 64;
   CUtensorMap map{};

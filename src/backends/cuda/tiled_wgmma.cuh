@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "backends/cuda/kv_codec.cuh"
+#include "backends/cuda/quad_transpose.cuh"
 #include "backends/cuda/tiled.cuh"
 #include "backends/cuda/wgmma.cuh"
 
@@ -144,29 +145,6 @@ struct I4Copies {
     }
   }
 };
-
-// Lane t of a quad has word i of four units: afterwards it has the four words of unit t.
-__device__ __forceinline__ uint4 quad_transpose(std::uint32_t (&w)[4], int t) {
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const std::uint32_t other = __shfl_xor_sync(0xffffffffU, (t & 1) != 0 ? w[i] : w[i + 1], 1);
-    if ((t & 1) != 0) {
-      w[i] = other;
-    } else {
-      w[i + 1] = other;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t other = __shfl_xor_sync(0xffffffffU, (t & 2) != 0 ? w[i] : w[i + 2], 2);
-    if ((t & 2) != 0) {
-      w[i] = other;
-    } else {
-      w[i + 2] = other;
-    }
-  }
-  return {w[0], w[1], w[2], w[3]};
-}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void wgmma_of(float (&d)[128], std::uint64_t a, std::uint64_t b, bool add) {

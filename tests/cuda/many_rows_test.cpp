@@ -1,0 +1,231 @@
+// Products of so many rows that Hopper's tensor copies bring both operands: every format, and shapes that no tile fits.
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/device_matrix.hpp"
+#include "ops/params.hpp"
+
+namespace glint {
+namespace {
+
+constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
+constexpr std::int64_t kManyRows = 2125;
+
+OpLimits many_row_limits() {
+  OpLimits limits = case_limits();
+  limits.max_rows = 2200;
+  limits.dense_inner = 2048;
+  return limits;
+}
+
+const Quant kPlain{"bf16", {.format = WeightFormat::kBF16}};
+
+std::vector<Quant> every_format() {
+  std::vector<Quant> all{kPlain};
+  all.insert(all.end(), std::begin(kQuants), std::end(kQuants));
+  return all;
+}
+
+std::vector<float> fetch(Ops& ops, const Buffer& b, std::int64_t n) {
+  std::vector<float> out(static_cast<std::size_t>(n));
+  ops.download(out.data(), b.data(), out.size() * 4);
+  return out;
+}
+
+Weight host_twin(const DeviceMatrix& m) {
+  return {.format = WeightFormat::kF32, .rows = m.w.rows, .cols = m.w.cols, .data = m.values.data()};
+}
+
+TEST(CudaManyRows, LinearAgreesWithTheDecoder) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  Random random(21);
+  struct Sizes {
+    std::int64_t t, out, cols;
+  };
+  for (const Quant& q : every_format()) {
+    double worst = 0;
+    for (const Sizes& s : q.spec.format == WeightFormat::kBF16
+                              ? std::vector<Sizes>{{1100, 2056, 320}, {1025, 3000, 200}, {4 * 513, 1024, 64}}
+                              : std::vector<Sizes>{{kManyRows, 1000, 256}, {2049, 1288, 384}}) {
+      const DeviceMatrix m = matrix(*ops, random, q.spec, s.out, s.cols);
+      const auto x = random.normals(s.t * s.cols, 1.0F);
+      const Buffer dx = to_device(*ops, x.data(), x.size() * 4);
+      const Buffer dy = ops->allocate(static_cast<std::size_t>(s.t * s.out) * 4);
+      ops->linear(
+          {.x = {dx.data(), DType::kF32, {s.t, s.cols}}, .w = m.w, .out = {dy.data(), DType::kF32, {s.t, s.out}}});
+      const auto y = fetch(*ops, dy, s.t * s.out);
+      std::vector<float> got, want;
+      for (std::int64_t r = 0; r < s.t; r += r % 128 >= 126 || r % 128 == 0 ? 1 : 21) {
+        for (std::int64_t o = 0; o < s.out; ++o) {
+          double sum = 0;
+          for (std::int64_t c = 0; c < s.cols; ++c)
+            sum += double{x[static_cast<std::size_t>(r * s.cols + c)]} *
+                   m.values[static_cast<std::size_t>(o * s.cols + c)];
+          want.push_back(static_cast<float>(sum));
+          got.push_back(y[static_cast<std::size_t>(r * s.out + o)]);
+        }
+      }
+      const double e = nmse(got, want);
+      EXPECT_LT(e, kProductLimit) << q.name << ", T=" << s.t << ", " << s.cols << "→" << s.out;
+      worst = std::max(worst, e);
+    }
+    std::printf("  %-16s worst nmse %.2e\n", q.name, worst);
+  }
+}
+
+// Experts with no row, with one, with one less and one more than a tile has; choices that are not used.
+TEST(CudaManyRows, ExpertsAgreeWithTheReference) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  const auto reference = make_reference_ops();
+  reference->reserve(many_row_limits());
+  Random random(22);
+  constexpr std::int64_t kExperts = 9, kHidden = 264;
+  constexpr int kTopK = 2;
+  for (const Quant& q : every_format()) {
+    const bool plain = q.spec.format == WeightFormat::kBF16;
+    const std::int64_t hidden = plain ? kHidden : 256, inner = plain ? 200 : 256;
+    for (const bool with_shared : {true, false}) {
+      if (!with_shared && !plain) continue;
+      std::vector<DeviceMatrix> all;
+      all.reserve(3 * (kExperts + 1));
+      const auto one = [&](std::int64_t rows, std::int64_t cols, Weight* d, Weight* h) {
+        all.push_back(matrix(*ops, random, q.spec, rows, cols));
+        *d = all.back().w;
+        *h = host_twin(all.back());
+      };
+      std::vector<ExpertWeights> device(kExperts), host(kExperts);
+      ExpertWeights device_shared, host_shared;
+      const auto expert = [&](ExpertWeights* d, ExpertWeights* h) {
+        one(inner, hidden, &d->gate, &h->gate);
+        one(inner, hidden, &d->up, &h->up);
+        one(hidden, inner, &d->down, &h->down);
+      };
+      for (std::size_t e = 0; e < kExperts; ++e) expert(&device[e], &host[e]);
+      if (with_shared) expert(&device_shared, &host_shared);
+      const std::int64_t t = plain ? 700 : kManyRows;
+      // First choices: experts 1, 2, 3 get 1, 127, 129 rows; 0 gets none; 4 and 5 the rest. Second ones: 6, 7, 8 or
+      // none.
+      std::vector<std::int32_t> ids;
+      std::vector<float> weights;
+      for (std::int64_t i = 0; i < t; ++i) {
+        const auto first = i < 1 ? 1 : i < 128 ? 2 : i < 257 ? 3 : 4 + static_cast<std::int32_t>(random.below(2));
+        const auto second = static_cast<std::int32_t>(random.below(4));
+        ids.push_back(first);
+        ids.push_back(second == 3 ? -1 : 6 + second);
+        for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
+      }
+      const auto x = random.normals(t * hidden, 1.0F);
+      std::vector<float> want(x.size());
+      MoeParams p;
+      p.top_k = kTopK;
+      p.x = {x.data(), DType::kF32, {t, hidden}};
+      p.ids = ids.data();
+      p.weights = weights.data();
+      p.experts = host;
+      p.shared = host_shared;
+      p.out = {want.data(), DType::kF32, {t, hidden}};
+      reference->moe(p);
+      const Buffer dx = to_device(*ops, x.data(), x.size() * 4), di = to_device(*ops, ids.data(), ids.size() * 4);
+      const Buffer dw = to_device(*ops, weights.data(), weights.size() * 4), dy = ops->allocate(x.size() * 4);
+      p.x.data = dx.data();
+      p.ids = static_cast<const std::int32_t*>(di.data());
+      p.weights = static_cast<const float*>(dw.data());
+      p.experts = device;
+      p.shared = device_shared;
+      p.out.data = dy.data();
+      ops->moe(p);
+      const double e = nmse(fetch(*ops, dy, t * hidden), want);
+      std::printf("  %-16s nmse %.2e\n", q.name, e);
+      EXPECT_LT(e, 2 * kProductLimit) << q.name << (with_shared ? ", shared" : "");
+    }
+  }
+}
+
+TEST(CudaManyRows, ProjectionAgreesWithTheReference) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  const auto reference = make_reference_ops();
+  reference->reserve(many_row_limits());
+  Random random(23);
+  constexpr std::int64_t kHidden = 256, kLora = 128, kHeads = 5, kRows = kManyRows;
+  std::vector<std::int32_t> positions;
+  for (std::int32_t i = 0; i < kRows; ++i) positions.push_back(i * 37);
+  const Buffer dp = to_device(*ops, positions.data(), positions.size() * 4);
+  for (const Quant& q : every_format()) {
+    const DeviceMatrix q_a = matrix(*ops, random, q.spec, kLora, kHidden),
+                       kv_a = matrix(*ops, random, q.spec, kKvRow, kHidden);
+    const DeviceMatrix q_b = matrix(*ops, random, q.spec, kHeads * kQk, kLora);
+    const auto x = random.normals(kRows * kHidden, 1.0F), a_norm = random.normals(kLora, 1.0F),
+               kv_norm = random.normals(kLatent, 1.0F);
+    const Buffer dx = to_device(*ops, x.data(), x.size() * 4), da = to_device(*ops, a_norm.data(), a_norm.size() * 4);
+    const Buffer dk = to_device(*ops, kv_norm.data(), kv_norm.size() * 4);
+    const Buffer out_q = ops->allocate(kRows * kHeads * kQk * 4), out_kv = ops->allocate(kRows * kKvRow * 4);
+    std::vector<float> want_q(kRows * kHeads * kQk), want_kv(kRows * kKvRow);
+    MlaProjectParams p;
+    p.x = {x.data(), DType::kF32, {kRows, kHidden}};
+    p.positions = positions.data();
+    p.q_a = host_twin(q_a);
+    p.q_b = host_twin(q_b);
+    p.kv_a = host_twin(kv_a);
+    p.q_a_norm = {a_norm.data(), DType::kF32, {kLora}};
+    p.kv_a_norm = {kv_norm.data(), DType::kF32, {kLatent}};
+    p.q = {want_q.data(), DType::kF32, {kRows, kHeads, kQk}};
+    p.kv = {want_kv.data(), DType::kF32, {kRows, kKvRow}};
+    reference->mla_project(p);
+    p.x.data = dx.data();
+    p.positions = static_cast<const std::int32_t*>(dp.data());
+    p.q_a = q_a.w;
+    p.q_b = q_b.w;
+    p.kv_a = kv_a.w;
+    p.q_a_norm.data = da.data();
+    p.kv_a_norm.data = dk.data();
+    p.q.data = out_q.data();
+    p.kv.data = out_kv.data();
+    ops->mla_project(p);
+    const double e_q = nmse(fetch(*ops, out_q, kRows * kHeads * kQk), want_q);
+    const double e_kv = nmse(fetch(*ops, out_kv, kRows * kKvRow), want_kv);
+    std::printf("  %-16s nmse of q %.2e, of kv %.2e\n", q.name, e_q, e_kv);
+    EXPECT_LT(e_q, 2 * kProductLimit) << q.name;
+    EXPECT_LT(e_kv, kProductLimit) << q.name;
+  }
+}
+
+// BF16 matrices meet activations as two numbers each: next to nothing is lost.
+TEST(CudaManyRows, MlpAgreesWithTheReference) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  const auto reference = make_reference_ops();
+  reference->reserve(many_row_limits());
+  Random random(24);
+  constexpr std::int64_t kHidden = 1024, kInner = 576, kRows = 2050;
+  for (const Quant& q : {kPlain, kQuants[2], kQuants[5]}) {
+    const DeviceMatrix gate = matrix(*ops, random, q.spec, kInner, kHidden),
+                       up = matrix(*ops, random, q.spec, kInner, kHidden);
+    const DeviceMatrix down = matrix(*ops, random, q.spec, kHidden, kInner);
+    const auto x = random.normals(kRows * kHidden, 1.0F);
+    const Buffer dx = to_device(*ops, x.data(), x.size() * 4), dy = ops->allocate(x.size() * 4);
+    std::vector<float> want(x.size());
+    MlpParams p;
+    p.x = {x.data(), DType::kF32, {kRows, kHidden}};
+    p.mlp = {host_twin(gate), host_twin(up), host_twin(down)};
+    p.out = {want.data(), DType::kF32, {kRows, kHidden}};
+    reference->mlp(p);
+    p.x.data = dx.data();
+    p.mlp = {gate.w, up.w, down.w};
+    p.out.data = dy.data();
+    ops->mlp(p);
+    const double e = nmse(fetch(*ops, dy, kRows * kHidden), want);
+    std::printf("  %-16s nmse %.2e\n", q.name, e);
+    EXPECT_LT(e, q.spec.format == WeightFormat::kBF16 ? 1e-8 : 2 * kProductLimit) << q.name;
+  }
+}
+
+}  // namespace
+}  // namespace glint
