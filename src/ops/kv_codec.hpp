@@ -23,8 +23,8 @@
 //   bits  0 … 15  latent scale, a bfloat16 (FP8, INT8; INT4 leaves these bits to chance)
 //   bits 16 … 63  four rotary scales of 12 bits: the upper bits of a float without its sign (8 exponent, 4 mantissa)
 //
-// INT16: codes of magnitude up to 2^14 - 1, which CPUs with products of int16 multiply where they lie (16 times as fine
-// as BF16 next to the row's largest value, coarser than it below 1/64 of that). Every 32 columns lie as 0-3, 16-19,
+// INT16: codes of magnitude up to 2^14 - 1, which CPUs with products of int16 multiply where they lie (64 times as fine
+// as BF16 next to a part's largest value, as fine at 1/64 of it, coarser below). Every 32 columns lie as 0-3, 16-19,
 // 4-7, 20-23 …: the order in which vector code packs two vectors into one and takes two rows apart. The two scales,
 // bfloat16, are in the lowest bits of the first 32 codes, in the order of memory: the latent's, then the rotary part's.
 // A value whose code has the wrong bit takes the other neighbour.

@@ -2,7 +2,8 @@
 //
 // vpdpwssd adds two products of int16 to a lane, twice what an fp32 multiply-add does; so do vpmaddwd and vpaddd, which
 // have more pipes than multiply-adds. So cache rows, queries and softmax weights become codes times a scale:
-//   rows      latent and rotary part each with its own scale; the largest |value| becomes kRowMost
+//   rows      latent and rotary part each with its own scale; the largest |value| becomes kRowMost. Those of the codec
+//             INT16 are such codes where they lie
 //   queries   the same, as fine as the bound below allows
 //   weights   those of a query in a page, times the latent scales of the rows; as fine as the bound below allows
 // A row's codes depend on that row alone, a query's on the query, weights on the query and the page; sums of integers
@@ -16,6 +17,7 @@
 // page's 64 rows. Rows and queries that are not finite have any codes and a scale of NaN: their sums may overflow, and
 // do not matter.
 
+static_assert(KvRow16::kMost <= kRowMost);
 static_assert(kPageTokens <= kLaneCodes && kLatent / kLanes <= kLaneCodes && kRope / kLanes <= kLaneCodes);
 
 #include "backends/cpu/attend_rows.inl.hpp"
