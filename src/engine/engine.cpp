@@ -40,8 +40,8 @@ void check_options(const EngineOptions& o) {
 constexpr std::int64_t kScoreRows = 64;
 
 // Of prompts beside decodes. A host's step takes as long as it has rows; a device's costs much the same up to a chunk.
-std::int64_t prompt_rows(const EngineOptions& options, const Ops& ops) {
-  return ops.host_memory() ? std::max<std::int64_t>(1, options.chunk_tokens / 4) : 0;
+std::int64_t prompt_rows(std::int64_t chunk, const Ops& ops) {
+  return ops.host_memory() ? std::max<std::int64_t>(1, chunk / 4) : 0;
 }
 
 constexpr double kMostSeconds = 1e9;  // a timeout: what microseconds in 64 bits hold, and more than anyone waits
@@ -62,7 +62,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
 
   const ModelConfig& config = loaded_.weights.config;
   const std::int64_t device_bytes = loaded_.ops->available_bytes();  // free after the weights are there
-  if (options_.chunk_tokens == 0) options_.chunk_tokens = default_chunk(device_bytes);
+  const std::int64_t chunk = options_.chunk_tokens > 0 ? options_.chunk_tokens : default_chunk(device_bytes);
   const bool mapped = device_bytes < 0 && options_.synthetic_layers == 0;
   const MemoryState memory{.available_bytes = device_bytes >= 0 ? device_bytes : available_memory(),
                            .mapped_bytes = mapped ? info_.weight_bytes : 0};
@@ -70,7 +70,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
   info_.max_context = cache.max_context;
 
   RuntimeOptions runtime;
-  runtime.model = {.max_rows = options_.chunk_tokens,
+  runtime.model = {.max_rows = chunk,
                    .max_logits = std::max<std::int64_t>(options_.max_requests, kScoreRows),
                    .max_context = cache.max_context,
                    .latent_eps = options_.latent_eps,
@@ -84,8 +84,8 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
   loop_ = std::make_unique<StepLoop>(*runtime_,
                                      StepLoopOptions{.scheduler = {.n_pages = runtime_->store().n_pages(),
                                                                    .page_tokens = kPageTokens,
-                                                                   .chunk_tokens = options_.chunk_tokens,
-                                                                   .prompt_rows = prompt_rows(options_, *loaded_.ops),
+                                                                   .chunk_tokens = chunk,
+                                                                   .prompt_rows = prompt_rows(chunk, *loaded_.ops),
                                                                    .max_running = options_.max_requests,
                                                                    .max_context = cache.max_context},
                                                      .eos_ids = config.eos_ids,
