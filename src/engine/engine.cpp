@@ -62,7 +62,10 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
 
   const ModelConfig& config = loaded_.weights.config;
   const std::int64_t device_bytes = loaded_.ops->available_bytes();  // free after the weights are there
-  const std::int64_t chunk = options_.chunk_tokens > 0 ? options_.chunk_tokens : default_chunk(device_bytes);
+  const std::int64_t cache_bytes =
+      options_.cache_tokens * KvStore::token_bytes(config.n_cache_layers(), kv_codec(options_));
+  const std::int64_t chunk =
+      options_.chunk_tokens > 0 ? options_.chunk_tokens : default_chunk(device_bytes - cache_bytes);
   const bool mapped = device_bytes < 0 && options_.synthetic_layers == 0;
   const MemoryState memory{.available_bytes = device_bytes >= 0 ? device_bytes : available_memory(),
                            .mapped_bytes = mapped ? info_.weight_bytes : 0};

@@ -55,7 +55,8 @@ KvCodec kv_codec(const EngineOptions& options) {
   // (docs/experiments/2026-11-30-cpu-int16-codec.md).
   if (options.kv == "auto") return options.device == "cuda" ? KvCodec::kBF16 : KvCodec::kInt16;
   if (const auto codec = kv_codec_from_name(options.kv)) return *codec;
-  throw Error({.what = "kv", .found = '"' + options.kv + '"', .expected = "auto, int16, f16, bf16, fp8, int8, int4 or f32"});
+  throw Error(
+      {.what = "kv", .found = '"' + options.kv + '"', .expected = "auto, int16, f16, bf16, fp8, int8, int4 or f32"});
 }
 
 LoadedModel load_model(const EngineOptions& options) {

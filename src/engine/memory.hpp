@@ -26,10 +26,10 @@ struct MemoryState {
 // The share of the free memory that the cache may take when nobody says how large it is to be.
 inline constexpr double kCacheShare = 0.6;
 
-// Rows of a step where the caller leaves the choice. `device_bytes`: free on the device when the weights are there;
-// negative on a host, whose steps take as long as they have rows. On a device each chunk of a prompt reads all experts
-// again: 2,048 rows take 1.6 (BF16) to 2.6 times (INT4) as long as 512 (docs/gpu.md). Where weights fill it, their
-// workspace would take the cache's room.
+// Rows of a step where the caller leaves the choice. `device_bytes`: free on the device when the weights are there
+// (and a cache whose size is given); negative on a host, whose steps take as long as they have rows. On a device each
+// chunk of a prompt reads all experts again: 2,048 rows take 1.6 (BF16) to 2.6 times (INT4) as long as 512
+// (docs/gpu.md). Where weights fill it, their workspace would take the cache's room.
 std::int64_t default_chunk(std::int64_t device_bytes);
 
 // Fills in what the options leave open. Throws Error when what they ask for does not fit the model or the memory.

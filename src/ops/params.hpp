@@ -64,6 +64,7 @@ struct MlaProjectParams {
   ConstView kv_a_norm;                      // [512] F32
   float latent_eps = 1e-5F;
   float rope_theta = 1e6F;  // interleaved pairs
+  int n_seqs = 0;           // whose rows these are; 0: not known. Of one, q may go to mla_attend in the form it wants
   View q;                   // [T, N, 256], rope applied to the last 64 of each head
   View kv;                  // [T, 576]
 };

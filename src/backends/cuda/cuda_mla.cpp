@@ -82,7 +82,9 @@ void CudaOps::mla_project(const MlaProjectParams& p) {
   turned.angles = rotary.angles;
   turned.out = static_cast<float*>(halves_.data());
   const std::int64_t n = rows * heads * kQk;
-  if (!few && halves_.bytes() >= static_cast<std::size_t>(n) * 2 && gemm_products(turned, nullptr, scratch)) {
+  // With others beside it, some rows' queries are read in more than BF16.
+  const bool alone = p.n_seqs == 1 && halves_.bytes() >= static_cast<std::size_t>(n) * 2 && aligned(p.q.data);
+  if (!few && alone && gemm_products(turned, nullptr, scratch)) {
     handed_ = {.out = p.q.as<float>(), .n = n};
     return;
   }
@@ -117,8 +119,8 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   const bool many = attend_prefill_takes(l, kv_b, rows) && rows * heads > std::int64_t{kFewPairs} * cache.n_seqs;
   const std::int64_t n = rows * heads * kQk;
   // From as many rows on as o_proj takes in BF16 by gemm(): what is read as F32 nevertheless has been rounded.
-  const bool alone =
-      many && cache.n_seqs == 1 && rows > kWideWgmmaBf16Rows && halves_.bytes() >= static_cast<std::size_t>(n) * 2;
+  const bool alone = many && cache.n_seqs == 1 && rows > kWideWgmmaBf16Rows && aligned(p.out.data) &&
+                     halves_.bytes() >= static_cast<std::size_t>(n) * 2;
   const void* query = alone && handed_.is(p.q.data, n) ? halves_.data() : nullptr;
   if (query != nullptr) handed_ = {};  // the answer takes its place
   settle();

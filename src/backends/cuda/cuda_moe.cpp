@@ -128,7 +128,8 @@ void CudaOps::moe(const MoeParams& p) {
       c.ups.at[kMaxExperts] = up.at;
       c.downs.at[kMaxExperts] = down.at;
     } else {
-      gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, scratch);
+      Scratch its_own = scratch;  // the experts' come after it
+      gated(p.shared, c.x, c.y + c.slots() * c.hidden, c.T, its_own);
     }
   }
   wide = wide && !mixed;
@@ -243,7 +244,11 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
 // matrices then have one format, the shared expert's too. False: nothing was done.
 bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch) {
   const Launch& l = device_.launch();
-  const bool plain = c.gate.format == WeightFormat::kBF16 && c.down.format == WeightFormat::kBF16;
+  const auto in_bf16 = [](const MatShape& gate, const MatShape& down) {
+    return gate.format == WeightFormat::kBF16 && down.format == WeightFormat::kBF16;
+  };
+  const bool plain =
+      in_bf16(c.gate, c.down) && (!shared.gate || in_bf16(mat_of(shared.gate).shape, mat_of(shared.down).shape));
   if (c.T <= (plain ? kWideWgmmaBf16Rows : kWidenRows - 1)) return false;
   GemmMoe m;
   m.T = static_cast<std::int32_t>(c.T);

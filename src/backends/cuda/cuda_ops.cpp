@@ -13,11 +13,7 @@ namespace glint {
 std::unique_ptr<Ops> make_cuda_ops(const CudaOptions& options) { return std::make_unique<cuda::CudaOps>(options); }
 
 namespace cuda {
-namespace {
-
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
-}  // namespace
+namespace {}  // namespace
 
 Mat mat_of(const Weight& w) {
   Mat m;
@@ -280,7 +276,7 @@ bool CudaOps::gemm_gated(const ExpertWeights& w, const Act& x, float* out, std::
   if (x.rows_index != nullptr || x.bf16 || !aligned(x.data) || x.stride % 4 != 0) return false;
   Scratch trial = scratch;
   const std::int64_t bytes = rows * (cols + inner) * 2 * parts + 512;
-  if (trial.left() < bytes) return false;
+  if (trial.left() < bytes + 256) return false;
   trial.take<>(bytes);
   if (!gemm_reads(down, rows, trial) || !gemm_reads(gate, rows, trial)) return false;
   if (gate.shape.format != WeightFormat::kBF16) trial.take<>(inner * cols * 2);

@@ -34,7 +34,10 @@ class CudaOps final : public Ops {
   }
   void finish_download() override { device_.finish_download(); }
   void copy(void* dst, const void* src, std::size_t bytes) override;
-  void synchronize() override { device_.synchronize(); }
+  void synchronize() override {
+    settle();
+    device_.synchronize();
+  }
   void reserve(const OpLimits& limits) override;
   bool supports(WeightFormat format) const override { return has_kernels(format); }
   bool supports(KvCodec codec) const override { return codec != KvCodec::kF16 && codec != KvCodec::kInt16; }
@@ -94,6 +97,8 @@ class CudaOps final : public Ops {
   };
   void settle();
   const Launch& begin_beside();  // of an op that touches nothing handed on
+
+  static bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
   struct Product {
     Mat w;

@@ -144,6 +144,7 @@ void Model::attention(const LayerWeights& w, int index, const Batch& batch, cons
                     .kv_a_norm = w.kv_a_norm,
                     .latent_eps = options_.latent_eps,
                     .rope_theta = weights_.config.rope_theta,
+                    .n_seqs = batch.attend.n_seqs,
                     .q = q,
                     .kv = kv});
   ops_.mla_append({.tag = {"mla_append", index}, .kv = kv, .slots = batch.slots, .pages = pages});
