@@ -16,13 +16,12 @@
 namespace glint {
 
 struct EngineOptions {
-  std::string model_dir;       // a checkpoint directory; with synthetic_layers > 0: whose tokenizer, or empty
-  std::string device = "cpu";  // "cpu" or "reference"
-  std::string isa;             // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16 | amx
-  int threads = 0;             // cpu: 0 = one a core
-  std::string kv =
-      "auto";           // cache format: "int16", "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: int16, cuda bf16
-  std::string weights;  // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored
+  std::string model_dir;          // a checkpoint directory; with synthetic_layers > 0: whose tokenizer, or empty
+  std::string device = "cpu";     // "cpu" or "reference"
+  std::string isa;                // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16 | amx
+  int threads = 0;                // cpu: 0 = one a core
+  std::string kv = "auto";        // cache: "int16", "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: int16, cuda bf16
+  std::string weights;            // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored
   std::int64_t max_context = 0;   // tokens a request may hold; 0: the model's own limit
   std::int64_t cache_tokens = 0;  // tokens the whole cache holds; 0: as many as fit in a share of the free memory
   std::int64_t chunk_tokens = 0;  // rows a step at most: long prompts are read in chunks of it; 0: the engine's choice
