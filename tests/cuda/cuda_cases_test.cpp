@@ -98,8 +98,6 @@ std::vector<float> times(const std::vector<float>& x, std::int64_t rows, const D
   return out;
 }
 
-constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
-
 TEST(CudaFormats, LinearAgreesWithTheDecoder) {
   NEED_GPU();
   const auto ops = make_cuda_ops({});
@@ -139,21 +137,7 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
   constexpr std::int64_t kHidden = 256, kInner = 128, kExperts = 6;
   constexpr int kTopK = 2;
   for (const Quant& q : kQuants) {
-    std::vector<DeviceMatrix> all;
-    const auto expert = [&](ExpertWeights* device, ExpertWeights* host) {
-      const auto one = [&](std::int64_t rows, std::int64_t cols, Weight* d, Weight* h) {
-        all.push_back(matrix(*ops, random, q.spec, rows, cols));
-        *d = all.back().w;
-        *h = {.format = WeightFormat::kF32, .rows = rows, .cols = cols, .data = all.back().values.data()};
-      };
-      one(kInner, kHidden, &device->gate, &host->gate);
-      one(kInner, kHidden, &device->up, &host->up);
-      one(kHidden, kInner, &device->down, &host->down);
-    };
-    std::vector<ExpertWeights> device(kExperts), host(kExperts);
-    ExpertWeights device_shared, host_shared;
-    for (std::size_t e = 0; e < kExperts; ++e) expert(&device[e], &host[e]);
-    expert(&device_shared, &host_shared);
+    const ExpertTwins experts(*ops, random, q.spec, kExperts, kHidden, kInner, true);
     // Random choices, every row to the last experts (the others are empty), every second row without its second choice.
     enum class Routing { kRandom, kSkewed, kHoles };
     for (const auto& [t, routing] :
@@ -170,27 +154,8 @@ TEST(CudaFormats, ExpertsAgreeWithTheirDecodedTwins) {
         ids.insert(ids.end(), order.begin(), order.begin() + kTopK);
         for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
       }
-      std::vector<float> want(x.size()), got(x.size());
-      MoeParams p;
-      p.top_k = kTopK;
-      p.x = {x.data(), DType::kF32, {t, kHidden}};
-      p.ids = ids.data();
-      p.weights = weights.data();
-      p.experts = host;
-      p.shared = host_shared;
-      p.out = {want.data(), DType::kF32, {t, kHidden}};
-      reference->moe(p);
-      const Buffer dx = to_device(*ops, x.data(), x.size() * 4), di = to_device(*ops, ids.data(), ids.size() * 4);
-      const Buffer dw = to_device(*ops, weights.data(), weights.size() * 4), dy = ops->allocate(x.size() * 4);
-      p.x.data = dx.data();
-      p.ids = static_cast<const std::int32_t*>(di.data());
-      p.weights = static_cast<const float*>(dw.data());
-      p.experts = device;
-      p.shared = device_shared;
-      p.out.data = dy.data();
-      ops->moe(p);
-      ops->download(got.data(), dy.data(), got.size() * 4);
-      EXPECT_LT(nmse(got, want), 2 * kProductLimit) << q.name << ", T=" << t << ", " << static_cast<int>(routing);
+      EXPECT_LT(moe_error(*ops, *reference, experts, kTopK, x, ids, weights), 2 * kProductLimit)
+          << q.name << ", T=" << t << ", " << static_cast<int>(routing);
     }
   }
 }

@@ -92,4 +92,58 @@ inline double nmse(const std::vector<float>& got, const std::vector<float>& want
   return error / square;  // NaN fails every comparison
 }
 
+inline constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
+
+// Experts of one shape on the device, and as decoded floats on the host.
+struct ExpertTwins {
+  std::vector<DeviceMatrix> matrices;
+  std::vector<ExpertWeights> device, host;
+  ExpertWeights device_shared, host_shared;
+
+  ExpertTwins(Ops& ops, Random& random, const QuantSpec& spec, std::int64_t n, std::int64_t hidden, std::int64_t inner,
+              bool with_shared)
+      : device(static_cast<std::size_t>(n)), host(static_cast<std::size_t>(n)) {
+    const auto one = [&](std::int64_t rows, std::int64_t cols, Weight* d, Weight* h) {
+      matrices.push_back(matrix(ops, random, spec, rows, cols));
+      const DeviceMatrix& m = matrices.back();
+      *d = m.w;
+      *h = {.format = WeightFormat::kF32, .rows = rows, .cols = cols, .data = m.values.data()};
+    };
+    const auto expert = [&](ExpertWeights* d, ExpertWeights* h) {
+      one(inner, hidden, &d->gate, &h->gate);
+      one(inner, hidden, &d->up, &h->up);
+      one(hidden, inner, &d->down, &h->down);
+    };
+    for (std::size_t e = 0; e < device.size(); ++e) expert(&device[e], &host[e]);
+    if (with_shared) expert(&device_shared, &host_shared);
+  }
+};
+
+// The error of the device's answer for rows of x [t, hidden] and their choices, against the reference's.
+inline double moe_error(Ops& ops, Ops& reference, const ExpertTwins& experts, int top_k, const std::vector<float>& x,
+                        const std::vector<std::int32_t>& ids, const std::vector<float>& weights) {
+  const auto t = static_cast<std::int64_t>(ids.size()) / top_k, hidden = static_cast<std::int64_t>(x.size()) / t;
+  std::vector<float> want(x.size()), got(x.size());
+  MoeParams p;
+  p.top_k = top_k;
+  p.x = {x.data(), DType::kF32, {t, hidden}};
+  p.ids = ids.data();
+  p.weights = weights.data();
+  p.experts = experts.host;
+  p.shared = experts.host_shared;
+  p.out = {want.data(), DType::kF32, {t, hidden}};
+  reference.moe(p);
+  const Buffer dx = to_device(ops, x.data(), x.size() * 4), di = to_device(ops, ids.data(), ids.size() * 4);
+  const Buffer dw = to_device(ops, weights.data(), weights.size() * 4), dy = ops.allocate(x.size() * 4);
+  p.x.data = dx.data();
+  p.ids = static_cast<const std::int32_t*>(di.data());
+  p.weights = static_cast<const float*>(dw.data());
+  p.experts = experts.device;
+  p.shared = experts.device_shared;
+  p.out.data = dy.data();
+  ops.moe(p);
+  ops.download(got.data(), dy.data(), got.size() * 4);
+  return nmse(got, want);
+}
+
 }  // namespace glint

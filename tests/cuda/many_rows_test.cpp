@@ -9,7 +9,6 @@
 namespace glint {
 namespace {
 
-constexpr double kProductLimit = 2e-5;  // bf16 activations and bf16 decoded weights: about 4e-6
 constexpr std::int64_t kManyRows = 2125;
 
 OpLimits many_row_limits() {
@@ -91,22 +90,7 @@ TEST(CudaManyRows, ExpertsAgreeWithTheReference) {
     const std::int64_t hidden = plain ? kHidden : 256, inner = plain ? 200 : 256;
     for (const bool with_shared : {true, false}) {
       if (!with_shared && !plain) continue;
-      std::vector<DeviceMatrix> all;
-      all.reserve(3 * (kExperts + 1));
-      const auto one = [&](std::int64_t rows, std::int64_t cols, Weight* d, Weight* h) {
-        all.push_back(matrix(*ops, random, q.spec, rows, cols));
-        *d = all.back().w;
-        *h = host_twin(all.back());
-      };
-      std::vector<ExpertWeights> device(kExperts), host(kExperts);
-      ExpertWeights device_shared, host_shared;
-      const auto expert = [&](ExpertWeights* d, ExpertWeights* h) {
-        one(inner, hidden, &d->gate, &h->gate);
-        one(inner, hidden, &d->up, &h->up);
-        one(hidden, inner, &d->down, &h->down);
-      };
-      for (std::size_t e = 0; e < kExperts; ++e) expert(&device[e], &host[e]);
-      if (with_shared) expert(&device_shared, &host_shared);
+      const ExpertTwins experts(*ops, random, q.spec, kExperts, hidden, inner, with_shared);
       const std::int64_t t = plain ? 700 : kManyRows;
       // First choices: experts 1, 2, 3 get 1, 127, 129 rows; 0 gets none; 4 and 5 the rest. Second ones: 6, 7, 8 or
       // none.
@@ -120,26 +104,7 @@ TEST(CudaManyRows, ExpertsAgreeWithTheReference) {
         for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
       }
       const auto x = random.normals(t * hidden, 1.0F);
-      std::vector<float> want(x.size());
-      MoeParams p;
-      p.top_k = kTopK;
-      p.x = {x.data(), DType::kF32, {t, hidden}};
-      p.ids = ids.data();
-      p.weights = weights.data();
-      p.experts = host;
-      p.shared = host_shared;
-      p.out = {want.data(), DType::kF32, {t, hidden}};
-      reference->moe(p);
-      const Buffer dx = to_device(*ops, x.data(), x.size() * 4), di = to_device(*ops, ids.data(), ids.size() * 4);
-      const Buffer dw = to_device(*ops, weights.data(), weights.size() * 4), dy = ops->allocate(x.size() * 4);
-      p.x.data = dx.data();
-      p.ids = static_cast<const std::int32_t*>(di.data());
-      p.weights = static_cast<const float*>(dw.data());
-      p.experts = device;
-      p.shared = device_shared;
-      p.out.data = dy.data();
-      ops->moe(p);
-      const double e = nmse(fetch(*ops, dy, t * hidden), want);
+      const double e = moe_error(*ops, *reference, experts, kTopK, x, ids, weights);
       std::printf("  %-16s nmse %.2e\n", q.name, e);
       EXPECT_LT(e, 2 * kProductLimit) << q.name << (with_shared ? ", shared" : "");
     }

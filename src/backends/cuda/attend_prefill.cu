@@ -478,14 +478,12 @@ bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows) {
          l.smem_limit >= static_cast<int>(std::max(kFlashBytes, kGemmBytes));
 }
 
-void attend_prefill(const Launch& l, const AttendPrefill& j) { attend_prefill(l, j, nullptr, nullptr); }
-
-void attend_prefill(const Launch& l, const AttendPrefill& j, const void* q_bf16, void* out_bf16) {
+void attend_prefill(const Launch& l, const AttendPrefill& j) {
   Args a{};
   a.q = j.q;
-  a.q_bf16 = static_cast<const std::uint16_t*>(q_bf16);
+  a.q_bf16 = static_cast<const std::uint16_t*>(j.q_bf16);
   a.out = j.out;
-  a.out_bf16 = static_cast<std::uint16_t*>(out_bf16);
+  a.out_bf16 = static_cast<std::uint16_t*>(j.out_bf16);
   a.state = static_cast<float2*>(j.state);
   a.pages = static_cast<const unsigned char*>(j.cache.pages);
   a.page_stride = j.cache.page_stride;

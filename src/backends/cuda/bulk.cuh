@@ -15,6 +15,12 @@ __device__ __forceinline__ void barrier_arrive(std::uint32_t at) {
 __device__ __forceinline__ void barrier_arrive_copied(std::uint32_t at) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(at) : "memory");
 }
+// Of all threads of a cluster's blocks.
+__device__ __forceinline__ void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
 // Until the phase of that parity has ended.
 __device__ __forceinline__ void barrier_wait(std::uint32_t at, std::uint32_t parity) {
 #if __CUDA_ARCH__ >= 900

@@ -130,6 +130,7 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   const PrefillSizes sizes = prefill_sizes(limits_.max_rows, limits_.max_context, heads);
   AttendPrefill j;
   j.q = p.q.as<float>();
+  j.q_bf16 = query;
   j.rows = rows;
   j.heads = heads;
   j.kv_b = kv_b;
@@ -139,7 +140,8 @@ void CudaOps::mla_attend(const MlaAttendParams& p) {
   j.tiles = scratch.take<>(sizes.tile_bytes);
   j.state = scratch.take<>(sizes.state_bytes);
   j.out = p.out.as<float>();
-  attend_prefill(l, j, query, alone ? halves_.data() : nullptr);
+  if (alone) j.out_bf16 = halves_.data();
+  attend_prefill(l, j);
   if (alone) handed_ = {.out = j.out, .n = n};
 }
 

@@ -80,9 +80,6 @@ __device__ __forceinline__ void barrier_arrive_at(std::uint32_t at, int rank) {
       "r"(rank)
       : "memory");
 }
-__device__ __forceinline__ void cluster_barrier() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 
 // acc of 64 rows from `first_row`; a lane has rows g and g + 8 of its warp's sixteen.
 template <typename Problem>

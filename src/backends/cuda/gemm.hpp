@@ -37,12 +37,6 @@ void pack_parts(const Launch& l, const float* x, std::int64_t stride, std::int64
 // BF16 numbers as F32; n in eights.
 void unpack(const Launch& l, const void* bf16, std::int64_t n, float* out);
 
-// ---- attend_prefill.cu ----------------------------------------------------------------------------------------------
-
-// As in mla.hpp, with q in BF16, if given, and the answers of one sequence's rows, if wanted, in place of q or beside
-// it.
-void attend_prefill(const Launch& l, const AttendPrefill& j, const void* q_bf16, void* out_bf16);
-
 // ---- gemm_moe.cu ----------------------------------------------------------------------------------------------------
 
 inline constexpr int kGemmExperts = 64;  // beside the shared one: their maps are the kernel's parameters

@@ -91,14 +91,16 @@ struct PrefillSizes {                    // of the workspace
 };
 PrefillSizes prefill_sizes(std::int64_t max_rows, std::int64_t max_context, std::int64_t heads);
 struct AttendPrefill {
-  const float* q = nullptr;  // [T, N, 256]
-  std::int64_t rows = 0;     // T
+  const float* q = nullptr;      // [T, N, 256]
+  const void* q_bf16 = nullptr;  // instead, if given
+  std::int64_t rows = 0;         // T
   int heads = 0;
   Mat kv_b;
   CacheView cache;
   std::int64_t block_pages = 0;
   void *latent = nullptr, *tiles = nullptr, *state = nullptr;
-  float* out = nullptr;  // [T, N, 256]
+  float* out = nullptr;      // [T, N, 256]
+  void* out_bf16 = nullptr;  // where answers go instead, if given; may be q_bf16. Of one sequence only
 };
 bool attend_prefill_takes(const Launch& l, const Mat& kv_b, std::int64_t rows);
 void attend_prefill(const Launch& l, const AttendPrefill& j);

@@ -9,7 +9,7 @@
 
 #include "backends/cuda/sample.hpp"
 
-#include "backends/cuda/common.cuh"
+#include "backends/cuda/bulk.cuh"
 
 namespace glint::cuda {
 namespace {
@@ -54,11 +54,6 @@ struct Shared {
 
 // ---- the cluster ----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
 // The same variable in the shared memory of block `rank`.
 template <typename T>
 __device__ __forceinline__ T* in_block(T* p, int rank) {

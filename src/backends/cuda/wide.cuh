@@ -53,11 +53,6 @@ __device__ __forceinline__ void computing_barrier() {
   asm volatile("bar.sync 1, %0;" ::"n"(32 * kWideWarps) : "memory");
 }
 
-__device__ __forceinline__ void cluster_barrier() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
 __device__ __forceinline__ float2 cluster_read(std::uint32_t address, int rank) {
   float2 v{};
 #if __CUDA_ARCH__ >= 900
