@@ -27,6 +27,7 @@ void check_options(const EngineOptions& o) {
   check_range("max_requests", o.max_requests, 1, 4096);
   check_range("window_tokens", o.window_tokens, 0, kMost);
   check_range("synthetic_layers", o.synthetic_layers, 0, 1024);
+  check_range("touch_ahead_bytes", o.touch_ahead_bytes, 0, std::int64_t{1} << 40);
   check_range("cache_dir_bytes", o.cache_dir_bytes, 0, std::int64_t{1} << 60);
   if (!o.cache_dir.empty() && !o.prefix_cache) {
     throw Error({.what = "cache_dir", .found = '"' + o.cache_dir + '"', .expected = "a prefix cache that is on"});
@@ -82,6 +83,7 @@ EngineImpl::EngineImpl(const EngineOptions& options) : options_((check_options(o
   runtime.codec = kv_codec(options_);
   runtime.cache_tokens = cache.cache_tokens;
   runtime.max_seqs = options_.max_requests;
+  runtime.touch_ahead_bytes = options_.touch_ahead_bytes;
   runtime_ = std::make_unique<Runtime>(loaded_.weights, *loaded_.ops, runtime);
 
   loop_ = std::make_unique<StepLoop>(*runtime_,
@@ -340,6 +342,7 @@ std::optional<Event> EngineImpl::next(RequestId id, std::optional<std::chrono::m
       if (!worked || (timeout && std::chrono::steady_clock::now() >= deadline)) return std::nullopt;
       continue;
     }
+    if (timeout && timeout->count() <= 0) return std::nullopt;
     ++waiters_;
     const auto ready = [&] { return !channel->empty() || channel->closed; };
     if (timeout) {

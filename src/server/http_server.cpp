@@ -7,6 +7,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <csignal>
+#include <iterator>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -19,6 +20,16 @@ namespace glint::server {
 
 namespace asio = boost::asio;
 using Tcp = asio::ip::tcp;
+
+namespace {
+
+struct Posted {
+  std::weak_ptr<Session> session;
+  std::function<void()> work;
+};
+constexpr std::size_t kPostedAtOnce = 64;  // sessions that one thread serves before another may help
+
+}  // namespace
 
 struct HttpServer::Impl final : SessionHost {
   Impl(const HttpOptions& options, HttpHandler& handler) : options_(options), handler_(handler) {}
@@ -34,7 +45,9 @@ struct HttpServer::Impl final : SessionHost {
   HttpHandler& handler() override { return handler_; }
   bool draining() const override { return draining_; }
   void session_gone(const void* session) override;
+  void post(std::weak_ptr<Session> session, std::function<void()> work) override;
 
+  void run_posted();
   void listen();
   void accept();
   void await_signal();
@@ -52,6 +65,8 @@ struct HttpServer::Impl final : SessionHost {
   std::mutex mutex_;                  // guards sessions_ and accept_paused_
   std::unordered_map<const void*, std::weak_ptr<Session>> sessions_;
   bool accept_paused_ = false;
+  std::mutex posted_mutex_;  // guards posted_
+  std::vector<Posted> posted_;
 
   // Sessions live in pending operations of ioc_ and call session_gone(): ioc_ goes before what that needs.
   asio::io_context ioc_;
@@ -128,6 +143,34 @@ void HttpServer::Impl::session_gone(const void* session) {
     asio::post(strand_, [this] { end_stop(); });
   } else if (resume) {
     asio::post(strand_, [this] { accept(); });
+  }
+}
+
+// A step of the engine has a token for each session that streams. They are served in one go: a thread woken for each of
+// them, on a host whose cores all compute, costs more than what it is woken for.
+void HttpServer::Impl::post(std::weak_ptr<Session> session, std::function<void()> work) {
+  bool first = false;
+  {
+    const std::lock_guard lock(posted_mutex_);
+    first = posted_.empty();
+    posted_.push_back({std::move(session), std::move(work)});
+  }
+  if (first) asio::post(ioc_, [this] { run_posted(); });
+}
+
+void HttpServer::Impl::run_posted() {
+  std::vector<Posted> all;
+  {
+    const std::lock_guard lock(posted_mutex_);
+    all.swap(posted_);
+    if (all.size() > kPostedAtOnce) {
+      posted_.assign(std::move_iterator(all.begin() + kPostedAtOnce), std::move_iterator(all.end()));
+      all.resize(kPostedAtOnce);
+      asio::post(ioc_, [this] { run_posted(); });
+    }
+  }
+  for (Posted& posted : all) {
+    if (const auto session = posted.session.lock()) session->run(std::move(posted.work));
   }
 }
 

@@ -36,6 +36,7 @@ Session::Session(Socket socket, SessionHost& host)
     remote_ = fmt::format("{}{}{}:{}", v6 ? "[" : "", peer.address().to_string(), v6 ? "]" : "", peer.port());
   }
   socket_.set_option(asio::ip::tcp::no_delay(true), error);  // tokens go out one by one
+  socket_.non_blocking(true, error);                         // flush() writes what fits
 }
 
 Session::~Session() {
@@ -60,10 +61,11 @@ void Session::kill() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] { self->client_gone(); });
 }
 
-void Session::post(std::function<void()> work) {
-  asio::post(socket_.get_executor(), [weak = weak_from_this(), work = std::move(work)] {
-    const auto self = weak.lock();
-    if (!self || self->state_ == State::kClosed) return;
+void Session::post(std::function<void()> work) { host_.post(weak_from_this(), std::move(work)); }
+
+void Session::run(std::function<void()> work) {
+  asio::dispatch(socket_.get_executor(), [self = shared_from_this(), work = std::move(work)] {
+    if (self->state_ == State::kClosed) return;
     try {
       work();
     } catch (...) { self->client_gone(); }
@@ -254,11 +256,20 @@ void Session::finish() {
 
 void Session::flush() {
   if (!in_flight_.empty() || out_.empty()) return;
-  in_flight_.swap(out_);
-  written_ = 0;
   if (state_ == State::kAnswering) since_ = Clock::now();
+  // A token fits into the socket's buffer: written here, it needs no operation and no further turn of a thread. What
+  // does not, errors, and the end of an answer take the long way.
+  std::size_t n = 0;
+  if (state_ == State::kAnswering && !done_) {
+    ErrorCode error;
+    n = socket_.write_some(asio::buffer(out_), error);
+    if (error) n = 0;
+    if (n == out_.size()) return out_.clear();
+  }
+  in_flight_.swap(out_);
+  written_ = n;
   socket_.async_write_some(
-      asio::buffer(in_flight_),
+      asio::buffer(in_flight_) + written_,
       [self = shared_from_this()](const ErrorCode& error, std::size_t n) { self->on_written(error, n); });
 }
 

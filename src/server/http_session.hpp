@@ -13,6 +13,7 @@
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +23,8 @@
 
 namespace glint::server {
 
+class Session;
+
 // What sessions need of their server. Outlives them.
 class SessionHost {
  public:
@@ -30,6 +33,8 @@ class SessionHost {
   virtual HttpHandler& handler() = 0;
   virtual bool draining() const = 0;
   virtual void session_gone(const void* session) = 0;
+  // Runs `work` in the session soon, if it is still there. From any thread.
+  virtual void post(std::weak_ptr<Session> session, std::function<void()> work) = 0;
 };
 
 class Session final : public Responder, public std::enable_shared_from_this<Session> {
@@ -52,6 +57,8 @@ class Session final : public Responder, public std::enable_shared_from_this<Sess
   void write(std::string_view bytes) override;
   void finish() override;
   void post(std::function<void()> work) override;
+  // At once if the calling thread serves sessions and no other has this one.
+  void run(std::function<void()> work);
 
  private:
   using Clock = std::chrono::steady_clock;
