@@ -11,6 +11,9 @@
 
 namespace glint::apps {
 
+// EngineOptions::touch_ahead_bytes of a server: what 64 clients fill in some seconds on a small host.
+inline constexpr std::int64_t kServerTouchAhead = 256 << 20;
+
 struct EngineFlags {
   EngineOptions options;
   bool quiet = false;     // no progress, no closing line

@@ -25,6 +25,7 @@ struct EngineOptions {
   std::int64_t max_context = 0;   // tokens a request may hold; 0: the model's own limit
   std::int64_t cache_tokens = 0;  // tokens the whole cache holds; 0: as many as fit in a share of the free memory
   std::int64_t chunk_tokens = 0;  // rows a step at most: long prompts are read in chunks of it; 0: the engine's choice
+  std::int64_t touch_ahead_bytes = 0;  // of a host's cache: memory asked for before a step needs it; 0: none
   int max_requests = 64;          // requests that run at the same time; more wait
   float latent_eps = 0;           // 0: the config's rms_norm_eps; 1e-6 for bit parity with Hugging Face
   int window_tokens = 0;          // sliding-window attention; 0: dense

@@ -23,6 +23,7 @@ class EngineOptions(TypedDict, total=False):
     max_context: int  # tokens a request may hold, prompt and answer; 0: the model's limit
     cache_tokens: int  # tokens the whole cache holds; 0: what fits into a share of the free memory
     chunk_tokens: int  # rows a step at most; longer prompts are read in chunks; 0: 512, or 2048 on a device with room
+    touch_ahead_bytes: int  # of a host's cache: memory asked of the system before a step needs it; 0: none
     max_requests: int  # requests that run at the same time; more wait
     latent_eps: float  # 0: the config's rms_norm_eps; 1e-6: bit parity with Hugging Face
     window_tokens: int  # sliding-window attention; 0: dense

@@ -31,6 +31,7 @@ PageId KvPlan::take() {
   const PageId page = free_.back();
   free_.pop_back();
   references_[static_cast<std::size_t>(page)] = 1;
+  if (page >= ever_used_) ever_used_ = page + 1;
   return page;
 }
 
@@ -209,6 +210,9 @@ std::string KvPlan::check_integrity() const {
              std::to_string(references_[p]);
     }
     if ((references_[p] == 0) != is_free[p]) return "page " + std::to_string(p) + " is neither free nor used";
+    if (!is_free[p] && static_cast<PageId>(p) >= ever_used_) {
+      return "page " + std::to_string(p) + " is used, and said to be new";
+    }
   }
   return {};
 }

@@ -40,6 +40,8 @@ class KvPlan {
 
   std::int32_t n_pages() const { return static_cast<std::int32_t>(references_.size()); }
   std::int32_t page_tokens() const { return page_tokens_; }
+  // Pages from it on have never been used: the lowest of those is taken next.
+  PageId pages_ever_used() const { return ever_used_; }
   std::int32_t free_pages() const { return static_cast<std::int32_t>(free_.size()); }
   // Pages of the tree that no sequence lists.
   std::int32_t kept_pages() const { return tree_.n_idle(); }
@@ -107,6 +109,7 @@ class KvPlan {
   std::int64_t least_partial() const { return std::max(1, page_tokens_ / 8); }
 
   std::int32_t page_tokens_;
+  PageId ever_used_ = 0;
   std::vector<PageId> free_;              // a stack: the page freed last is reused first, while it is warm
   std::vector<std::int32_t> references_;  // per page
   PrefixTree tree_;

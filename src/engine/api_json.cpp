@@ -121,6 +121,7 @@ EngineOptions engine_options_from_json(std::string_view text) {
   f.read("max_context", o.max_context);
   f.read("cache_tokens", o.cache_tokens);
   f.read("chunk_tokens", o.chunk_tokens);
+  f.read("touch_ahead_bytes", o.touch_ahead_bytes);
   f.read("max_requests", o.max_requests);
   f.read("latent_eps", o.latent_eps);
   f.read("window_tokens", o.window_tokens);

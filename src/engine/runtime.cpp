@@ -58,6 +58,8 @@ Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& op
                    .max_seqs = options.max_seqs,
                    .max_context = model_.options().max_context}),
       logits_(ops, model_.options().max_logits, weights.config.vocab, options.placement) {
+  if (options.touch_ahead_bytes > 0 && ops.host_memory())
+    toucher_ = std::make_unique<PageToucher>(store_, options.touch_ahead_bytes);
   if (logits_.on_host()) return;
   const auto rows = static_cast<std::size_t>(model_.options().max_logits);
   sample_rows_ = ops.allocate(rows * sizeof(SampleRow));
@@ -70,6 +72,7 @@ Runtime::Runtime(const ModelWeights& weights, Ops& ops, const RuntimeOptions& op
 
 void Runtime::forward(const KvPlan& plan, std::int64_t first_logits) {
   const Batch& batch = batch_.finish(plan, static_cast<const std::int32_t*>(sample_tokens_.data()));
+  if (toucher_) toucher_->used(plan.pages_ever_used());
   model_.forward(batch, store_, logits_.view_from(first_logits));
   logits_.renew(first_logits, batch.n_logits);
 }

@@ -3,10 +3,12 @@
 // construction and the logits. Owned and used by one thread at a time.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "cache/store.hpp"
+#include "cache/touch.hpp"
 #include "engine/batch_builder.hpp"
 #include "models/glm_4_7_flash/model.hpp"
 #include "sampling/sample_row.hpp"
@@ -21,9 +23,10 @@ enum class Placement : std::uint8_t {
 struct RuntimeOptions {
   ModelOptions model;
   KvCodec codec = KvCodec::kBF16;
-  std::int64_t cache_tokens = 0;  // rounded up to whole pages
-  std::int64_t max_seqs = 64;     // sequences in one batch
-  bool mtp = false;               // the MTP layer will be run: the cache has its rows too
+  std::int64_t cache_tokens = 0;       // rounded up to whole pages
+  std::int64_t max_seqs = 64;          // sequences in one batch
+  std::int64_t touch_ahead_bytes = 0;  // of pages, on a host; see cache/touch.hpp
+  bool mtp = false;                    // the MTP layer will be run: the cache has its rows too
   Placement placement = Placement::kHost;
 };
 
@@ -76,6 +79,7 @@ class Runtime {
   Ops& ops_;
   Model model_;
   KvStore store_;
+  std::unique_ptr<PageToucher> toucher_;
   BatchBuilder batch_;
   LogitsBuffer logits_;
   Buffer sample_rows_, sample_edits_, sample_masks_, sample_tokens_;  // in the backend's memory

@@ -23,8 +23,10 @@ TEST(KvPlan, GrowsByPagesAndGivesThemBack) {
   EXPECT_EQ(plan.tokens(a), 17);
   plan.truncate(a, 16);
   EXPECT_EQ(plan.free_pages(), 3);
+  EXPECT_EQ(plan.pages_ever_used(), 2);  // the lowest new page is taken next
   plan.release(a);
   EXPECT_EQ(plan.free_pages(), 4);
+  EXPECT_EQ(plan.pages_ever_used(), 2);
   EXPECT_EQ(plan.check_integrity(), "");
 }
 
