@@ -64,10 +64,24 @@ struct RowScales {
   float value[kPageTokens];  // latent, 0 for a row that is not finite: it shows in the scores
 };
 
+// What is asked for while products run: a few lines in each of their steps, so that misses never come in bursts, which
+// wait for a core's few buffers for them, or are dropped.
+struct LineStream {
+  const char* at;
+  std::int64_t step;  // bytes
+
+  void ask() {
+    __builtin_prefetch(at, 0, 3);
+    __builtin_prefetch(at + 64, 0, 3);
+    __builtin_prefetch(at + 128, 0, 3);
+    at += step;
+  }
+};
+
 // Columns [from, to) of M queries · 4 rows: [kLanes / 4][4] floats, of which the first M are meant.
-template <int M>
+template <int M, bool Streamed>
 [[gnu::always_inline]] inline V dot_codes(const Code* const (&x)[M], const Code* rows, std::int64_t from,
-                                          std::int64_t to) {
+                                          std::int64_t to, LineStream& ahead) {
   I acc[M][4];
 #pragma GCC unroll 16
   for (int i = 0; i < M; ++i) {
@@ -76,6 +90,7 @@ template <int M>
   }
 #pragma GCC unroll 2
   for (std::int64_t k = from; k < to; k += 2 * kLanes) {
+    if constexpr (Streamed) ahead.ask();
     I xv[M];
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) xv[i] = load_ints(x[i] + k);
@@ -132,11 +147,10 @@ struct CodedPage {
   const char* ahead_end = nullptr;
   std::int64_t lines = 0;  // of it, at a time
 
-  // Of few queries, where kStreams: a page or what a.soon has is asked for while the page before it is worked on,
-  // evenly in each row that becomes codes, each tile of scores and each step of a weighted sum. Asked for in bursts,
-  // lines wait for the few buffers of misses, and the products for them.
+  // Of few queries, where kStreams: a page or what a.soon has is asked for while the page before it is worked on.
   bool streamed = false;
-  std::int64_t weigh_bytes = 0;  // of it, in each step
+  LineStream stream{};
+  std::int64_t row_lines = 0;  // of it, for each row that becomes codes
 
   void start() {
     for (std::int64_t i = 0; i < a.n; ++i) {
@@ -163,10 +177,15 @@ struct CodedPage {
       ahead = static_cast<const char*>(a.soon.data);
       bytes = a.soon.bytes;
     }
-    ahead_end = ahead + bytes;
-    const std::int64_t share = bytes / 64 / (9 * hi);  // a ninth, a row of this page
-    lines = 3 * share + 1;
-    weigh_bytes = bytes > 0 ? (share + 1) * 64 : 0;
+    // A row takes as long to become codes as its products do. Steps of products: of scores, of the weighted sum.
+    row_lines = codes != made || bytes == 0 ? 0 : bytes / 128 / hi + 1;
+    const std::int64_t tiles = (a.n + kScoreM - 1) / kScoreM, weighs = (a.n + kWeighM - 1) / kWeighM;
+    const std::int64_t steps =
+        (hi + 3) / 4 * tiles * (kKvRow / (2 * kLanes)) + hi / 2 * weighs * (kLatent / kStripe) + 1;
+    const std::int64_t step = ((bytes - row_lines * 64 * hi) / steps + 63) / 64 * 64;
+    ahead_end = ahead + row_lines * 64 * hi;
+    lines = row_lines;
+    stream = {.at = bytes > 0 ? ahead_end : rows, .step = bytes > 0 ? (step < 64 ? 64 : step > 192 ? 192 : step) : 0};
   }
   // How often fetch() is called for a group: in each tile of scores, and for each row if these tiles are few.
   std::int64_t stops() const {
@@ -207,7 +226,7 @@ struct CodedPage {
   // Of rows that are codes already: their scales, zero outside [lo, hi), where there may be anything.
   void take_group(std::int64_t first, std::int64_t lo, std::int64_t hi) {
     for (std::int64_t j = first; j < first + kGroupRows; ++j) {
-      if (a.n <= kFewQueries) fetch();
+      if (a.n <= kFewQueries && !streamed) fetch();
       const std::uint32_t side = j >= lo && j < hi ? lowest_bits_of_words(codes + j * kKvRow) : 0;
       const float latent = float_of(side << 16);
       scales->latent[j] = latent;
@@ -229,7 +248,7 @@ struct CodedPage {
         return encode_group<FloatRows>(first, lo, hi);
     }
   }
-  template <int M>
+  template <int M, bool Streamed>
   void score_tile(std::int64_t i, std::int64_t j) {
     const Code* x[M];
 #pragma GCC unroll 16
@@ -237,27 +256,30 @@ struct CodedPage {
     const auto by = [&](const float(&of_query)[4], const float* of_rows) {
       return mul(load(of_query), four_again(of_rows + j));
     };
-    fetch();
-    if (streamed) {
-      fetch();
-      fetch();
-    }
+    if constexpr (!Streamed) fetch();
     soon.lines(kSoonLines);
     const Code* k = codes + j * kKvRow;
-    const V r = mul(dot_codes<M>(x, k, kLatent, kKvRow), by(q_scales->rotary[i], scales->rotary));
-    const V s = fma(dot_codes<M>(x, k, 0, kLatent), by(q_scales->latent[i], scales->latent), r);
+    LineStream then = stream;
+    const V r = mul(dot_codes<M, Streamed>(x, k, kLatent, kKvRow, then), by(q_scales->rotary[i], scales->rotary));
+    const V s = fma(dot_codes<M, Streamed>(x, k, 0, kLatent, then), by(q_scales->latent[i], scales->latent), r);
+    if constexpr (Streamed) stream.at = then.at;
     float out[kLanes];
     store(out, s);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) __builtin_memcpy(scores + (i + m) * kPageTokens + j, out + 4 * m, 4 * sizeof(float));
   }
   void score(std::int64_t lo, std::int64_t hi) {
+    if (kStreams && streamed) return score_groups<kStreams>(lo, hi);
+    score_groups<false>(lo, hi);
+  }
+  template <bool Streamed>
+  void score_groups(std::int64_t lo, std::int64_t hi) {
     for (std::int64_t first = lo / kGroupRows * kGroupRows; first < hi; first += kGroupRows) {
       look_ahead(first + kGroupRows, hi);
       encode(first, lo, hi);
       for_scores(a.n, [&]<int M>(std::int64_t i) {
         for (std::int64_t j = first; j < first + kGroupRows; j += 4) {
-          if (j + 4 > lo && j < hi) score_tile<M>(i, j);
+          if (j + 4 > lo && j < hi) score_tile<M, Streamed>(i, j);
         }
       });
     }
@@ -284,11 +306,10 @@ struct CodedPage {
       store_in_order(weights + i * kPageTokens + j, mul(load(s + j), set1(by)));
     return 1.0F / by;
   }
-  template <int M>
+  template <int M, bool Streamed>
   void weigh_tile(std::int64_t i, std::int64_t lo, std::int64_t hi, std::int64_t stripe, const float* by) {
     const Code* v = codes + stripe * kStripe;
-    const char* soon_at = ahead < ahead_end ? ahead : rows;
-    const std::int64_t soon_step = kStreams && streamed && ahead < ahead_end ? weigh_bytes : 0;
+    LineStream then = stream;
     const Code* x[M];
     I acc[M][kWeighN];
 #pragma GCC unroll 16
@@ -306,11 +327,7 @@ struct CodedPage {
         __builtin_memcpy(&two, x[m] + j, sizeof two);
         xv[m] = set1_ints(two);
       }
-      if constexpr (kStreams) {
-        __builtin_prefetch(soon_at, 0, 2);
-        __builtin_prefetch(soon_at + soon_step / 2, 0, 2);
-        soon_at += soon_step;
-      }
+      if constexpr (Streamed) then.ask();
 #pragma GCC unroll 16
       for (int n = 0; n < kWeighN; ++n) {
         const Code* at = v + j * kKvRow + n / 2 * 2 * kLanes;
@@ -320,7 +337,7 @@ struct CodedPage {
         for (int m = 0; m < M; ++m) acc[m][n] = add_products(acc[m][n], xv[m], r);
       }
     }
-    if (soon_step != 0) ahead = soon_at;
+    if constexpr (Streamed) stream.at = then.at;
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
@@ -335,7 +352,12 @@ struct CodedPage {
     float by[kQueryBlock];
     for (std::int64_t i = 0; i < a.n; ++i) by[i] = encode_weights(i, lo, hi);
     for (std::int64_t stripe = 0; stripe < kLatent / kStripe; ++stripe) {
-      for_weights(a.n, [&]<int M>(std::int64_t i) { weigh_tile<M>(i, lo / 2 * 2, hi, stripe, by); });
+      for_weights(a.n, [&]<int M>(std::int64_t i) {
+        if constexpr (kStreams && M <= kFewQueries) {
+          if (streamed) return weigh_tile<M, true>(i, lo / 2 * 2, hi, stripe, by);
+        }
+        weigh_tile<M, false>(i, lo / 2 * 2, hi, stripe, by);
+      });
     }
   }
 };

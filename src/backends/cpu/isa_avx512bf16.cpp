@@ -7,6 +7,7 @@
 #define GLINT_DOT_BF16 1
 #define GLINT_VNNI 1
 #define GLINT_WORDS 1
+#define GLINT_STREAMED_ROWS 1
 #include "backends/cpu/kernels.inl.hpp"
 
 namespace glint::cpu {

@@ -89,6 +89,7 @@ constexpr Table make_table(const char* name) {
 #endif
 #ifdef GLINT_WORDS
   t.attend = attend_codes;
+  t.streams_pages = kStreams;
 #else
   t.attend = attend;
 #endif
