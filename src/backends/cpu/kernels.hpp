@@ -17,6 +17,8 @@ inline constexpr std::int64_t kBlock = 512;      // k values of a packed block: 
 inline constexpr std::int64_t kPad = 32;         // packed rows are padded with zeros to this many values
 inline constexpr std::int64_t kStrip = 64;       // most rows of W in a work item
 inline constexpr std::int64_t kLongStrip = 256;  // the same for at most kFewRowsOfX rows of x
+// Whether one row of x has every line of W's codes fetched, or only some, which lead the hardware's prefetch: by CPU.
+extern const bool fetches_every_line;
 inline constexpr std::int64_t kFewRowsOfX = 2;
 inline constexpr std::int64_t kRowChunk = 132;   // most rows of x in one kernel call; whole tiles of 2, 3 and 6
 inline constexpr std::int64_t kRowTile = 16;     // rows of a tile of x (Packed::tiles)

@@ -20,7 +20,8 @@ struct RowStep {
   const std::uint8_t* w;  // as stored, or unpacked: even and odd columns as in x, a byte each
   const std::int8_t* x;
   std::int64_t cols;   // left, at most a step
-  std::int64_t ahead;  // bytes from w to what is fetched meanwhile
+  std::int64_t ahead;  // bytes from w to what is fetched meanwhile, a line of some
+  std::int64_t near;   // the same, every line and into L1; 0: none, since w's own line is read next
 };
 
 // Lane l of what block_sums adds up belongs to the block whose place here is l.
@@ -40,6 +41,7 @@ template <typename F, int Width, bool Stored, int Vectors>
   if constexpr (Stored) {
     const std::uint8_t* w = s.w + C::bytes(at);
     if (i % C::kFetchedVectors == 0) __builtin_prefetch(w + s.ahead, 0, 2);
+    __builtin_prefetch(w + s.near, 0, 3);
     if constexpr (F::kNibbles) {
       const bool half = Vectors == kAnyVectors && s.cols - at < C::kCols;
       const I v = once(half ? load_half(w) : load_ints(w));
@@ -48,6 +50,7 @@ template <typename F, int Width, bool Stored, int Vectors>
       const I sums = dot_bytes(zero_ints(), F::even(load_ints(w)), x);
       if constexpr (C::kCols == 64) return sums;
       if (C::kFetchedVectors == 1) __builtin_prefetch(w + 64 + s.ahead, 0, 2);
+      __builtin_prefetch(w + 64 + s.near, 0, 3);
       return dot_bytes(sums, F::even(load_ints(w + 64)), x + 64);
     }
   } else {
@@ -117,7 +120,7 @@ template <typename F, int Width>
   const DotArgs& a = *matrix.a;
   const std::int64_t k = r.b * Width;
   const std::int64_t left = a.w.cols - k;
-  const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, 0};
+  const RowStep s{w, x_codes(a, r.m, k), left < C::kStep ? left : C::kStep, 0, 0};
   const std::int64_t blocks = s.cols / Width;
   I sums = left >= C::kStep ? block_sums<F, Width, false, C::kVectors>(s) : block_sums<F, Width, false, kAnyVectors>(s);
   sums = sub_ints(sums, multiply_ints(load_ints(x_counts(a, r.m) + r.b), set1_ints(matrix.zero_point)));

@@ -93,13 +93,14 @@ template <typename F, int Width, typename T, int Last>
   const float* const x_scales = x_factors(a, a.x->scales, a.m0, k / Width);
   const float* const x_sums = x_factors(a, a.x->sums, a.m0, k / Width);
   const std::int64_t row_bytes = C::bytes(a.w.cols);
-  const Ahead ahead(a, row_bytes, C::kAheadBytes);
+  const Ahead ahead(a, row_bytes, C::kAheadBytes), nearer(a, row_bytes, C::kNearBytes);
   const auto* row = static_cast<const std::uint8_t*>(a.w.data) + n0 * row_bytes + C::bytes(k);
   RowFactors<T, Width> scales(matrix.scales, k / Width), mins(matrix.mins, k / Width);
   const bool has_mins = matrix.has_mins;
   for (std::int64_t n = n0; n < n1; n += 4) {
     const std::int64_t count = n1 - n < 4 ? n1 - n : 4;
-    const std::int64_t far = ahead.of(n);
+    const std::int64_t near = fetches_every_line ? nearer.of(n) : 0;
+    const std::int64_t far = fetches_every_line ? near : ahead.of(n);
     for (std::int64_t j = 0; j < count; ++j, row += row_bytes) {
       if (k == 0) fetch_row(matrix, ahead, n + j);
       scales.start(n + j);
@@ -108,7 +109,7 @@ template <typename F, int Width, typename T, int Last>
       const auto step = [&]<int Vectors>() __attribute__((always_inline)) {
         const std::int64_t cols = Vectors == C::kVectors ? C::kStep : rest;
         const std::int64_t blocks = cols / Width;
-        const RowStep s{row + i * C::bytes(C::kStep), x + i * C::kStep, cols, far};
+        const RowStep s{row + i * C::bytes(C::kStep), x + i * C::kStep, cols, far, near};
         const I sums = sub_ints(block_sums<F, Width, true, Vectors>(s), load_ints(over[i]));
         V factors = scales.at(n + j, i * kStepBlocks, blocks);
         if constexpr (F::kScaled) factors = mul(factors, matrix.unit);

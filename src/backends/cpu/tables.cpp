@@ -70,6 +70,16 @@ Features detect() {
   f.amx = f.avx512bf16 && amx && ask_for_tiles();
   return f;
 }
+
+// AMD's family 26: its prefetch does not follow rows of W as that of Zen 4 does.
+bool is_zen5() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(0, &a, &b, &c, &d) == 0 || b != signature_AMD_ebx) return false;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
+  return ((a >> 8) & 0xf) + ((a >> 20) & 0xff) == 26;
+}
+#else
+bool is_zen5() { return false; }
 #endif
 
 // A fixed array: filled by initialisers of other translation units, before any constructor here could run.
@@ -90,6 +100,8 @@ std::vector<const Table*> tables() {
 }
 
 }  // namespace
+
+const bool fetches_every_line = is_zen5();
 
 bool register_table(const Table& table) {
   CHECK(g_n_registered < g_registered.size());
