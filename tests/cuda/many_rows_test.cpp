@@ -111,6 +111,85 @@ TEST(CudaManyRows, ExpertsAgreeWithTheReference) {
   }
 }
 
+// A matrix on the device as BF16: its decoded values, rounded once.
+DeviceMatrix bf16_twin(Ops& ops, const std::vector<float>& values, const Weight& like) {
+  DeviceMatrix m;
+  std::vector<std::uint16_t> bits;
+  for (const float v : values) bits.push_back(to_bf16(v).bits);
+  m.codes = to_device(ops, bits.data(), bits.size() * 2);
+  m.w = {.format = WeightFormat::kBF16, .rows = like.rows, .cols = like.cols, .data = m.codes.data()};
+  return m;
+}
+
+// Codes are rounded to BF16 once on their way into a product, whatever kernel that is: to the bit what the same numbers
+// give as BF16 matrices. Experts with rows for each width of the products, with none, and with several items.
+TEST(CudaManyRows, CodesGiveWhatTheirBf16TwinsGive) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  Random random(25);
+  constexpr std::int64_t kExperts = 12;
+  constexpr int kTopK = 2;
+  std::vector<Quant> quants(std::begin(kQuants), std::end(kQuants));
+  quants.push_back({"int4-g32-bf16", {.format = WeightFormat::kI4, .group = 32, .scale_dtype = DType::kBF16}});
+  quants.push_back({"int4-channel", {.format = WeightFormat::kI4, .group = 0, .scale_dtype = DType::kBF16}});
+  quants.push_back({"int4-g16", {.format = WeightFormat::kI4, .group = 16}});  // by another kernel
+  struct Sizes {
+    std::int64_t hidden, inner;
+  };
+  // First choices: rows of each expert from 1 on; the last takes the rest. Second ones: some of two, or none.
+  const std::vector<std::int64_t> rows{0, 1, 32, 33, 96, 127, 130, 192, 193, 256, 257};
+  for (const Quant& q : quants) {
+    for (const Sizes& s : {Sizes{256, 384}, Sizes{320, 160}}) {
+      if (s.hidden % std::max<std::int64_t>(q.spec.group, 1) != 0 ||
+          s.inner % std::max<std::int64_t>(q.spec.group, 1) != 0)
+        continue;
+      for (const bool own_shared : {false, true}) {  // the shared expert in a format of its own
+        if (own_shared && s.hidden != 256) continue;
+        const ExpertTwins experts(*ops, random, q.spec, kExperts, s.hidden, s.inner, true);
+        const ExpertTwins other(*ops, random, kQuants[5].spec, 0, s.hidden, s.inner, true);
+        std::vector<DeviceMatrix> twins;
+        const auto twin = [&](const ExpertWeights& device, const ExpertWeights& host) {
+          const auto one = [&](const Weight& d, const Weight& h) {
+            const auto* values = static_cast<const float*>(h.data);
+            twins.push_back(bf16_twin(*ops, {values, values + h.rows * h.cols}, d));
+            return twins.back().w;
+          };
+          return ExpertWeights{one(device.gate, host.gate), one(device.up, host.up), one(device.down, host.down)};
+        };
+        std::vector<ExpertWeights> in_bf16;
+        for (std::size_t e = 0; e < experts.device.size(); ++e)
+          in_bf16.push_back(twin(experts.device[e], experts.host[e]));
+        const ExpertTwins& shared = own_shared ? other : experts;
+        const ExpertWeights shared_in_bf16 = twin(shared.device_shared, shared.host_shared);
+        std::vector<std::int32_t> ids;
+        std::vector<float> weights;
+        std::size_t expert = 0;
+        std::int64_t left = rows[0];
+        for (std::int64_t i = 0; i < kManyRows; ++i) {
+          while (left == 0 && expert + 1 < rows.size()) left = rows[++expert];
+          ids.push_back(left > 0 ? static_cast<std::int32_t>(expert) : kExperts - 1);
+          if (left > 0) --left;
+          const auto second = static_cast<std::int32_t>(random.below(3));
+          ids.push_back(second == 2 || second == ids.back() ? -1 : second);
+          for (int k = 0; k < kTopK; ++k) weights.push_back(0.1F + random.uniform());
+        }
+        const auto x = random.normals(kManyRows * s.hidden, 1.0F);
+        const auto got = moe_on_device(*ops, experts.device, shared.device_shared, kTopK, x, ids, weights);
+        const auto want = moe_on_device(*ops, in_bf16, shared_in_bf16, kTopK, x, ids, weights);
+        std::int64_t differ = 0;
+        double square = 0;
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          differ += got[i] == want[i] ? 0 : 1;
+          square += double{got[i]} * got[i];
+        }
+        EXPECT_EQ(differ, 0) << q.name << ", " << s.hidden << "→" << s.inner << (own_shared ? ", shared apart" : "");
+        EXPECT_GT(square, 0);
+      }
+    }
+  }
+}
+
 TEST(CudaManyRows, ProjectionAgreesWithTheReference) {
   NEED_GPU();
   const auto ops = make_cuda_ops({});
