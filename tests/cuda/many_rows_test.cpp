@@ -166,7 +166,8 @@ TEST(CudaManyRows, CodesGiveWhatTheirBf16TwinsGive) {
     bool own_shared;  // the shared expert in a format of its own
   };
   for (const Quant& q : quants) {
-    for (const Job& j : {Job{kManyRows, 256, 384, false}, Job{kManyRows, 256, 384, true}, Job{1600, 320, 160, false}}) {
+    for (const Job& j : {Job{kManyRows, 256, 384, false}, Job{kManyRows, 256, 384, true}, Job{1600, 320, 160, false},
+                         Job{1600, 256, 384, true}}) {
       const std::int64_t group = std::max<std::int64_t>(q.spec.group, 1);
       if (j.hidden % group != 0 || j.inner % group != 0 || (q.spec.group == 16 && j.t < 2048)) continue;
       const ExpertTwins experts(*ops, random, q.spec, 12, j.hidden, j.inner, true);

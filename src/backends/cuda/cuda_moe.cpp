@@ -272,11 +272,11 @@ bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch
   shapes(c.gate, gate.shape);
   taken = taken && gemm_moe_takes(l, m), codes = codes && gemm_codes_takes(l, m);
   if (!taken) return false;
-  // What is not in the same codes is widened, for which there is room from kWidenRows on.
-  const bool alike = !m.has_shared || (same_format(c.gate, c.gates.at[0], gate.shape, gate.at) &&
-                                       same_format(c.down, c.downs.at[0], down.shape, down.at));
+  // What that kernel does not read of the shared expert is widened, for which there is room from kWidenRows on.
+  const auto readable = [](const Mat& w) { return w.shape.format == WeightFormat::kBF16 || gemm_codes_fits(w); };
+  const bool roomless = codes && (!m.has_shared || (readable(gate) && readable(up) && readable(down)));
   const bool plain = in_bf16(c.gate, c.down) && (!m.has_shared || in_bf16(gate.shape, down.shape));
-  if (c.T <= (plain ? kWideWgmmaBf16Rows : codes && alike ? kCodesRows - 1 : kWidenRows - 1)) return false;
+  if (c.T <= (plain ? kWideWgmmaBf16Rows : roomless ? kCodesRows - 1 : kWidenRows - 1)) return false;
 
   m.groups = grouped(c, codes ? kGemmCodesItem : 128, scratch);
   m.h_stride = (std::max<std::int64_t>(c.inner, m.shared_rows) + 7) / 8 * 8;
@@ -303,16 +303,24 @@ bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch
   return true;
 }
 
-// A shared expert that is not in the routed ones' codes goes by itself, in BF16.
+// A shared expert that is not in the routed ones' codes goes by itself.
 void CudaOps::codes_experts(const GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch) {
+  const Launch& l = device_.launch();
   GemmCodes g{.m = m, .shape = shape, .shared_shape = shared};
   g.m.has_shared = m.has_shared && same_format(shape, m.first.at[0], shared, m.first.at[kMaxExperts]);
-  gemm_codes(device_.launch(), g);
+  gemm_codes(l, g);
   if (!m.has_shared || g.m.has_shared) return;
+  const Mat first{shared, m.first.at[kMaxExperts]}, second{shared, m.second.at[kMaxExperts]};
+  if (gemm_codes_fits(first) && (m.down || gemm_codes_fits(second))) {
+    g.shape = shared;
+    g.m.n_experts = 0;
+    g.m.has_shared = true;
+    return gemm_codes(l, g);
+  }
   GemmMoe alone = m;
   alone.first_expert = alone.end_expert = 0;
   widen_shared(alone, shared, scratch);
-  gemm_moe(device_.launch(), alone);
+  gemm_moe(l, alone);
 }
 
 void CudaOps::widen_shared(GemmMoe& m, const MatShape& shared, Scratch& scratch) {

@@ -73,6 +73,7 @@ inline constexpr int kGemmCodesItem = 256;  // rows an item
 enum class CodesScaling : std::uint8_t { kPlain, kScales, kMins };
 
 // As GemmMoe, of codes, all of one format: m's tables hold them, and its items are those of kGemmCodesItem rows.
+// Without experts the shared one is done, in shape's format too.
 struct GemmCodes {
   GemmMoe m;
   MatShape shape, shared_shape;

@@ -30,7 +30,8 @@ bool gemm_codes_takes(const Launch& l, const GemmMoe& m) {
 
 void gemm_codes(const Launch& l, const GemmCodes& g) {
   using enum CodesScaling;
-  const bool mins = g.m.first.at[0].mins != nullptr, plain = !mins && g.shape.scale_dtype == DType::kBF16;
+  const MatPtr& any = g.m.first.at[g.m.n_experts > 0 ? 0 : kMaxExperts];
+  const bool mins = any.mins != nullptr, plain = !mins && g.shape.scale_dtype == DType::kBF16;
   switch (g.shape.format) {
     case WeightFormat::kI4:
       return plain  ? gemm_codes_of<WeightFormat::kI4, kPlain>(l, g)

@@ -40,6 +40,7 @@ struct CodesProblem {
   const void *scales[kGemmExperts + 1][kTables], *mins[kGemmExperts + 1][kTables];
   MoeGroups groups;
   int T, K;
+  bool routed;              // whether the groups' items are done
   int shared_items, pairs;  // pairs of tiles of outputs
   int rows, steps, shared_rows, shared_steps;
   DType scale_dtype;
@@ -47,7 +48,7 @@ struct CodesProblem {
   std::uint16_t* out;
   std::int64_t stride;
 
-  __device__ int tiles() const { return (shared_items + *groups.n_items) * pairs; }
+  __device__ int tiles() const { return (shared_items + (routed ? *groups.n_items : 0)) * pairs; }
   // Tile n of a cluster, where read() gives the item that item_of(n) names.
   __device__ const int4* item_of(int n) const {
     const int item = n / pairs;
@@ -387,6 +388,7 @@ void run_codes(const Launch& l, const GemmCodes& g) {
   p.groups = m.groups;
   p.T = m.T;
   p.K = m.K;
+  p.routed = m.n_experts > 0;
   p.shared_items = m.has_shared ? static_cast<int>(ceil_div(m.T, kGemmCodesItem)) : 0;
   p.pairs =
       static_cast<int>(ceil_div(std::max(m.rows, m.has_shared ? m.shared_rows : 0), 2 * CodesProblem<kDown>::kOutputs));
