@@ -187,6 +187,8 @@ void add_attention_cases(std::vector<Case>& list) {
   }
   add_attend(list, {.heads = 4, .window = 1}, {{5, 70}});
   add_attend(list, {.heads = 4}, {{300, 300}});
+  list.back().slack = 2;
+  list.back().slack_reason = "the first rows are sums of few values, eight times the root mean square of all";
   for (const WeightFormat f : kAllFormats) add_attend(list, {.heads = 3, .format = {.format = f}}, {{2, 66}, {1, 3}});
   for (const int window : {0, 100})
     add_attend(list, {.heads = 4, .window = window, .q_scale = 30.0F}, {{1, 257}, {17, 130}});

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <span>
 #include <vector>
 
 #include "backends/cuda/cuda.hpp"
@@ -119,11 +120,32 @@ struct ExpertTwins {
   }
 };
 
-// The error of the device's answer for rows of x [t, hidden] and their choices, against the reference's.
+// The device's answer for rows of x [t, hidden] and their choices.
+inline std::vector<float> moe_on_device(Ops& ops, std::span<const ExpertWeights> experts, const ExpertWeights& shared,
+                                        int top_k, const std::vector<float>& x, const std::vector<std::int32_t>& ids,
+                                        const std::vector<float>& weights) {
+  const auto t = static_cast<std::int64_t>(ids.size()) / top_k, hidden = static_cast<std::int64_t>(x.size()) / t;
+  std::vector<float> got(x.size());
+  const Buffer dx = to_device(ops, x.data(), x.size() * 4), di = to_device(ops, ids.data(), ids.size() * 4);
+  const Buffer dw = to_device(ops, weights.data(), weights.size() * 4), dy = ops.allocate(x.size() * 4);
+  MoeParams p;
+  p.top_k = top_k;
+  p.x = {dx.data(), DType::kF32, {t, hidden}};
+  p.ids = static_cast<const std::int32_t*>(di.data());
+  p.weights = static_cast<const float*>(dw.data());
+  p.experts = experts;
+  p.shared = shared;
+  p.out = {dy.data(), DType::kF32, {t, hidden}};
+  ops.moe(p);
+  ops.download(got.data(), dy.data(), got.size() * 4);
+  return got;
+}
+
+// Its error against the reference's.
 inline double moe_error(Ops& ops, Ops& reference, const ExpertTwins& experts, int top_k, const std::vector<float>& x,
                         const std::vector<std::int32_t>& ids, const std::vector<float>& weights) {
   const auto t = static_cast<std::int64_t>(ids.size()) / top_k, hidden = static_cast<std::int64_t>(x.size()) / t;
-  std::vector<float> want(x.size()), got(x.size());
+  std::vector<float> want(x.size());
   MoeParams p;
   p.top_k = top_k;
   p.x = {x.data(), DType::kF32, {t, hidden}};
@@ -133,17 +155,7 @@ inline double moe_error(Ops& ops, Ops& reference, const ExpertTwins& experts, in
   p.shared = experts.host_shared;
   p.out = {want.data(), DType::kF32, {t, hidden}};
   reference.moe(p);
-  const Buffer dx = to_device(ops, x.data(), x.size() * 4), di = to_device(ops, ids.data(), ids.size() * 4);
-  const Buffer dw = to_device(ops, weights.data(), weights.size() * 4), dy = ops.allocate(x.size() * 4);
-  p.x.data = dx.data();
-  p.ids = static_cast<const std::int32_t*>(di.data());
-  p.weights = static_cast<const float*>(dw.data());
-  p.experts = experts.device;
-  p.shared = experts.device_shared;
-  p.out.data = dy.data();
-  ops.moe(p);
-  ops.download(got.data(), dy.data(), got.size() * 4);
-  return nmse(got, want);
+  return nmse(moe_on_device(ops, experts.device, experts.device_shared, top_k, x, ids, weights), want);
 }
 
 }  // namespace glint

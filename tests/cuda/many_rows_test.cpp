@@ -111,6 +111,91 @@ TEST(CudaManyRows, ExpertsAgreeWithTheReference) {
   }
 }
 
+// A matrix on the device as BF16: its decoded values, rounded once.
+DeviceMatrix bf16_twin(Ops& ops, const std::vector<float>& values, const Weight& like) {
+  DeviceMatrix m;
+  std::vector<std::uint16_t> bits;
+  for (const float v : values) bits.push_back(to_bf16(v).bits);
+  m.codes = to_device(ops, bits.data(), bits.size() * 2);
+  m.w = {.format = WeightFormat::kBF16, .rows = like.rows, .cols = like.cols, .data = m.codes.data()};
+  return m;
+}
+
+struct Twins {  // of experts, as BF16
+  std::vector<DeviceMatrix> matrices;
+
+  ExpertWeights of(Ops& ops, const ExpertWeights& device, const ExpertWeights& host) {
+    const auto one = [&](const Weight& d, const Weight& h) {
+      const auto* values = static_cast<const float*>(h.data);
+      matrices.push_back(bf16_twin(ops, {values, values + h.rows * h.cols}, d));
+      return matrices.back().w;
+    };
+    return {one(device.gate, host.gate), one(device.up, host.up), one(device.down, host.down)};
+  }
+};
+
+// Choices of t rows, two each: first ones such that experts get as many rows as they are listed, the last of 12 the
+// rest; second ones some of two, or none.
+std::vector<std::int32_t> choices_for_each_width(Random& random, std::int64_t t) {
+  constexpr std::int64_t kRows[] = {0, 1, 32, 33, 96, 127, 130, 192, 193, 256, 257};
+  std::vector<std::int32_t> ids;
+  std::size_t expert = 0;
+  for (std::int64_t i = 0, left = kRows[0]; i < t; ++i) {
+    while (left == 0 && expert + 1 < std::size(kRows)) left = kRows[++expert];
+    ids.push_back(static_cast<std::int32_t>(left > 0 ? expert : std::size(kRows)));
+    if (left > 0) --left;
+    const auto second = static_cast<std::int32_t>(random.below(3));
+    ids.push_back(second == 2 || second == ids.back() ? -1 : second);
+  }
+  return ids;
+}
+
+// Codes are rounded to BF16 once on their way into a product, whatever kernel that is: to the bit what the same numbers
+// give as BF16 matrices. Experts with rows for each width of the products, with none, and with several items.
+TEST(CudaManyRows, CodesGiveWhatTheirBf16TwinsGive) {
+  NEED_GPU();
+  const auto ops = make_cuda_ops({});
+  ops->reserve(many_row_limits());
+  Random random(25);
+  std::vector<Quant> quants(std::begin(kQuants), std::end(kQuants));
+  quants.push_back({"int4-g32-bf16", {.format = WeightFormat::kI4, .group = 32, .scale_dtype = DType::kBF16}});
+  quants.push_back({"int4-channel", {.format = WeightFormat::kI4, .group = 0, .scale_dtype = DType::kBF16}});
+  quants.push_back({"int4-g16", {.format = WeightFormat::kI4, .group = 16}});  // widened
+  struct Job {
+    std::int64_t t, hidden, inner;
+    bool own_shared;  // the shared expert in a format of its own
+  };
+  for (const Quant& q : quants) {
+    for (const Job& j : {Job{kManyRows, 256, 384, false}, Job{kManyRows, 256, 384, true}, Job{1600, 320, 160, false},
+                         Job{1600, 256, 384, true}}) {
+      const std::int64_t group = std::max<std::int64_t>(q.spec.group, 1);
+      if (j.hidden % group != 0 || j.inner % group != 0 || (q.spec.group == 16 && j.t < 2048)) continue;
+      const ExpertTwins experts(*ops, random, q.spec, 12, j.hidden, j.inner, true);
+      const ExpertTwins other(*ops, random, kQuants[5].spec, 0, j.hidden, j.inner, true);
+      const ExpertTwins& shared = j.own_shared ? other : experts;
+      Twins twins;
+      std::vector<ExpertWeights> in_bf16;
+      for (std::size_t e = 0; e < experts.device.size(); ++e)
+        in_bf16.push_back(twins.of(*ops, experts.device[e], experts.host[e]));
+      const ExpertWeights shared_in_bf16 = twins.of(*ops, shared.device_shared, shared.host_shared);
+      const auto ids = choices_for_each_width(random, j.t);
+      std::vector<float> weights(ids.size());
+      for (float& w : weights) w = 0.1F + random.uniform();
+      const auto x = random.normals(j.t * j.hidden, 1.0F);
+      const auto got = moe_on_device(*ops, experts.device, shared.device_shared, 2, x, ids, weights);
+      const auto want = moe_on_device(*ops, in_bf16, shared_in_bf16, 2, x, ids, weights);
+      std::int64_t differ = 0;
+      double square = 0;
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        differ += got[i] == want[i] ? 0 : 1;
+        square += double{got[i]} * got[i];
+      }
+      EXPECT_EQ(differ, 0) << q.name << ", T=" << j.t << (j.own_shared ? ", shared apart" : "");
+      EXPECT_GT(square, 0);
+    }
+  }
+}
+
 TEST(CudaManyRows, ProjectionAgreesWithTheReference) {
   NEED_GPU();
   const auto ops = make_cuda_ops({});

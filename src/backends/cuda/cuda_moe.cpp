@@ -18,6 +18,7 @@ struct CudaOps::MoeCall {
   ExpertTable gates, ups, downs;
   float* y = nullptr;                  // [T·K + T, hidden]
   bool wgmma = false, y_bf16 = false;  // y_bf16: y holds BF16
+  bool codes = false;                  // that gemm_codes() reads
 
   std::int64_t slots() const { return T * K; }
   std::int64_t widest() const { return std::max(inner, shared_inner); }
@@ -82,6 +83,7 @@ void CudaOps::moe(const MoeParams& p) {
   c.n_experts = static_cast<int>(p.experts.size());
   c.ids = p.ids;
   bool wide = c.T > kSkinnyExpertRows, skinny = c.T <= kSkinnyMoeRows, tiled = true, mixed = false;
+  c.codes = c.T >= kCodesRows;
   for (std::size_t e = 0; e < p.experts.size(); ++e) {
     const Mat gate = mat_of(p.experts[e].gate), up = mat_of(p.experts[e].up), down = mat_of(p.experts[e].down);
     if (e == 0) {
@@ -98,6 +100,7 @@ void CudaOps::moe(const MoeParams& p) {
     wide = wide && all_fit(p.experts[e], wide_fits);
     skinny = skinny && all_fit(p.experts[e], skinny_fits);
     tiled = tiled && all_fit(p.experts[e], tiled_fits);
+    c.codes = c.codes && all_fit(p.experts[e], gemm_codes_fits);
   }
   wide = wide && c.T <= std::min(most_wide_rows(c.gate), most_wide_rows(c.down));
   c.y = scratch.take<float>((c.slots() + c.T) * c.hidden * 4);
@@ -240,16 +243,14 @@ void CudaOps::moe_tiled(const MoeCall& c, Scratch& scratch) {
   run_moe(m, c, packed(c.x, c.T, c.hidden, scratch), tiled_moe);
 }
 
-// By tensor copies (Hopper): rows of x are written once more, sorted, and codes as BF16, some experts at a time. All
-// matrices then have one format, the shared expert's too. False: nothing was done.
+// By tensor copies (Hopper): rows of x are written once more, sorted. Codes are decoded in the product; those that
+// gemm_codes() does not read become BF16 first, some experts at a time. Each kind of matrix has one format in all
+// experts, the shared expert's may be another. False: nothing was done.
 bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch) {
   const Launch& l = device_.launch();
   const auto in_bf16 = [](const MatShape& gate, const MatShape& down) {
     return gate.format == WeightFormat::kBF16 && down.format == WeightFormat::kBF16;
   };
-  const bool plain =
-      in_bf16(c.gate, c.down) && (!shared.gate || in_bf16(mat_of(shared.gate).shape, mat_of(shared.down).shape));
-  if (c.T <= (plain ? kWideWgmmaBf16Rows : kWidenRows - 1)) return false;
   GemmMoe m;
   m.T = static_cast<std::int32_t>(c.T);
   m.K = c.K;
@@ -267,11 +268,17 @@ bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch
     m.shared_depth = other.cols;
   };
   shapes(c.down, down.shape);
-  if (!gemm_moe_takes(l, m)) return false;
+  bool taken = gemm_moe_takes(l, m), codes = c.codes && gemm_codes_takes(l, m);
   shapes(c.gate, gate.shape);
-  if (!gemm_moe_takes(l, m)) return false;
+  taken = taken && gemm_moe_takes(l, m), codes = codes && gemm_codes_takes(l, m);
+  if (!taken) return false;
+  // What that kernel does not read of the shared expert is widened, for which there is room from kWidenRows on.
+  const auto readable = [](const Mat& w) { return w.shape.format == WeightFormat::kBF16 || gemm_codes_fits(w); };
+  const bool roomless = codes && (!m.has_shared || (readable(gate) && readable(up) && readable(down)));
+  const bool plain = in_bf16(c.gate, c.down) && (!m.has_shared || in_bf16(gate.shape, down.shape));
+  if (c.T <= (plain ? kWideWgmmaBf16Rows : roomless ? kCodesRows - 1 : kWidenRows - 1)) return false;
 
-  m.groups = grouped(c, 128, scratch);
+  m.groups = grouped(c, codes ? kGemmCodesItem : 128, scratch);
   m.h_stride = (std::max<std::int64_t>(c.inner, m.shared_rows) + 7) / 8 * 8;
   m.h = scratch.take<>((c.slots() + c.T) * m.h_stride * 2);
   m.y = c.y;
@@ -287,13 +294,41 @@ bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch
   m.second = c.ups;
   m.first.at[kMaxExperts] = gate.at;
   m.second.at[kMaxExperts] = up.at;
-  gemm_experts(m, c.gate, gate.shape, scratch);
+  codes ? codes_experts(m, c.gate, gate.shape, scratch) : gemm_experts(m, c.gate, gate.shape, scratch);
   m.down = true;
   shapes(c.down, down.shape);
   m.first = c.downs;
   m.first.at[kMaxExperts] = down.at;
-  gemm_experts(m, c.down, down.shape, scratch);
+  codes ? codes_experts(m, c.down, down.shape, scratch) : gemm_experts(m, c.down, down.shape, scratch);
   return true;
+}
+
+// A shared expert that is not in the routed ones' codes goes by itself.
+void CudaOps::codes_experts(const GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch) {
+  const Launch& l = device_.launch();
+  GemmCodes g{.m = m, .shape = shape, .shared_shape = shared};
+  g.m.has_shared = m.has_shared && same_format(shape, m.first.at[0], shared, m.first.at[kMaxExperts]);
+  gemm_codes(l, g);
+  if (!m.has_shared || g.m.has_shared) return;
+  const Mat first{shared, m.first.at[kMaxExperts]}, second{shared, m.second.at[kMaxExperts]};
+  if (gemm_codes_fits(first) && (m.down || gemm_codes_fits(second))) {
+    g.shape = shared;
+    g.m.n_experts = 0;
+    g.m.has_shared = true;
+    return gemm_codes(l, g);
+  }
+  GemmMoe alone = m;
+  alone.first_expert = alone.end_expert = 0;
+  widen_shared(alone, shared, scratch);
+  gemm_moe(l, alone);
+}
+
+void CudaOps::widen_shared(GemmMoe& m, const MatShape& shared, Scratch& scratch) {
+  for (ExpertTable* table : {&m.first, &m.second}) {
+    if (m.down && table == &m.second) break;
+    MatPtr& at = table->at[kMaxExperts];
+    at = {.data = as_bf16({shared, at}, scratch)};
+  }
 }
 
 void CudaOps::gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch) {
@@ -302,12 +337,7 @@ void CudaOps::gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& sh
   const int n_tables = m.down ? 1 : 2;
   const auto shared_in = m.has_shared;
   const auto bytes_of = [](const MatShape& s) { return std::int64_t{s.rows} * s.cols * 2; };
-  if (shared_in && shared.format != WeightFormat::kBF16) {
-    for (int i = 0; i < n_tables; ++i) {
-      MatPtr& at = tables[i]->at[kMaxExperts];
-      at = {.data = as_bf16({shared, at}, scratch)};
-    }
-  }
+  if (shared_in) widen_shared(m, shared, scratch);
   int each = m.n_experts;
   if (shape.format != WeightFormat::kBF16) {
     const std::int64_t fit = (scratch.left() - 256) / (n_tables * bytes_of(shape));

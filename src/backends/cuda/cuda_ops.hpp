@@ -70,11 +70,14 @@ class CudaOps final : public Ops {
   static constexpr std::int64_t kSkinnyRows = 16;
   // The same for experts, which soon have several rows each.
   static constexpr std::int64_t kSkinnyExpertRows = 8;
-  // From so many rows on, Hopper decodes codes to BF16 in the workspace and multiplies as if they had been that: at
-  // 2,048 rows a prefill is faster so than by the wide kernels by 3 % (FP8) to 12 % (NF4), with INT4 3 % slower (H200).
+  // From so many rows on, experts in codes go through the kernel that decodes them in the product: 2 to 6 % faster than
+  // the wide kernels then, 11 to 15 % at 2,047 rows; at 1,024 between 1 % slower and 3 % faster (H200).
+  static constexpr std::int64_t kCodesRows = 1280;
+  // From so many rows on, Hopper decodes codes of other matrices to BF16 in the workspace and multiplies as if they had
+  // been that; so it does with experts that the kernel above does not read.
   static constexpr std::int64_t kWidenRows = 2048;
-  // For that: gate and up of sixteen experts at a time.
-  static constexpr std::int64_t kWidenBytes = std::int64_t{208} << 20;
+  // For that: gate and up of the dense layer, or of seven experts at a time.
+  static constexpr std::int64_t kWidenBytes = std::int64_t{96} << 20;
   // Up to so many rows, BF16 matrices go through the wide kernels (at 256 the tiled ones are faster, H100), and INT4
   // where it is widened then. Other codes go through them for any number of rows that is not widened, since the tiled
   // kernels decode them one by one.
@@ -140,6 +143,8 @@ class CudaOps final : public Ops {
   void moe_tiled(const MoeCall& c, Scratch& scratch);
   bool moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch scratch);
   void gemm_experts(GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch);
+  void codes_experts(const GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch);
+  void widen_shared(GemmMoe& m, const MatShape& shared, Scratch& scratch);
   void moe_any(const MoeCall& c, Scratch& scratch);
   void moe_mixed(const MoeCall& c, std::span<const ExpertWeights> experts, Scratch& scratch);
   MoeGroups grouped(const MoeCall& c, int item_rows, Scratch& scratch);

@@ -65,6 +65,24 @@ void gemm_moe(const Launch& l, const GemmMoe& m);
 void gather_rows(const Launch& l, const MoeGroups& groups, const void* x, std::int64_t x_stride, std::int64_t slots,
                  int top_k, std::int64_t cols, void* out);
 
+// ---- gemm_codes*.cu -------------------------------------------------------------------------------------------------
+
+inline constexpr int kGemmCodesItem = 256;  // rows an item
+
+// Of whole numbers: BF16 scales without minima; other scales; with minima. Of other codes: kScales.
+enum class CodesScaling : std::uint8_t { kPlain, kScales, kMins };
+
+// As GemmMoe, of codes, all of one format: m's tables hold them, and its items are those of kGemmCodesItem rows.
+// Without experts the shared one is done, in shape's format too.
+struct GemmCodes {
+  GemmMoe m;
+  MatShape shape, shared_shape;
+};
+// Whether the kernel reads such a matrix.
+bool gemm_codes_fits(const Mat& w);
+bool gemm_codes_takes(const Launch& l, const GemmMoe& m);
+void gemm_codes(const Launch& l, const GemmCodes& g);
+
 // ---- widen.cu -------------------------------------------------------------------------------------------------------
 
 // n matrices of one shape as BF16, one behind the other. tiled_fits() holds for them.
