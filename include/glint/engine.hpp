@@ -26,14 +26,14 @@ struct EngineOptions {
   std::int64_t cache_tokens = 0;  // tokens the whole cache holds; 0: as many as fit in a share of the free memory
   std::int64_t chunk_tokens = 0;  // rows a step at most: long prompts are read in chunks of it; 0: the engine's choice
   std::int64_t touch_ahead_bytes = 0;  // of a host's cache: memory asked for before a step needs it; 0: none
-  int max_requests = 64;          // requests that run at the same time; more wait
-  float latent_eps = 0;           // 0: the config's rms_norm_eps; 1e-6 for bit parity with Hugging Face
-  int window_tokens = 0;          // sliding-window attention; 0: dense
-  bool prefix_cache = true;       // prompts that begin as earlier ones did start behind what is still in the cache
-  bool use_thread = true;         // false: the caller drives the engine with step()
-  int synthetic_layers = 0;       // > 0: random weights of the real shape with that many layers
-  std::string cache_dir;          // what the prefix cache kept is written here and found again after a restart
-  std::int64_t cache_dir_bytes = 0;  // at most; 0: 16 GiB
+  int max_requests = 64;               // requests that run at the same time; more wait
+  float latent_eps = 0;                // 0: the config's rms_norm_eps; 1e-6 for bit parity with Hugging Face
+  int window_tokens = 0;               // sliding-window attention; 0: dense
+  bool prefix_cache = true;            // prompts that begin as earlier ones did start behind what is still in the cache
+  bool use_thread = true;              // false: the caller drives the engine with step()
+  int synthetic_layers = 0;            // > 0: random weights of the real shape with that many layers
+  std::string cache_dir;               // what the prefix cache kept is written here and found again after a restart
+  std::int64_t cache_dir_bytes = 0;    // at most; 0: 16 GiB
   // Called when something is wrong that costs speed and no result: a damaged file in cache_dir, a full disk. From any
   // thread; must not throw.
   std::function<void(const std::string&)> on_notice;

@@ -12,13 +12,17 @@
 namespace glint {
 namespace {
 
+#if defined(__linux__) && !defined(MADV_POPULATE_WRITE)
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; headers of the C library may be older than the system
+#endif
+
 constexpr std::int64_t kPieceBytes = 2 << 20;  // of a layer: a huge page
 // A piece is followed by a rest of so many times as long, so that steps keep most of a core.
 constexpr double kRest = 4;
 
 // Memory for all of [data, data + bytes), whose contents stay; false: this system has no such call, or no memory.
 bool populate(std::byte* data, std::int64_t bytes) {
-#ifdef MADV_POPULATE_WRITE  // Linux 5.14
+#ifdef MADV_POPULATE_WRITE
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   const std::uintptr_t begin = address / page * page;

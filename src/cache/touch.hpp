@@ -3,7 +3,7 @@
 //
 // The pool of a KvStore is address space; its memory comes with the first write to it, 2 MB at a time, cleared by the
 // thread that writes while the others wait for it. On a virtual machine whose host gives memory on demand a piece took
-// 4 ms, an eighth of all time while 64 clients filled a cache (docs/experiments/2026-11-30-cpu-streams.md). This does
+// 4 ms, a tenth of all time while 64 clients filled a cache (docs/experiments/2026-11-30-cpu-streams.md). This does
 // it on a thread of its own, ahead of the pages in use.
 
 #include <atomic>

@@ -27,7 +27,9 @@ struct Posted {
   std::weak_ptr<Session> session;
   std::function<void()> work;
 };
-constexpr std::size_t kPostedAtOnce = 64;  // sessions that one thread serves before another may help
+// What one thread does before another may help: so much work, and for so long.
+constexpr std::size_t kPostedAtOnce = 64;
+constexpr std::chrono::milliseconds kPostedTime{4};
 
 }  // namespace
 
@@ -169,8 +171,19 @@ void HttpServer::Impl::run_posted() {
       asio::post(ioc_, [this] { run_posted(); });
     }
   }
-  for (Posted& posted : all) {
-    if (const auto session = posted.session.lock()) session->run(std::move(posted.work));
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (const auto session = all[i].session.lock()) session->run(std::move(all[i].work));
+    if (i + 1 == all.size() || std::chrono::steady_clock::now() - begin < kPostedTime) continue;
+    bool first = false;  // a long answer that ends, a log that waits: the others shall not wait for it
+    {
+      const std::lock_guard lock(posted_mutex_);
+      first = posted_.empty();
+      posted_.insert(posted_.begin(), std::move_iterator(all.begin() + static_cast<std::ptrdiff_t>(i) + 1),
+                     std::move_iterator(all.end()));
+    }
+    if (first) asio::post(ioc_, [this] { run_posted(); });
+    return;
   }
 }
 

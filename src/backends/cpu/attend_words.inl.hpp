@@ -64,8 +64,10 @@ struct RowScales {
   float value[kPageTokens];  // latent, 0 for a row that is not finite: it shows in the scores
 };
 
+inline constexpr std::int64_t kStreamStep = 192;  // bytes that a step of products asks for at most
+
 // What is asked for while products run: a few lines in each of their steps, so that misses never come in bursts, which
-// wait for a core's few buffers for them, or are dropped.
+// wait for a core's few buffers for them, or are dropped. Lines that two steps ask for cost little.
 struct LineStream {
   const char* at;
   std::int64_t step;  // bytes
@@ -178,14 +180,17 @@ struct CodedPage {
       bytes = a.soon.bytes;
     }
     // A row takes as long to become codes as its products do. Steps of products: of scores, of the weighted sum.
-    row_lines = codes != made || bytes == 0 ? 0 : bytes / 128 / hi + 1;
-    const std::int64_t tiles = (a.n + kScoreM - 1) / kScoreM, weighs = (a.n + kWeighM - 1) / kWeighM;
+    std::int64_t tiles = 0, weighs = 0;
+    for_scores(a.n, [&]<int M>(std::int64_t) { ++tiles; });
+    for_weights(a.n, [&]<int M>(std::int64_t) { ++weighs; });
     const std::int64_t steps =
-        (hi + 3) / 4 * tiles * (kKvRow / (2 * kLanes)) + hi / 2 * weighs * (kLatent / kStripe) + 1;
-    const std::int64_t step = ((bytes - row_lines * 64 * hi) / steps + 63) / 64 * 64;
-    ahead_end = ahead + row_lines * 64 * hi;
+        (hi + 3) / 4 * tiles * (kKvRow / (2 * kLanes)) + (hi + 1) / 2 * weighs * (kLatent / kStripe);
+    row_lines = codes != made || bytes == 0 ? 0 : bytes / 128 / hi + 1;
+    const std::int64_t by_rows = row_lines * 64 * hi < bytes ? row_lines * 64 * hi : bytes;
+    const std::int64_t step = (bytes - by_rows + steps - 1) / steps;
+    ahead_end = ahead + by_rows;
     lines = row_lines;
-    stream = {.at = bytes > 0 ? ahead_end : rows, .step = bytes > 0 ? (step < 64 ? 64 : step > 192 ? 192 : step) : 0};
+    stream = {.at = bytes > 0 ? ahead_end : rows, .step = step < kStreamStep ? step : kStreamStep};
   }
   // How often fetch() is called for a group: in each tile of scores, and for each row if these tiles are few.
   std::int64_t stops() const {

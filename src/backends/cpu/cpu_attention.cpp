@@ -297,7 +297,8 @@ void CpuOps::attend_blocks(const AttendRows& a) {
     args.scratch = memory;
     const std::int64_t after = item + 1;  // what this thread is likely to do next
     const bool other = after < a.n_blocks && a.blocks[after].seq != b.seq;
-    const bool streamed = table_.streams_pages && b.n <= kStreamedQueries;
+    const bool streamed =
+        table_.streams_pages && b.n <= kStreamedQueries && a.p->pages.codec != KvCodec::kF32;  // floats: attend()
     if (other && !streamed) a.fetch(a.blocks[after]);
     for (std::int64_t chunk = a.begin_chunk(b); chunk < a.end_chunk(b); ++chunk) {
       args.begin = chunk * kChunk;

@@ -307,11 +307,12 @@ bool CudaOps::moe_by_gemm(const MoeCall& c, const ExpertWeights& shared, Scratch
 void CudaOps::codes_experts(const GemmMoe& m, const MatShape& shape, const MatShape& shared, Scratch scratch) {
   const Launch& l = device_.launch();
   GemmCodes g{.m = m, .shape = shape, .shared_shape = shared};
-  g.m.has_shared = m.has_shared && same_format(shape, m.first.at[0], shared, m.first.at[kMaxExperts]);
+  const Mat first{shared, m.first.at[kMaxExperts]}, second{shared, m.second.at[kMaxExperts]};
+  const bool fits = m.has_shared && gemm_codes_fits(first) && (m.down || gemm_codes_fits(second));
+  g.m.has_shared = fits && same_format(shape, m.first.at[0], shared, first.at);
   gemm_codes(l, g);
   if (!m.has_shared || g.m.has_shared) return;
-  const Mat first{shared, m.first.at[kMaxExperts]}, second{shared, m.second.at[kMaxExperts]};
-  if (gemm_codes_fits(first) && (m.down || gemm_codes_fits(second))) {
+  if (fits) {
     g.shape = shared;
     g.m.n_experts = 0;
     g.m.has_shared = true;

@@ -326,6 +326,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) codes_kernel(const __grid_con
       // The next tile's item comes while this tile is worked on, without a register.
       const int after = n + clusters;
       if (after < n_tiles && lane == 0 && problem.item_of(after) != nullptr) cp_async16(slot, problem.item_of(after));
+      cp_async_commit();
       const auto look = [&] {
         cp_async_wait<0>();
         __syncwarp();
