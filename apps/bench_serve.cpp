@@ -209,7 +209,7 @@ LoadLevel open_loop(const Flags& flags, const LoadTarget& target, int number, do
 class OwnServer {
  public:
   explicit OwnServer(EngineFlags& flags)
-      : engine_(open(flags)), server_({.port = 0}, {.model_name = "glint", .max_in_flight = 1 << 16}) {
+      : engine_(flags.open()), server_({.port = 0}, {.model_name = "glint", .max_in_flight = 1 << 16}) {
     server_.set_engine(*engine_);
     server_.start({});
   }
@@ -223,11 +223,6 @@ class OwnServer {
   std::string backend() const { return engine_->info().backend; }
 
  private:
-  static std::unique_ptr<Engine> open(EngineFlags& flags) {
-    flags.options.touch_ahead_bytes = kServerTouchAhead;
-    return flags.open();
-  }
-
   std::unique_ptr<Engine> engine_;  // outlives the server
   server::Server server_;
 };

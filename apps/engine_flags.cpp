@@ -52,6 +52,7 @@ void EngineFlags::add_to_server(CLI::App& command) {
 }
 
 void EngineFlags::resolve() {
+  constexpr std::int64_t kServerTouchAhead = 256 << 20;  // what 64 clients fill in some seconds on a small host
   constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
   if (cache_dir_bytes > kMost) {
     throw Error({.what = "--cache-dir-size", .found = std::to_string(cache_dir_bytes), .expected = "at most 1 EiB"});
@@ -69,6 +70,7 @@ void EngineFlags::resolve() {
       throw Error({.what = "--synthetic", .found = "'" + synthetic + "'", .expected = "layers=N with N ≥ 2"});
     options.synthetic_layers = layers;
   }
+  if (serves) options.touch_ahead_bytes = kServerTouchAhead;
   if (synthetic.empty() || serves) options.model_dir = resolve_model_dir(options.model_dir);
 }
 

@@ -11,14 +11,12 @@
 
 namespace glint::apps {
 
-// EngineOptions::touch_ahead_bytes of a server: what 64 clients fill in some seconds on a small host.
-inline constexpr std::int64_t kServerTouchAhead = 256 << 20;
-
 struct EngineFlags {
   EngineOptions options;
   bool quiet = false;     // no progress, no closing line
   std::string synthetic;  // "layers=6": random weights of the real shape
-  bool serves = false;    // a server needs a tokenizer, with random weights too: that of the model directory
+  bool serves = false;    // has its cache touched ahead, and needs a tokenizer, with random weights too: that of the
+                          // model directory
   std::uint64_t cache_dir_bytes = 0;
 
   void add_to(CLI::App& command);

@@ -58,7 +58,6 @@ void print_line(const std::string& line) {
 
 void prepare(ServeFlags& f) {
   f.engine.options.on_notice = [](const std::string& line) { print_line("glint serve: " + line); };
-  f.engine.options.touch_ahead_bytes = kServerTouchAhead;
   f.engine.resolve();
   f.service.model_name = f.name.empty() ? default_name(f.engine.options.model_dir) : f.name;
   for (const std::string& key : f.service.api_keys) {

@@ -40,7 +40,7 @@ class PageToucher {
   PageId next_;  // used() asks for more from here on; of the caller's thread
   std::mutex mutex_;
   std::condition_variable changed_;
-  PageId wanted_ = 0;      // guarded by mutex_
+  PageId wanted_;          // guarded by mutex_
   bool stopping_ = false;  // guarded by mutex_
   std::thread thread_;
 };

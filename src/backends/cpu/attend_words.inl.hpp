@@ -152,7 +152,6 @@ struct CodedPage {
   // Of few queries, where kStreams: a page or what a.soon has is asked for while the page before it is worked on.
   bool streamed = false;
   LineStream stream{};
-  std::int64_t row_lines = 0;  // of it, for each row that becomes codes
 
   void start() {
     for (std::int64_t i = 0; i < a.n; ++i) {
@@ -185,11 +184,10 @@ struct CodedPage {
     for_weights(a.n, [&]<int M>(std::int64_t) { ++weighs; });
     const std::int64_t steps =
         (hi + 3) / 4 * tiles * (kKvRow / (2 * kLanes)) + (hi + 1) / 2 * weighs * (kLatent / kStripe);
-    row_lines = codes != made || bytes == 0 ? 0 : bytes / 128 / hi + 1;
-    const std::int64_t by_rows = row_lines * 64 * hi < bytes ? row_lines * 64 * hi : bytes;
+    lines = codes != made || bytes == 0 ? 0 : bytes / 128 / hi + 1;
+    const std::int64_t by_rows = lines * 64 * hi < bytes ? lines * 64 * hi : bytes;
     const std::int64_t step = (bytes - by_rows + steps - 1) / steps;
     ahead_end = ahead + by_rows;
-    lines = row_lines;
     stream = {.at = bytes > 0 ? ahead_end : rows, .step = step < kStreamStep ? step : kStreamStep};
   }
   // How often fetch() is called for a group: in each tile of scores, and for each row if these tiles are few.

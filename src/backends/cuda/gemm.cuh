@@ -78,13 +78,14 @@ __device__ __forceinline__ void tensor_copy_both(std::uint32_t to, const CUtenso
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-// At the barrier of block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(std::uint32_t at, int rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(at),
-      "r"(rank)
-      : "memory");
+// Where shared memory's `at` is in block `rank` of the cluster, and an arrival there.
+__device__ __forceinline__ std::uint32_t address_in(std::uint32_t at, int rank) {
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+__device__ __forceinline__ void barrier_arrive_there(std::uint32_t at) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
 // acc of 64 rows from `first_row`; a lane has rows g and g + 8 of its warp's sixteen.
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_cons
           seek(n + clusters, next, next_key);  // its reads go on while products do
         } else {
           wgmma_wait<1>();
-          if (lane < 2) barrier_arrive_at(empty + 8 * previous, lane);
+          if (lane < 2) barrier_arrive_there(address_in(empty + 8 * previous, lane));
           go_on();
         }
         previous = stage;
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1) gemm_kernel(const __grid_cons
       }
       wgmma_wait<0>();
       hold(acc);
-      if (lane < 2) barrier_arrive_at(empty + 8 * previous, lane);
+      if (lane < 2) barrier_arrive_there(address_in(empty + 8 * previous, lane));
       go_on();
       if (multiplies) gemm_store(problem, tile, acc, key, first_row, lane);
       tile = next, key[0] = next_key[0], key[1] = next_key[1];

@@ -85,15 +85,6 @@ struct CodesProblem {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Where shared memory's `at` is in block `rank` of the cluster, and an arrival there.
-__device__ __forceinline__ std::uint32_t address_in(std::uint32_t at, int rank) {
-  std::uint32_t there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-  return there;
-}
-__device__ __forceinline__ void barrier_arrive_there(std::uint32_t at) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(at) : "memory");
-}
 __device__ __forceinline__ void warpgroup_barrier(int id) {
   asm volatile("barrier.sync %0, 128;" ::"r"(id) : "memory");
 }
