@@ -16,7 +16,7 @@ void EngineFlags::add_to(CLI::App& command) {
                      "Checkpoint directory (default: $GLINT_MODEL, else the bundled model)");
   command.add_option("--device", options.device, "cpu, or reference (slow, exact)")->capture_default_str();
   command.add_option("--isa", options.isa,
-                     "CPU kernels: generic, avx2, avx512, avx512bf16, amx (default: the best here)");
+                     "CPU kernels: generic, avx2, avx512, avx512vnni, avx512bf16, amx (default: the best here)");
   command.add_option("-t,--threads", options.threads, "CPU threads (default: one a core)");
   command
       .add_option(

@@ -18,7 +18,7 @@ namespace glint {
 struct EngineOptions {
   std::string model_dir;          // a checkpoint directory; with synthetic_layers > 0: whose tokenizer, or empty
   std::string device = "cpu";     // "cpu" or "reference"
-  std::string isa;                // cpu: "" picks the best table, else generic | avx2 | avx512 | avx512bf16 | amx
+  std::string isa;                // cpu: "" for the best, else generic, avx2, avx512, avx512vnni, avx512bf16, amx
   int threads = 0;                // cpu: 0 = one a core
   std::string kv = "auto";        // cache: "int16", "f16", "bf16", "fp8", "int8", "int4", "f32"; auto: int16, cuda bf16
   std::string weights;            // "int4", "int8", "nf4", "fp8", "bf16": quantise while loading; "": as stored

@@ -16,7 +16,7 @@ class EngineOptions(TypedDict, total=False):
     """Keyword arguments of `Engine`; a 0 (or "") leaves the choice to the engine."""
 
     device: str  # "cpu", or "reference": slow, the definition of every result
-    isa: str  # cpu: generic, avx2, avx512, avx512bf16, amx; "": the best that the machine has
+    isa: str  # cpu: generic, avx2, avx512, avx512vnni, avx512bf16, amx; "": the best that the machine has
     threads: int  # cpu: 0 is one a core
     kv: str  # cache format: "int16", "f16", "bf16", "fp8", "int8", "int4", "f32"; "auto" is int16, on cuda bf16
     weights: str  # int4, int8, nf4, fp8 or bf16: quantise while loading; "": as stored

@@ -81,6 +81,10 @@ INSTANTIATE_TEST_SUITE_P(, GoldenExact, ::testing::ValuesIn(all_backends()),
 // With float32 activations and exact bf16 weights, even the fast backends meet the float32 bar when the cache is
 // float32, unless their products round activations to bf16 (avx512bf16, amx): those are held to the bf16 bars below.
 bool rounds_activations(const std::string& backend) { return backend == "cpu:avx512bf16" || backend == "cpu:amx"; }
+// avx512vnni multiplies BF16 weights by activations of 16-bit codes, the only table that is neither: 1.9e-8 nats a
+// token from the golden logits, single log-probabilities off by up to 0.010, hidden states by 2.0e-4 (2026-11-30). Its
+// limits are 64 times those of float32, and its greedy tokens the same.
+double slack(const std::string& backend) { return backend == "cpu:avx512vnni" ? 64 : 1; }
 
 TEST_P(GoldenExact, TopLogprobs) {
   if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
@@ -93,7 +97,7 @@ TEST_P(GoldenExact, TopLogprobs) {
       ++rows;
     });
     EXPECT_EQ(rows, static_cast<std::int64_t>(golden_ids(name).size()));
-    EXPECT_LE(worst, kLogprobLimit) << name;
+    EXPECT_LE(worst, kLogprobLimit * slack(GetParam())) << name;
     RecordProperty(name, std::to_string(worst));
   }
 }
@@ -109,7 +113,7 @@ TEST_P(GoldenExact, MtpLogprobs) {
       ++rows;
     });
     EXPECT_EQ(rows, static_cast<std::int64_t>(golden_ids(name).size()) - 1);
-    EXPECT_LE(worst, kLogprobLimit) << name;
+    EXPECT_LE(worst, kLogprobLimit * slack(GetParam())) << name;
   }
 }
 
@@ -129,7 +133,7 @@ TEST_P(GoldenExact, AllLogitsOfStory) {
   for (std::size_t i = 0; i < got.size(); ++i) {
     worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want.as<float>()[i]));
   }
-  EXPECT_LE(worst, kLogprobLimit);
+  EXPECT_LE(worst, kLogprobLimit * slack(GetParam()));
 }
 
 // The residual stream where the next norm reads it, caught by a decorator around the norms.
@@ -173,7 +177,8 @@ TEST_P(GoldenExact, HiddenStates) {
         worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want.as<float>()[i]));
         largest = std::max(largest, std::abs(static_cast<double>(want.as<float>()[i])));
       }
-      EXPECT_LE(worst, kHiddenLimit * largest) << name << ", layer " << layer << ": " << worst / largest;
+      EXPECT_LE(worst, kHiddenLimit * slack(GetParam()) * largest)
+          << name << ", layer " << layer << ": " << worst / largest;
     }
     EXPECT_EQ(tap.taps.size(), 9U);
   }

@@ -33,7 +33,7 @@ inline Precision precision_of(const Case& c, const Precisions& p) {
   const Precision floats = coded ? Precision::kI16 : Precision::kF32;
   if (!c.format || !has_scales(*c.format)) return p.plain == Precision::kF32 ? floats : p.plain;
   if (p.blocks != Precision::kI8) return p.blocks;
-  if (c.absorbed) return p.plain == Precision::kBF16 ? Precision::kI16 : floats;
+  if (c.absorbed) return p.plain == Precision::kF32 ? floats : Precision::kI16;
   return c.format == WeightFormat::kF8E4M3 ? Precision::kF32 : Precision::kI8;
 }
 

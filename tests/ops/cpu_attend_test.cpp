@@ -25,7 +25,7 @@ constexpr std::int64_t kPages = (kPositions + kPageTokens - 1) / kPageTokens;
 
 // Tables whose attention is in 16-bit codes.
 bool has_codes(const std::string& isa) {
-  return isa == "avx2" || isa.starts_with("avx512bf16") || isa.starts_with("amx");
+  return isa == "avx2" || isa == "avx512vnni" || isa.starts_with("avx512bf16") || isa.starts_with("amx");
 }
 
 // Channels of 12 times the size, as real latents have, and larger rotary parts; one row of zeros.

@@ -15,9 +15,10 @@ class CpuCases : public testing::TestWithParam<std::string> {};
 
 TEST_P(CpuCases, AgreeWithTheReference) {
   // Only the bf16 dot product of AVX-512-BF16, which amx has too, rounds activations; there and with AVX2 attention has
-  // 16-bit codes.
+  // 16-bit codes. With VNNI alone products have them as well.
   const bool bf16 = GetParam().starts_with("avx512bf16") || GetParam().starts_with("amx");
-  const Precision plain = bf16 ? Precision::kBF16 : Precision::kF32;
+  const bool vnni = GetParam().starts_with("avx512vnni");
+  const Precision plain = bf16 ? Precision::kBF16 : vnni ? Precision::kI16 : Precision::kF32;
   const Precision attention = GetParam() == "avx2" ? Precision::kI16 : plain;
   for (const int threads : {1, 3}) {
     // How work is divided is the same for all, and BatchInvariance compares one thread with two on each.

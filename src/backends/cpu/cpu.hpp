@@ -12,7 +12,7 @@
 namespace glint {
 
 struct CpuOptions {
-  std::string isa;  // "": the best that this machine runs; else generic | avx2 | avx512 | avx512bf16
+  std::string isa;  // "": the best that this machine runs; else generic | avx2 | avx512 | avx512vnni | avx512bf16 | amx
   int threads = 0;  // 0: one a core that this process may use
 };
 

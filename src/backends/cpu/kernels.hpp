@@ -196,6 +196,7 @@ inline constexpr double kPeakFlops = 24;
 const Table& generic_table();
 const Table& avx2_table();
 const Table& avx512_table();
+const Table& avx512vnni_table();
 const Table& avx512bf16_table();
 const Table& amx_table();
 

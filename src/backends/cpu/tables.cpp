@@ -22,6 +22,7 @@ namespace {
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool avx512vnni = false;
   bool avx512bf16 = false;
   bool amx = false;
 };
@@ -63,10 +64,9 @@ Features detect() {
   f.avx512 = f.avx2 && (state & kZmm) == kZmm && (b & kAvx512) == kAvx512;
   constexpr unsigned kAmx = (1U << 22) | (1U << 24) | (1U << 25);  // EDX: bfloat16 products, tiles, int8 products
   const bool amx = (d & kAmx) == kAmx && (state & kTiles) == kTiles;
-  const bool vnni = (c & (1U << 11)) != 0;  // every CPU with BF16 dot products has it
-  constexpr unsigned kBf16 = 1U << 5;       // leaf 7.1, EAX
-  if (f.avx512 && vnni && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0)
-    f.avx512bf16 = (a & kBf16) != 0;
+  f.avx512vnni = f.avx512 && (c & (1U << 11)) != 0;
+  constexpr unsigned kBf16 = 1U << 5;  // leaf 7.1, EAX
+  if (f.avx512vnni && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) f.avx512bf16 = (a & kBf16) != 0;
   f.amx = f.avx512bf16 && amx && ask_for_tiles();
   return f;
 }
@@ -93,6 +93,7 @@ std::vector<const Table*> tables() {
   const Features f = detect();
   if (f.avx2) list.push_back(&avx2_table());
   if (f.avx512) list.push_back(&avx512_table());
+  if (f.avx512vnni) list.push_back(&avx512vnni_table());
   if (f.avx512bf16) list.push_back(&avx512bf16_table());
   if (f.amx) list.push_back(&amx_table());
 #endif
