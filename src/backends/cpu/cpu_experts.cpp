@@ -65,11 +65,12 @@ PackKind CpuOps::kind_of(const ExpertGroup& group, const Weight& w) const {
   return twofold ? pack_kind(w) : group.rounded ? rounded_kind(w) : plain_kind(w);
 }
 
-// Of the routed experts' inner activations. Not 16-bit codes: of a few rows each, W costs more to turn into codes than
-// it does to multiply.
+// Of the routed experts' inner activations. Not 16-bit codes beside BF16 dots: of a few rows each, W costs more to turn
+// into codes there than it does to multiply (Zen 4). Without them gate and up have codes too, and codes take 0.8 of the
+// time of floats (Ice Lake, the whole of 64 rows' experts: docs/experiments/2026-11-30-cpu-vnni-without-bf16.md).
 PackKind CpuOps::inner_kind(const ExpertGroup& group) const {
   const PackKind kind = pack_kind(group.w->down);
-  return group.rounded && kind.words ? PackKind{} : kind;
+  return group.rounded && kind.words && table_.dots_bf16 ? PackKind{} : kind;
 }
 
 // The inner activations whose down reads codes, an item a tile's rows of a group. A block of codes can be wider than

@@ -71,15 +71,16 @@ Features detect() {
   return f;
 }
 
-// AMD's family 26: its prefetch does not follow rows of W as that of Zen 4 does.
-bool is_zen5() {
+// AMD's family 25, whose prefetch follows rows of W. That of Zen 5 and of Ice Lake does not (no other CPU with VNNI was
+// measured: docs/experiments/2026-11-30-cpu-streams.md, 2026-11-30-cpu-vnni-without-bf16.md).
+bool is_zen4() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(0, &a, &b, &c, &d) == 0 || b != signature_AMD_ebx) return false;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0) return false;
-  return ((a >> 8) & 0xf) + ((a >> 20) & 0xff) == 26;
+  return ((a >> 8) & 0xf) + ((a >> 20) & 0xff) == 25;
 }
 #else
-bool is_zen5() { return false; }
+bool is_zen4() { return false; }
 #endif
 
 // A fixed array: filled by initialisers of other translation units, before any constructor here could run.
@@ -102,7 +103,7 @@ std::vector<const Table*> tables() {
 
 }  // namespace
 
-const bool fetches_every_line = is_zen5();
+const bool fetches_every_line = !is_zen4();
 
 bool register_table(const Table& table) {
   CHECK(g_n_registered < g_registered.size());
