@@ -64,6 +64,11 @@ struct LatentCodes {
   float cost[kLatent];
 };
 
+// Chooses by masks: a branch on either side of which floats are computed would not become vector code.
+inline std::uint32_t choose(bool first, std::uint32_t a, std::uint32_t b) {
+  const std::uint32_t mask = 0U - static_cast<std::uint32_t>(first);
+  return (a & mask) | (b & ~mask);
+}
 template <int N>
 inline void put_integers(LatentCodes& to, int first, const float* v, float inverse, float step, int lowest,
                          int highest) {
@@ -72,9 +77,10 @@ inline void put_integers(LatentCodes& to, int first, const float* v, float inver
     const float steps = v[i] * inverse;
     const float code = round_code(steps, low, high);
     const float off = steps - code;
-    float way = off >= 0 ? 1.0F : -1.0F;
-    way = code + way > high ? -1.0F : code + way < low ? 1.0F : way;
-    const float other = code + way;
+    const float way = float_of(choose(off >= 0, bits_of(1.0F), bits_of(-1.0F)));
+    const float next = code + way, back = code - way;
+    const bool beyond = static_cast<bool>(static_cast<int>(next > high) | static_cast<int>(next < low));
+    const float other = float_of(choose(beyond, bits_of(back), bits_of(next)));
     const float far = steps - other;
     to.code[first + i] = static_cast<std::int32_t>(code);
     to.other[first + i] = static_cast<std::int32_t>(other);
@@ -82,11 +88,6 @@ inline void put_integers(LatentCodes& to, int first, const float* v, float inver
   }
 }
 
-// Chooses by masks: a branch on either side of which floats are computed would not become vector code.
-inline std::uint32_t choose(bool first, std::uint32_t a, std::uint32_t b) {
-  const std::uint32_t mask = 0U - static_cast<std::uint32_t>(first);
-  return (a & mask) | (b & ~mask);
-}
 inline float f8_magnitude(std::uint32_t code) {
   const float small = static_cast<float>(static_cast<std::int32_t>(code)) * 0x1p-9F;
   return float_of(choose(code < 8, bits_of(small), (code << 20) + (120U << 23)));
