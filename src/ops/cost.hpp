@@ -23,7 +23,7 @@ Cost cost(const RmsNormParams& p);
 Cost cost(const LinearParams& p);
 Cost cost(const MlaProjectParams& p);
 Cost cost(const MlaAppendParams& p);
-Cost cost(const MlaAttendParams& p);  // absorbed form; reads the host arrays of p.batch
+Cost cost(const MlaAttendParams& p);  // of each sequence the cheaper form; reads the host arrays of p.batch
 Cost cost(const RouteParams& p);
 Cost cost(const MoeParams& p);  // reads p.ids to count the distinct experts
 Cost cost(const MlpParams& p);

@@ -398,6 +398,16 @@ TEST(Cost, OfAttendCountsVisiblePairsAndLiveRows) {
   EXPECT_EQ(cost(p).bytes, fixed_bytes + 11 * kKvRow * 2 + 4 * (1 + 3));
 }
 
+// A prompt of 70 rows: keys and values of each row once, then 512 products a pair instead of 1,088.
+TEST(Cost, OfAttendTakesTheCheaperForm) {
+  Valid v;
+  MlaAttendParams p = v.mla_attend();
+  p.q.shape = {70, 1, kQk};
+  v.offsets = {0, 70};
+  p.batch.row_offsets = v.offsets.data();
+  EXPECT_EQ(cost(p).flops, 2.0 * 70 * 448 * kLatent + 70 * 71 / 2 * 2.0 * (256 + 256));
+}
+
 TEST(Cost, OfMoeCountsDistinctExpertsAndUsedChoices) {
   Valid v;
   v.choices = {0, 2, 2, -1};  // experts 0 and 2; three choices used
