@@ -79,15 +79,15 @@ INSTANTIATE_TEST_SUITE_P(, GoldenExact, ::testing::ValuesIn(all_backends()),
                          [](const auto& i) { return test_name(i.param); });
 
 // With float32 activations and exact bf16 weights, even the fast backends meet the float32 bar when the cache is
-// float32, unless their products round activations to bf16 (avx512bf16, amx): those are held to the bf16 bars below.
-bool rounds_activations(const std::string& backend) { return backend == "cpu:avx512bf16" || backend == "cpu:amx"; }
-// avx512vnni multiplies BF16 weights by activations of 16-bit codes, the only table that is neither: 1.9e-8 nats a
-// token from the golden logits, single log-probabilities off by up to 0.010, hidden states by 2.0e-4 (2026-11-30). Its
-// limits are 64 times those of float32, and its greedy tokens the same.
-double slack(const std::string& backend) { return backend == "cpu:avx512vnni" ? 64 : 1; }
+// float32, unless their products round activations, to bf16 (avx512bf16, amx) or to 16-bit codes (avx512vnni): those
+// are held to the bars below. Codes' error is small, but an expert that was as good as another falls either way.
+bool has_codes(const std::string& backend) { return backend == "cpu:avx512vnni"; }
+bool rounds_activations(const std::string& backend) {
+  return has_codes(backend) || backend == "cpu:avx512bf16" || backend == "cpu:amx";
+}
 
 TEST_P(GoldenExact, TopLogprobs) {
-  if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
+  if (rounds_activations(GetParam())) GTEST_SKIP() << "rounded activations: see GoldenBf16";
   TinyModel model(make_ops(GetParam()));
   for (const std::string name : kPrompts) {
     double worst = 0;
@@ -97,13 +97,13 @@ TEST_P(GoldenExact, TopLogprobs) {
       ++rows;
     });
     EXPECT_EQ(rows, static_cast<std::int64_t>(golden_ids(name).size()));
-    EXPECT_LE(worst, kLogprobLimit * slack(GetParam())) << name;
+    EXPECT_LE(worst, kLogprobLimit) << name;
     RecordProperty(name, std::to_string(worst));
   }
 }
 
 TEST_P(GoldenExact, MtpLogprobs) {
-  if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
+  if (rounds_activations(GetParam())) GTEST_SKIP() << "rounded activations: see GoldenBf16";
   TinyModel model(make_ops(GetParam()));
   for (const std::string name : kPrompts) {
     double worst = 0;
@@ -113,18 +113,18 @@ TEST_P(GoldenExact, MtpLogprobs) {
       ++rows;
     });
     EXPECT_EQ(rows, static_cast<std::int64_t>(golden_ids(name).size()) - 1);
-    EXPECT_LE(worst, kLogprobLimit * slack(GetParam())) << name;
+    EXPECT_LE(worst, kLogprobLimit) << name;
   }
 }
 
 TEST_P(GoldenExact, GreedyTokens) {
-  if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
+  if (rounds_activations(GetParam())) GTEST_SKIP() << "rounded activations: see GoldenBf16";
   TinyModel model(make_ops(GetParam()));
   for (const std::string name : kPrompts) EXPECT_EQ(greedy(model, name).ids, greedy_ids(name)) << name;
 }
 
 TEST_P(GoldenExact, AllLogitsOfStory) {
-  if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
+  if (rounds_activations(GetParam())) GTEST_SKIP() << "rounded activations: see GoldenBf16";
   TinyModel model(make_ops(GetParam()));
   const std::vector<float> got = model.logits(golden_ids("story"));
   const ConstView want = golden().get("story.logits");
@@ -133,7 +133,7 @@ TEST_P(GoldenExact, AllLogitsOfStory) {
   for (std::size_t i = 0; i < got.size(); ++i) {
     worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want.as<float>()[i]));
   }
-  EXPECT_LE(worst, kLogprobLimit * slack(GetParam()));
+  EXPECT_LE(worst, kLogprobLimit);
 }
 
 // The residual stream where the next norm reads it, caught by a decorator around the norms.
@@ -162,7 +162,7 @@ class HiddenTap final : public DecoratedOps<HiddenTap> {
 };
 
 TEST_P(GoldenExact, HiddenStates) {
-  if (rounds_activations(GetParam())) GTEST_SKIP() << "bf16 products: see GoldenBf16";
+  if (rounds_activations(GetParam())) GTEST_SKIP() << "rounded activations: see GoldenBf16";
   auto owned = std::make_unique<HiddenTap>(make_ops(GetParam()));
   HiddenTap& tap = *owned;
   TinyModel model(std::move(owned));
@@ -177,8 +177,7 @@ TEST_P(GoldenExact, HiddenStates) {
         worst = std::max(worst, std::abs(static_cast<double>(got[i]) - want.as<float>()[i]));
         largest = std::max(largest, std::abs(static_cast<double>(want.as<float>()[i])));
       }
-      EXPECT_LE(worst, kHiddenLimit * slack(GetParam()) * largest)
-          << name << ", layer " << layer << ": " << worst / largest;
+      EXPECT_LE(worst, kHiddenLimit * largest) << name << ", layer " << layer << ": " << worst / largest;
     }
     EXPECT_EQ(tap.taps.size(), 9U);
   }
@@ -233,7 +232,9 @@ TEST_P(GoldenBf16, MeanKl) {
   }
   const double mean = sum / static_cast<double>(n);
   std::printf("  mean KL %.3g nats a token over %lld tokens\n", mean, static_cast<long long>(n));
-  EXPECT_LE(mean, kMeanKlLimit);
+  // Codes: 1.9e-8 and 6.2e-7 were measured of two builds, the latter by one expert of one token (2026-11-30).
+  const bool codes_alone = has_codes(GetParam().backend) && GetParam().codec == KvCodec::kF32;
+  EXPECT_LE(mean, codes_alone ? kMeanKlLimit / 20 : kMeanKlLimit);
 }
 
 // A different token is only right where the two were as good as equal.
