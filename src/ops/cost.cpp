@@ -63,7 +63,7 @@ Cost cost(const MlaAppendParams& p) {
 
 Cost cost(const MlaAttendParams& p) {
   const auto heads = static_cast<double>(p.q.shape[1]);
-  double flops = 0;
+  Cost c;
   double cached_rows = 0;  // rows of the cache that some row of its sequence sees
   double pages = 0;
   for (int s = 0; s < p.batch.n_seqs; ++s) {
@@ -76,16 +76,14 @@ Cost cost(const MlaAttendParams& p) {
     const std::int64_t seen = std::min(context, window + n - 1);
     // Absorbed: into the latent and out of it once a row (= kv_b once), scores over 576 values and the sum over 512 a
     // pair. Expanded, fewer for long prompts: keys and values of what is seen (= kv_b once a row), 256 and 256 a pair.
-    flops += std::min(matmul_flops(n, p.kv_b) + pairs * heads * 2.0 * (kKvRow + kLatent),
-                      matmul_flops(seen, p.kv_b) + pairs * heads * 2.0 * (kQk + kValue));
+    c.flops += std::min(matmul_flops(n, p.kv_b) + pairs * heads * 2.0 * (kKvRow + kLatent),
+                        matmul_flops(seen, p.kv_b) + pairs * heads * 2.0 * (kQk + kValue));
     cached_rows += static_cast<double>(seen);
     const std::int64_t seen_pages = (seen + kPageTokens - 1) / kPageTokens;
     pages += static_cast<double>(seen_pages);
   }
-  Cost c;
   c.bytes = bytes(p.q) + bytes(p.kv_b) + cached_rows * static_cast<double>(kv_row_bytes(p.pages.codec)) +
             kIndexBytes * (pages + 2.0 * p.batch.n_seqs + 1) + bytes(p.out);
-  c.flops = flops;
   return c;
 }
 
